@@ -1,0 +1,29 @@
+"""Every name sigmma-sc ever writes into a user's object, once."""
+
+SETUP = "sigmma"
+"""``sdata.attrs`` key of the stored setup."""
+
+UNS = "sigmma"
+"""``adata.uns`` key of the parameters that made the embeddings."""
+
+COVERED = "sigmma_covered"
+"""``adata.obs`` column: whether the cell lies under the image and so has an embedding."""
+
+TILES = "sigmma_tiles"
+"""Name of the tile table and of the tile squares in ``sdata.tables`` and ``sdata.shapes``."""
+
+REGION = "region"
+INSTANCE = "tile_id"
+
+SCALES = ("micro", "meso", "macro")
+"""Names of the three default scales, fine to coarse (paper, section 5.1)."""
+
+
+def scale_names(grids: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the scales of ``grids``: micro, meso, macro for three, ``grid<b>`` otherwise."""
+    return SCALES if len(grids) == len(SCALES) else tuple(f"grid{b}" for b in grids)
+
+
+def obsm_cells(scale: str) -> str:
+    """``adata.obsm`` key of the cell embeddings of one scale."""
+    return f"X_sigmma_{scale}"
