@@ -1,3 +1,27 @@
 """Multi-scale alignment of H&E histology with single-cell spatial transcriptomics."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sigmma_sc import datasets, metrics, pl, pp, tl
+    from sigmma_sc.model import SIGMMA
+    from sigmma_sc.nn.encoders import ImageEncoder, list_encoders
+
 __version__ = "0.1.0"
+__all__ = ["SIGMMA", "ImageEncoder", "datasets", "list_encoders", "metrics", "pl", "pp", "tl"]
+
+_HOMES = {"SIGMMA": "sigmma_sc.model", "ImageEncoder": "sigmma_sc.nn.encoders", "list_encoders": "sigmma_sc.nn.encoders"}
+
+
+def __getattr__(name: str) -> Any:
+    # Names load on first use: importing the package must not cost the seconds that torch and lightning take.
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in __all__:
+        return import_module(f"sigmma_sc.{name}")
+    raise AttributeError(f"module 'sigmma_sc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

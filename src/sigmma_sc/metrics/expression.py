@@ -1,0 +1,247 @@
+"""Task 1: how well a linear probe on tile embeddings predicts expression (paper, section 6; HEST-1k's protocol).
+
+Whatever is fitted or chosen (genes, library size, scaler, PCA, penalty, gene means) sees the training tiles only.
+Features are standardised, then reduced by PCA; the two protocols differ in the target and the head:
+
+``default``
+    log1p of counts scaled to the median total of the training tiles; ridge with an intercept, the penalty of each gene
+    chosen among :data:`ALPHAS` by leave-one-out error on the training tiles (closed form). The project's choice.
+``hest``
+    HEST-1k's: log1p of raw pooled counts; ``Ridge(solver="lsqr", fit_intercept=False, max_iter=1000)`` with
+    alpha = 100 / (components × genes predicted). PCA features have mean 0, so without an intercept predictions average
+    0: the MSE contains the squared mean of the gene, and tells little beside that of the gene-mean predictor.
+
+HEST is mahmoodlab/HEST (Jaume et al., NeurIPS 2024): the head in ``src/hest/bench/trainer.py``, scaler and PCA in
+``src/hest/bench/benchmark.py``, the log in ``src/hest/bench/st_dataset.py``, genes by ``get_k_genes`` of
+``src/hest/utils.py``. HEST chooses its genes likewise, by scanpy on log1p of raw counts, but on training and test spots
+together, after dropping controls and genes seen in under 10 % of a sample's spots.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sigmma_sc._checks import SetupError, require_choice, require_positive
+
+ALPHAS = np.logspace(-2, 6, 17)
+"""Ridge penalties that the default protocol chooses among."""
+
+CONSTANT = 1e-12
+"""A range below this share of the largest value is rounding: the values are constant and have no correlation."""
+
+Counts: TypeAlias = ArrayLike | sparse.sparray | sparse.spmatrix
+
+
+def expression_probe(
+    train_x: ArrayLike,
+    train_counts: Counts,
+    test_x: ArrayLike,
+    test_counts: Counts,
+    genes: Sequence[str],
+    *,
+    protocol: Literal["default", "hest"] = "default",
+    n_genes: int = 50,
+    n_components: int = 256,
+    groups: ArrayLike | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Predict the pooled expression of test tiles from their embeddings, gene by gene.
+
+    Parameters
+    ----------
+    train_x, test_x
+        ``(n, d)`` and ``(m, d)`` tile embeddings.
+    train_counts, test_counts
+        ``(n, g)`` and ``(m, g)`` raw counts summed over the cells of each tile, dense or sparse.
+    genes
+        The ``g`` gene names, all different.
+    protocol
+        ``"default"`` or ``"hest"``, see the top of this module.
+    n_genes
+        Highly variable genes to predict, chosen on the training tiles' log expression by
+        :func:`scanpy.pp.highly_variable_genes` (flavor ``seurat``); fewer if fewer vary over the training tiles.
+    n_components
+        Components of the PCA, at most; there are never more than ``min(d, n - 1)``.
+    groups
+        ``(m,)`` slide of each test tile, scored apart. None: all are one slide, named ``"all"``.
+    seed
+        For the randomised solver of the PCA, used on large inputs.
+
+    Returns
+    -------
+    One row per slide and gene, indexed by gene in the order given: ``slide``; ``pcc``, Pearson across the slide's
+    test tiles, NaN if the gene or its prediction is constant there (a single tile always is); ``mse``;
+    ``mse_gene_mean``, the error of predicting the gene's training mean; ``n_train`` and ``n_test`` tiles.
+    """
+    require_choice(protocol, ("default", "hest"), "protocol")
+    require_positive(n_genes, "n_genes")
+    require_positive(n_components, "n_components")
+    x, x_test = _features(train_x, "train_x"), _features(test_x, "test_x")
+    counts, counts_test = _counts(train_counts, "train_counts"), _counts(test_counts, "test_counts")
+    names = pd.Index(genes, name="gene")
+    _check_shapes(x, counts, x_test, counts_test, names)
+
+    library = _median_total(counts) if protocol == "default" else None
+    log, log_test = _log_expression(counts, library), _log_expression(counts_test, library)
+    chosen = _variable_genes(log, int(n_genes))
+    y, y_test = log[:, chosen].toarray(), log_test[:, chosen].toarray()
+
+    components = min(int(n_components), x.shape[1], len(x) - 1)
+    reduce = make_pipeline(StandardScaler(), PCA(components, random_state=seed))
+    head = _head(protocol, components, len(chosen))
+    with np.errstate(invalid="ignore"):  # a collapsed encoder has no variance for the PCA to divide into shares
+        head.fit(reduce.fit_transform(x), y)
+    predicted = head.predict(reduce.transform(x_test)).reshape(y_test.shape)  # a single gene may come flat
+    return _score_slides(y_test, predicted, y, names[chosen], groups)
+
+
+def summarise_expression(table: pd.DataFrame) -> dict[str, float]:
+    """Mean and SD over genes of a table of :func:`expression_probe`.
+
+    Parameters
+    ----------
+    table
+        One row per slide and gene. A gene's slides are averaged first, so that the SD is between genes; for one summary
+        a slide, ``{slide: summarise_expression(rows) for slide, rows in table.groupby("slide")}``.
+
+    Returns
+    -------
+    ``pcc``, ``mse`` and ``mse_gene_mean``, each with ``_sd`` (of the population, ``ddof=0``, as HEST reports it);
+    ``n_genes``, ``n_slides`` and ``n_undefined``, the rows whose correlation is undefined. Those are left out
+    of ``pcc``, not counted as 0: a number of them above 0 belongs beside the mean.
+    """
+    scores = ["pcc", "mse", "mse_gene_mean"]
+    per_gene = table.groupby(level=0, sort=False)[scores].mean()
+    mean, sd = per_gene.mean(), per_gene.std(ddof=0)
+    summary = {key: float(x[name]) for name in scores for key, x in ((name, mean), (f"{name}_sd", sd))}
+    counts = {"n_genes": len(per_gene), "n_slides": table["slide"].nunique(), "n_undefined": table["pcc"].isna().sum()}
+    return summary | {key: int(n) for key, n in counts.items()}
+
+
+def _head(protocol: str, components: int, n_genes: int) -> Ridge | RidgeCV:
+    """Build the regression of one protocol, see :func:`expression_probe`."""
+    if protocol == "hest":
+        alpha = 100 / (components * n_genes)
+        # HEST passes random_state too; lsqr draws nothing.
+        return Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000, random_state=0)
+    # A penalty for each gene: one for all would be chosen by the genes of largest variance.
+    return RidgeCV(ALPHAS, alpha_per_target=n_genes > 1)
+
+
+def _variable_genes(log_expression: sparse.csr_array, n_genes: int) -> NDArray[np.intp]:
+    """Columns of the most variable genes, ascending; genes that do not vary are out."""
+    low, high = (getattr(log_expression, end)(axis=0).toarray().ravel() for end in ("min", "max"))
+    varying = np.flatnonzero(high - low > CONSTANT * high)
+    if len(varying) == 0:
+        raise SetupError(f"None of the {len(high)} genes varies over the training tiles: check train_counts.")
+    if len(varying) <= n_genes:
+        return varying
+    found = sc.pp.highly_variable_genes(
+        ad.AnnData(sparse.csr_matrix(log_expression[:, varying])), n_top_genes=n_genes, flavor="seurat", inplace=False
+    )
+    # By rank and not by scanpy's own column, which holds more than n_genes when dispersions tie.
+    dispersion = found["dispersions_norm"].fillna(-np.inf).to_numpy()
+    return np.sort(varying[np.argsort(-dispersion, kind="stable")[:n_genes]])
+
+
+def _log_expression(counts: sparse.csr_array, library: float | None) -> sparse.csr_array:
+    """log1p of the counts, each row first scaled to the sum ``library`` unless None; empty rows stay 0."""
+    if library is not None:
+        total = np.asarray(counts.sum(axis=1)).ravel()
+        counts = sparse.diags_array(library / np.where(total > 0, total, 1.0)) @ counts
+    return sparse.csr_array(counts).log1p()
+
+
+def _median_total(counts: sparse.csr_array) -> float:
+    """Median total of the tiles that hold any count."""
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    if not total.any():
+        raise SetupError(
+            f"All {len(total)} training tiles have no counts; pool raw counts over the cells of each tile."
+        )
+    return float(np.median(total[total > 0]))
+
+
+def _score_slides(
+    target: NDArray, predicted: NDArray, train: NDArray, genes: pd.Index, groups: ArrayLike | None
+) -> pd.DataFrame:
+    """Score every gene (column) in every slide (rows of one label), beside the gene's mean in ``train``."""
+    codes, names = pd.factorize(pd.Series(["all"] * len(target) if groups is None else groups))
+    if len(codes) != len(target) or (codes < 0).any():
+        raise SetupError(
+            f"groups has {len(codes)} labels, {(codes < 0).sum()} of them missing, for {len(target)} test tiles; "
+            "name each test tile's slide."
+        )
+    tables = []
+    for i, slide in enumerate(names):
+        y, p = target[codes == i], predicted[codes == i]
+        scores = {
+            "slide": slide,
+            "pcc": _pearson(y, p),
+            "mse": ((p - y) ** 2).mean(axis=0),
+            "mse_gene_mean": ((train.mean(axis=0) - y) ** 2).mean(axis=0),
+            "n_train": len(train),
+            "n_test": len(y),
+        }
+        tables.append(pd.DataFrame(scores, index=genes))
+    return pd.concat(tables)
+
+
+def _pearson(a: NDArray, b: NDArray) -> NDArray[np.float64]:
+    """Pearson correlation of each column of ``a`` with that of ``b``; NaN where either is constant."""
+    defined = np.ones(a.shape[1], dtype=bool)
+    for x in (a, b):
+        defined &= np.ptp(x, axis=0) > CONSTANT * np.abs(x).max(axis=0)
+    u, v = (x[:, defined] - x[:, defined].mean(axis=0) for x in (a, b))
+    result = np.full(len(defined), np.nan)
+    result[defined] = (u * v).sum(axis=0) / (np.linalg.norm(u, axis=0) * np.linalg.norm(v, axis=0))
+    return np.clip(result, -1, 1)
+
+
+def _features(x: ArrayLike, what: str) -> NDArray[np.float64]:
+    features = np.asarray(x, dtype=np.float64)
+    if features.ndim != 2:
+        raise SetupError(f"{what} has shape {features.shape}; it must be (tiles, features).")
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise SetupError(
+            f"{len(bad)} of {len(features)} rows of {what} are not finite (first: row {bad[0]}); drop these tiles."
+        )
+    return features
+
+
+def _counts(counts: Counts, what: str) -> sparse.csr_array:
+    dense_or_sparse = counts if sparse.issparse(counts) else np.asarray(counts)
+    matrix = sparse.csr_array(dense_or_sparse, dtype=np.float64, copy=True)
+    matrix.sum_duplicates()  # log1p works on stored entries, and two may belong to one gene
+    wrong = matrix.data[~np.isfinite(matrix.data) | (matrix.data < 0)]
+    if len(wrong):
+        raise SetupError(f"{what} contains {wrong[0]}; pass raw counts: finite, not negative, not scaled.")
+    return matrix
+
+
+def _check_shapes(
+    train_x: NDArray, train_counts: sparse.csr_array, test_x: NDArray, test_counts: sparse.csr_array, genes: pd.Index
+) -> None:
+    for name, x, counts in (("train", train_x, train_counts), ("test", test_x, test_counts)):
+        if counts.shape != (len(x), len(genes)):
+            raise SetupError(
+                f"{name}_counts has shape {counts.shape}; with {len(x)} rows of {name}_x and {len(genes)} genes it "
+                f"must be {(len(x), len(genes))}."
+            )
+    if train_x.shape[1] != test_x.shape[1]:
+        raise SetupError(f"train_x has {train_x.shape[1]} features and test_x {test_x.shape[1]}; use one encoder.")
+    if len(train_x) < 3 or len(test_x) < 1:
+        raise SetupError(f"{len(train_x)} training and {len(test_x)} test tiles; at least 3 and 1 are needed.")
+    if genes.has_duplicates:
+        raise SetupError(f"genes names {genes[genes.duplicated()][0]!r} twice; call var_names_make_unique() first.")

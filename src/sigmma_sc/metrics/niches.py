@@ -1,0 +1,83 @@
+"""Fig. 4 in numbers: do clusters of cells agree with known niches, and do they form regions of tissue."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+from sigmma_sc._checks import SetupError
+
+
+def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]:
+    """Agreement of two partitions of the same cells, whatever their names.
+
+    Parameters
+    ----------
+    labels
+        ``(n,)`` clusters, e.g. Leiden on one scale's embeddings.
+    reference
+        ``(n,)`` known niches. Cells without a value in either (NaN, None, NA) are dropped.
+
+    Returns
+    -------
+    ``ari``, the adjusted Rand index (1 the same, 0 expected by chance) [Hubert and Arabie 1985]; ``nmi``, the mutual
+    information over the mean of the entropies (not adjusted: it grows with the number of clusters); ``n`` cells
+    compared and ``n_dropped``.
+    """
+    if isinstance(labels, pd.Series) and isinstance(reference, pd.Series) and not labels.index.equals(reference.index):
+        raise SetupError("labels and reference have different indices; align them: reference.reindex(labels.index).")
+    a, b = _codes(labels), _codes(reference)
+    if len(a) != len(b):
+        raise SetupError(f"labels has {len(a)} rows and reference {len(b)}; both must name the same cells.")
+    known = (a >= 0) & (b >= 0)
+    if known.sum() < 2:
+        raise SetupError(f"{known.sum()} of {len(a)} cells have both a label and a reference; at least 2 are needed.")
+    a, b = a[known], b[known]
+    return {
+        "ari": float(adjusted_rand_score(b, a)),
+        "nmi": float(normalized_mutual_info_score(b, a)),
+        "n": int(known.sum()),
+        "n_dropped": int((~known).sum()),
+    }
+
+
+def spatial_contiguity(labels: ArrayLike, adjacency: sparse.sparray | sparse.spmatrix) -> dict[str, float]:
+    """Share of neighbouring cells with the same label, and the share that shuffled labels would have.
+
+    Parameters
+    ----------
+    labels
+        ``(n,)`` cluster of each cell; pairs with a cell of no label are dropped.
+    adjacency
+        ``(n, n)`` neighbours, e.g. ``obsp["spatial_connectivities"]``. A pair counts once, whether stored in one
+        direction or both; weights and self loops are ignored.
+
+    Returns
+    -------
+    ``contiguity``; ``expected``, its exact mean over all permutations of the labels, Σ nₖ(nₖ-1) / n(n-1) on any graph;
+    ``n_pairs`` compared and ``n_dropped``. Few large clusters are contiguous by chance: show contiguity over expected.
+    """
+    codes = _codes(labels)
+    n = len(codes)
+    if not sparse.issparse(adjacency) or adjacency.shape != (n, n):
+        shape = getattr(adjacency, "shape", None)
+        raise SetupError(f"adjacency ({type(adjacency).__name__}, shape {shape}) must be a sparse ({n}, {n}) matrix.")
+    neighbours = sparse.csr_array(adjacency) != 0  # not the stored entries: some may be explicit zeros
+    u, v = sparse.triu(neighbours + neighbours.T, k=1).nonzero()
+    known = (codes[u] >= 0) & (codes[v] >= 0)
+    if not known.any():
+        raise SetupError(f"None of the {len(u)} neighbour pairs has two labels. Pass other labels or a denser graph.")
+    sizes = np.bincount(codes[codes >= 0])
+    total = sizes.sum()
+    return {
+        "contiguity": float(np.mean(codes[u[known]] == codes[v[known]])),
+        "expected": float((sizes * (sizes - 1)).sum() / (total * (total - 1))),
+        "n_pairs": int(known.sum()),
+        "n_dropped": int((~known).sum()),
+    }
+
+
+def _codes(labels: ArrayLike) -> NDArray[np.intp]:
+    """Labels as integers from 0, missing ones as -1."""
+    return pd.factorize(pd.Series(labels))[0]

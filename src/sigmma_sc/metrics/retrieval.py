@@ -1,0 +1,192 @@
+"""Task 2: does an image tile find its transcriptome among the slide's tiles, and the reverse (paper, section 6)."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from sigmma_sc._checks import SetupError, SplitWarning
+
+TIE = 1e-9
+"""Cosine similarities closer than this are a tie.
+
+BLAS rounds a dot product differently in blocks of different shape, by at most about ``d`` · 2.2e-16 on unit vectors
+(1e-12 at d = 4096), so equal candidates rarely compare equal bit by bit. This choice lies far above that error, and
+far below what float32 embeddings can tell apart (about 1e-7).
+"""
+
+PERCENTS = (5, 10, 15)
+"""The paper's p of Recall@p%."""
+
+
+def partner_ranks(query: ArrayLike, candidates: ArrayLike, chunk: int = 2048) -> NDArray[np.int64]:
+    """Rank of every query's true partner, the candidate of the same row, by cosine similarity.
+
+    Parameters
+    ----------
+    query
+        ``(n, d)`` embeddings that ask.
+    candidates
+        ``(n, d)`` embeddings that are ranked; row ``i`` is the partner of query ``i``.
+    chunk
+        Rows compared at a time: memory holds ``chunk × chunk`` similarities, never ``n × n``. The ranks do not
+        depend on it.
+
+    Returns
+    -------
+    ``(n,)`` ranks, 1 the best and ``n`` the worst: one more than the number of *other* candidates at least as
+    similar as the partner. A tie, see :data:`TIE`, thus counts against the query, and a collapsed model scores last.
+
+    Raises
+    ------
+    SetupError
+        If the shapes differ or a row has no direction (all zero, or not finite).
+    """
+    return _ranks(_unit_rows(query, "query"), _unit_rows(candidates, "candidates"), chunk)
+
+
+def recall_at_percent(ranks: ArrayLike, n: int, percents: Sequence[float] = PERCENTS) -> dict[float, float]:
+    """Share of queries whose partner ranks within the best p % of the candidates (paper, section 6, Task 2).
+
+    Parameters
+    ----------
+    ranks
+        ``(q,)`` ranks from 1 to ``n``, see :func:`partner_ranks`.
+    n
+        Number of candidates.
+    percents
+        Each p, above 0 and at most 100.
+
+    Returns
+    -------
+    For each p the share of ranks ≤ ceil(p·n/100). The rounding is the project's choice, the paper does not say.
+    """
+    given = np.asarray(ranks)
+    if given.size == 0 or given.min() < 1 or given.max() > n:
+        span = f"{given.min()} … {given.max()}" if given.size else "none"
+        raise SetupError(f"ranks ({span}) must lie between 1 and n={n}; n is the number of candidates ranked.")
+    return {p: float(np.mean(given <= _cutoff(p, n))) for p in percents}
+
+
+def retrieval_table(
+    image: Mapping[str, ArrayLike],
+    transcriptome: Mapping[str, ArrayLike],
+    slide: ArrayLike,
+    *,
+    percents: Sequence[float] = PERCENTS,
+    chunk: int = 2048,
+) -> pd.DataFrame:
+    """Score retrieval in both directions, at every scale, among the tiles of one slide at a time.
+
+    Parameters
+    ----------
+    image, transcriptome
+        For each scale the ``(n, d)`` tile embeddings; row ``i`` is the same tile in all of them. ``d`` may differ
+        between scales.
+    slide
+        ``(n,)`` slide of each tile. Candidates never come from another slide: telling slides apart is too easy.
+    percents, chunk
+        See :func:`recall_at_percent` and :func:`partner_ranks`.
+
+    Returns
+    -------
+    One row per slide × direction × scale, in the given order. The scale ``all``, present when there are several, is
+    the concatenation of the L2-normalised scales, so that each weighs the same. Columns: ``slide``, ``direction``,
+    ``scale``, ``recall@p%``, ``median_rank``, ``pool`` (candidates) and ``chance@p%``, which is what a random order
+    scores on average, ceil(p·n/100)/n: above p % in small pools. Slides of one tile are left out with a warning.
+    """
+    if set(image) != set(transcriptome):
+        raise SetupError(f"image has scales {list(image)}, transcriptome {list(transcriptome)}: give both the same.")
+    images = _all_scales(image, "image")
+    # In the image's order: "all" lays the scales side by side.
+    transcriptomes = _all_scales({scale: transcriptome[scale] for scale in image}, "transcriptome")
+    rows = []
+    for name, tiles in _slides(slide, {len(x) for x in (*images.values(), *transcriptomes.values())}):
+        pool = len(tiles)
+        chance = {f"chance@{p:g}%": _cutoff(p, pool) / pool for p in percents}
+        for direction, query, candidates in (
+            ("image→transcriptome", images, transcriptomes),
+            ("transcriptome→image", transcriptomes, images),
+        ):
+            for scale in images:
+                ranks = _ranks(query[scale][tiles], candidates[scale][tiles], chunk)
+                recall = {f"recall@{p:g}%": r for p, r in recall_at_percent(ranks, pool, percents).items()}
+                row = {"slide": name, "direction": direction, "scale": scale}
+                rows.append(row | recall | {"median_rank": float(np.median(ranks)), "pool": pool} | chance)
+    return pd.DataFrame(rows)
+
+
+def _ranks(query: NDArray[np.float64], candidates: NDArray[np.float64], chunk: int) -> NDArray[np.int64]:
+    """Ranks of the partners among unit rows, see :func:`partner_ranks`."""
+    if query.shape != candidates.shape:
+        raise SetupError(f"query {query.shape} and candidates {candidates.shape} must have the same shape.")
+    if chunk < 1:
+        raise SetupError(f"chunk={chunk!r} must be at least 1 row.")
+    partner = np.einsum("ij,ij->i", query, candidates)
+    ranks = np.zeros(len(query), dtype=np.int64)
+    for i in range(0, len(query), chunk):
+        rows = slice(i, i + chunk)
+        for j in range(0, len(query), chunk):
+            similarity = query[rows] @ candidates[j : j + chunk].T
+            # The partner is within TIE of itself, however it was rounded, and so supplies the 1 of the rank.
+            ranks[rows] += np.count_nonzero(similarity >= partner[rows, None] - TIE, axis=1)
+    return ranks
+
+
+def _unit_rows(x: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Rows of ``x`` at length 1, in float64; an error if some have no direction."""
+    rows = np.asarray(x, dtype=np.float64)
+    if rows.ndim != 2 or len(rows) == 0:
+        raise SetupError(f"{what} has shape {rows.shape}; it must be (n, d), with at least one row.")
+    largest = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    bad = np.flatnonzero(~(np.isfinite(largest) & (largest > 0)))
+    if len(bad):
+        raise SetupError(
+            f"{len(bad)} of {len(rows)} rows of {what} are all zero or not finite (first: row {bad[0]}), so they have "
+            "no cosine similarity. Drop these tiles from both modalities, or mend the model that made them."
+        )
+    rows = rows / largest  # first, so that the squares neither overflow nor vanish
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def _all_scales(embeddings: Mapping[str, ArrayLike], what: str) -> dict[str, NDArray[np.float64]]:
+    """Make unit rows of every scale and, if there are several, of ``all`` of them side by side."""
+    scales = {scale: _unit_rows(x, f"{what}[{scale!r}]") for scale, x in embeddings.items()}
+    sizes = {scale: len(x) for scale, x in scales.items()}
+    if len(set(sizes.values())) != 1:
+        raise SetupError(
+            f"{what} has tiles per scale {sizes}: every scale needs the same tiles, and one scale at least."
+        )
+    if len(scales) > 1:
+        if "all" in scales:
+            raise SetupError(f"{what} names a scale 'all', which means the others together. Leave it out or rename it.")
+        scales["all"] = np.hstack(list(scales.values())) / math.sqrt(len(scales))
+    return scales
+
+
+def _slides(slide: ArrayLike, sizes: set[int]) -> list[tuple[object, NDArray[np.intp]]]:
+    """Slides with their tiles' rows, in order of appearance; those of a single tile are left out with a warning."""
+    codes, names = pd.factorize(pd.Series(slide))
+    if sizes != {len(codes)}:
+        raise SetupError(f"slide has {len(codes)} labels for {sorted(sizes)} tiles; give one a tile.")
+    if (codes < 0).any():
+        raise SetupError(f"{(codes < 0).sum()} of {len(codes)} tiles have no slide label. Name each tile's slide.")
+    slides = [(name, np.flatnonzero(codes == i)) for i, name in enumerate(names)]
+    single = [name for name, tiles in slides if len(tiles) < 2]
+    if len(single) == len(slides):
+        raise SetupError(f"No slide has two tiles ({len(slides)} slides of one tile): there is nothing to rank.")
+    if single:
+        shown = ", ".join(map(repr, single[:12])) + (" …" if len(single) > 12 else "")
+        warnings.warn(f"Slides of one tile have nothing to rank and are left out: {shown}.", SplitWarning, stacklevel=3)
+    return [(name, tiles) for name, tiles in slides if len(tiles) > 1]
+
+
+def _cutoff(percent: float, n: int) -> int:
+    """ceil(percent·n/100), exact: in floats 16.1 % of 1000 would be 161.00000000000003, and so 162."""
+    if not 0 < percent <= 100:
+        raise SetupError(f"percents contains {percent!r}; each must be above 0 and at most 100.")
+    return math.ceil(Fraction(str(percent)) * n / 100)

@@ -1,0 +1,497 @@
+"""SIGMMA, the face of the package."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from sigmma_sc import _keys
+from sigmma_sc._checks import (
+    CoverageWarning,
+    ExistsError,
+    NotTrainedError,
+    SetupError,
+    require_choice,
+    require_positive,
+)
+from sigmma_sc.tissue.setup import Setup, get_table, register, resolve_slides, stored_setup
+from sigmma_sc.train.data import SlideEmbedding, TissueData
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import torch
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+
+    Tissue = SpatialData | dict[str, SpatialData]
+
+
+class SIGMMA:
+    """Multi-scale alignment of H&E and cell graphs (Jeong et al., arXiv 2511.15464).
+
+    Parameters
+    ----------
+    sdata
+        Object, or objects by name, prepared with :meth:`setup_spatialdata`.
+    image_encoder
+        Name in :func:`sigmma_sc.list_encoders`, name of a timm model, or a :class:`sigmma_sc.ImageEncoder`. The default is
+        embedded: stain and texture statistics that need no download. The encoder is frozen.
+    n_latent
+        Width of the shared space and of the cell embeddings (our choice; the paper is silent).
+    edges
+        ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` keeps
+        the spatial edges alone (Table 4).
+    n_neighs, radius
+        Spatial edges: nearest neighbours, or all cells within a radius in µm (for bins on a lattice).
+    min_cells
+        Tiles with fewer cells are neither trained nor evaluated on; inference covers them all the same.
+    dropout, temperature, edge_temperature
+        Of heads and node features; τ of InfoNCE (0.07); τ of the edge sampler (our choices).
+    seed
+        Of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
+
+    Examples
+    --------
+    >>> SIGMMA.setup_spatialdata(sdata)  # doctest: +SKIP
+    >>> model = SIGMMA(sdata)  # doctest: +SKIP
+    >>> model.train()  # doctest: +SKIP
+    >>> model.write_embeddings()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        sdata: Tissue,
+        image_encoder: str | ImageEncoder = "stain-stats",
+        n_latent: int = 128,
+        *,
+        edges: Literal["sampled", "full", "none"] = "sampled",
+        n_neighs: int = 6,
+        radius: float | None = None,
+        min_cells: int = 5,
+        dropout: float = 0.1,
+        temperature: float = 0.07,
+        edge_temperature: float = 1.0,
+        seed: int = 0,
+    ):
+        from sigmma_sc.nn.encoders import get_encoder
+
+        require_choice(edges, ("sampled", "full", "none"), "edges")
+        for name, value in {"n_latent": n_latent, "n_neighs": n_neighs, "min_cells": min_cells}.items():
+            require_positive(value, name)
+        require_positive(temperature, "temperature")
+        require_positive(edge_temperature, "edge_temperature")
+        if radius is not None:
+            require_positive(radius, "radius")
+        if not 0 <= dropout < 1:
+            raise SetupError(f"dropout={dropout!r} must lie in [0, 1).")
+        self.sdata = sdata
+        self.setup = self._require_setup(sdata)
+        self.config = {
+            "n_latent": n_latent, "edges": edges, "n_neighs": n_neighs, "radius": radius, "min_cells": min_cells,
+            "dropout": dropout, "temperature": temperature, "edge_temperature": edge_temperature, "seed": seed,
+        }  # fmt: skip
+        self.image_encoder = get_encoder(image_encoder)
+        self.data = TissueData(self.setup, self.image_encoder, self.config)
+        self.module = None
+        self.trainer = None
+        self.history_: dict[str, pd.DataFrame] | None = None
+        self.is_trained_ = False
+        self._slides = self.data.slides(sdata)
+
+    @staticmethod
+    def setup_spatialdata(
+        sdata: Tissue,
+        image_key: str | dict[str, str] = "he_image",
+        table_key: str | None = "table",
+        coordinate_system: str | dict[str, str] = "global",
+        layer: str | None = None,
+        features_key: str | None = None,
+        sample_key: str | None = None,
+        microns_per_pixel: float | dict[str, float] | None = None,
+        tile_size: float = 128.0,
+        grids: Sequence[int] = (4, 2, 1),
+    ) -> None:
+        """Check an object and store with it how to read it, in ``sdata.attrs["sigmma"]``.
+
+        Parameters
+        ----------
+        sdata
+            Object, or objects by name. Several regions and images in one object are fine.
+        image_key
+            H&E image, or image by region of the table.
+        table_key
+            Table of cells; ``None`` for a slide of H&E alone.
+        coordinate_system
+            System that image and cells share, or system by region.
+        layer
+            Layer of raw counts; ``None`` for ``X``.
+        features_key
+            Key of ``obsm`` with an embedding of the cells; ``None`` for PCA of log-normalised counts.
+        sample_key
+            Column of ``obs`` that names donor or section; ``None`` takes each region for a sample.
+        microns_per_pixel
+            µm per H&E pixel at full resolution, or by region; ``None`` takes it from the transforms.
+        tile_size
+            Side of a tile in µm (128 in the paper).
+        grids
+            Blocks per side of a tile for each scale, fine to coarse: 32, 64 and 128 µm by default.
+
+        Raises
+        ------
+        SetupError, MissingKeyError, PixelSizeError
+            A name does not exist, or the object does not fit; nothing is stored then.
+
+        Warns
+        -----
+        RegistrationWarning
+            The cells do not seem to lie on their nuclei.
+        """
+        setup = Setup(
+            image_key=image_key, table_key=table_key, coordinate_system=coordinate_system, layer=layer,
+            features_key=features_key, sample_key=sample_key, microns_per_pixel=microns_per_pixel,
+            tile_size=tile_size, grids=tuple(grids),
+        )  # fmt: skip
+        for one in _objects(sdata).values():
+            register(one, setup)
+
+    def train(
+        self,
+        max_epochs: int = 60,
+        batch_size: int = 128,
+        split: str | Mapping[str, Sequence[str]] = "auto",
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        precision: str = "32-true",
+        *,
+        stride: float | None = None,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        early_stopping: bool = True,
+        early_stopping_patience: int = 10,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the towers; calling it again trains on.
+
+        Parameters
+        ----------
+        max_epochs
+            Most epochs; validation loss ends training earlier, and the best weights are kept.
+        batch_size
+            Tiles in a batch, all of one slide.
+        split
+            ``"auto"`` (whole samples if there are three or more, spatial blocks otherwise), ``"sample"``, ``"blocks"``,
+            ``"end"`` (one end of each section), ``"random"`` (leaks; warns), ``"none"`` (train on everything), or
+            ``{"test": [samples], "val": [samples]}``.
+        accelerator, devices, precision
+            As Lightning's.
+        stride
+            Step of the training tiles in µm; by default half a tile, four times the tiles for a few more patches. Each
+            batch holds tiles that do not overlap.
+        lr, weight_decay
+            Of AdamW.
+        early_stopping, early_stopping_patience
+            End when the validation loss has not improved for this many epochs.
+        **trainer_kwargs
+            Further arguments of :class:`scvi.train.Trainer`.
+        """
+        from sigmma_sc.train.run import fit
+
+        for name, value in {"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr}.items():
+            require_positive(value, name)
+        if batch_size < 2:
+            raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
+        stride = self.setup.tile_size / 2 if stride is None else stride
+        require_positive(stride, "stride")
+        if not 0.999 < self.setup.tile_size / stride / round(self.setup.tile_size / stride) < 1.001:
+            raise SetupError(f"stride={stride!r} µm must divide tile_size={self.setup.tile_size} µm.")
+        if early_stopping:
+            # scvi-tools would watch an ELBO that we do not have.
+            trainer_kwargs = {"early_stopping_monitor": "validation_loss", "early_stopping_min_delta": 0.0, **trainer_kwargs}
+        fit(
+            self, split, stride, batch_size, lr, weight_decay, max_epochs=int(max_epochs), accelerator=accelerator,
+            devices=devices, precision=precision, early_stopping=early_stopping,
+            early_stopping_patience=early_stopping_patience, **trainer_kwargs,
+        )  # fmt: skip
+
+    @property
+    def history(self) -> dict[str, pd.DataFrame]:
+        """Losses by epoch: ``train_loss_epoch``, ``validation_loss``, each scale's, and ln(batch) beside them."""
+        return self.history_ or {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return next(self._trained().parameters()).device
+
+    def to_device(self, device: str | torch.device) -> None:
+        """Move the towers."""
+        self.module.to(device)
+
+    def get_latent_representation(self, sdata: Tissue | None = None, scale: str = "micro") -> Any:
+        """Cell embeddings of one scale.
+
+        Parameters
+        ----------
+        sdata
+            Another object with the same setup; ``None`` for the one trained on.
+        scale
+            ``"micro"``, ``"meso"``, ``"macro"``, or ``"all"`` side by side.
+
+        Returns
+        -------
+        ``(n_obs, d)`` float32, rows in the order of the table; NaN for cells that do not lie under the image, of which a
+        :class:`~sigmma_sc._checks.CoverageWarning` tells. For a dict of objects, a dict of arrays.
+        """
+        require_choice(scale, (*self.setup.scales, "all"), "scale")
+        embeddings = self._embed(sdata, cells=True)
+        tissue = _objects(self.sdata if sdata is None else sdata)
+        out = {}
+        for name, one in tissue.items():
+            cells = self._cell_matrices(one, [e for e in embeddings if e.slide.sdata is one])
+            out[name] = np.concatenate([cells[s] for s in self.setup.scales], axis=1) if scale == "all" else cells[scale]
+        return out if isinstance(self.sdata if sdata is None else sdata, dict) else next(iter(out.values()))
+
+    def get_tile_representation(
+        self, sdata: Tissue | None = None, modality: Literal["image", "transcriptome"] = "image", scale: str = "macro"
+    ) -> AnnData:
+        """Tile embeddings in the shared space.
+
+        Parameters
+        ----------
+        sdata
+            Another object; with ``modality="image"`` it may hold no table (set up with ``table_key=None``).
+        modality
+            Which tower.
+        scale
+            One scale, or ``"all"``: the scales' unit vectors side by side.
+
+        Returns
+        -------
+        AnnData with one row a tile of the grid that covers each image; ``obs`` has slide, corner in px (x, y), number of
+        cells and split, ``obsm["spatial"]`` the centre in px.
+        """
+        from anndata import AnnData
+
+        require_choice(modality, ("image", "transcriptome"), "modality")
+        require_choice(scale, (*self.setup.scales, "all"), "scale")
+        embeddings = self._embed(sdata, cells=modality == "transcriptome")
+        if modality == "transcriptome" and any(e.slide.region is None for e in embeddings):
+            raise SetupError("modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'.")
+        matrix = np.concatenate([_at_scale(getattr(e, modality), scale) for e in embeddings])
+        obs = pd.concat([self._tile_obs(e) for e in embeddings])
+        centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
+        return AnnData(X=matrix, obs=obs, obsm={"spatial": centres})
+
+    def write_embeddings(self, sdata: Tissue | None = None, overwrite: bool = False) -> None:
+        """Write embeddings into the object.
+
+        Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``; tiles get ``tables["sigmma_tiles"]`` with
+        both towers' embeddings in ``obsm`` and their squares in ``shapes["sigmma_tiles"]`` (with several slides in one
+        object, ``sigmma_tiles_<region>`` each); parameters go to ``uns["sigmma"]``.
+
+        Parameters
+        ----------
+        sdata
+            Another object; ``None`` for the one trained on.
+        overwrite
+            Replace what an earlier call wrote.
+
+        Raises
+        ------
+        ExistsError
+            A key exists and ``overwrite`` is not set; nothing is written then.
+        """
+        from sigmma_sc.train.write import existing_keys, write_cells, write_tiles
+
+        embeddings = self._embed(sdata, cells=True)
+        tissue = _objects(self.sdata if sdata is None else sdata)
+        found = [key for one in tissue.values() for key in existing_keys(one, self.setup)]
+        if found and not overwrite:
+            raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
+        for one in tissue.values():
+            here = [e for e in embeddings if e.slide.sdata is one]
+            params = {**self.setup.to_json(), **self.config, "image_encoder": self.image_encoder.name}
+            if any(e.slide.region is not None for e in here):
+                write_cells(get_table(one, self.setup), self._cell_matrices(one, here), params)
+            write_tiles(one, here, [self._tile_obs(e) for e in here], params)
+
+    def evaluate_retrieval(self, sdata: Tissue | None = None, split: str = "test") -> pd.DataFrame:
+        """Cross-modal retrieval among the tiles of each slide (Task 2, paper section 6.2; METHOD: evaluation).
+
+        Parameters
+        ----------
+        sdata
+            Another object; all its tiles are candidates unless it was trained on.
+        split
+            ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
+
+        Returns
+        -------
+        One row a slide, direction and scale: recall at 5, 10 and 15 %, median rank, pool size and chance.
+        """
+        from sigmma_sc.metrics.retrieval import retrieval_table
+
+        chosen = self._evaluated(sdata, split)
+        image, transcriptome = (
+            {s: np.concatenate([getattr(e, tower)[s][which] for e, which in chosen]) for s in self.setup.scales}
+            for tower in ("image", "transcriptome")
+        )
+        slide = np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])
+        return retrieval_table(image, transcriptome, slide)
+
+    def evaluate_expression(self, sdata: Tissue | None = None, split: str = "test", protocol: str = "default") -> pd.DataFrame:
+        """Expression of tiles predicted from their image embedding by a ridge probe (Task 1, paper section 6.1).
+
+        The probe is fitted on the training tiles, genes are chosen there, and a gene-mean predictor and the frozen
+        encoder's own features stand beside the aligned embedding.
+
+        Parameters
+        ----------
+        sdata
+            Another object to test on; ``None`` for the one trained on.
+        split
+            Tiles to test on.
+        protocol
+            ``"default"``, or ``"hest"`` for HEST-1k's head.
+
+        Returns
+        -------
+        One row a gene and slide: ``pcc``, ``mse`` for the aligned embedding, ``pcc_frozen``, ``mse_frozen`` for the frozen
+        encoder, ``mse_gene_mean`` for the train mean.
+        """
+        from sigmma_sc.train.evaluate import expression_table
+
+        return expression_table(self, self._evaluated(None, "train"), self._evaluated(sdata, split), protocol)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Save to a folder: ``model.json`` and ``weights.safetensors``, no pickle; written beside and moved into place.
+
+        A frozen encoder's weights are not stored, only how to load it and a fingerprint of its weights.
+        """
+        from sigmma_sc.train.store import save
+
+        self._trained()
+        save(self, path, overwrite)
+
+    @classmethod
+    def load(cls, path: str | Path, sdata: Tissue, image_encoder: ImageEncoder | None = None) -> SIGMMA:
+        """Load a saved model.
+
+        Parameters
+        ----------
+        path
+            Folder written by :meth:`save`.
+        sdata
+            Object to work on; set up like the one trained on unless it was set up already.
+        image_encoder
+            Needed when the model was trained with an encoder of your own; its weights must be the same.
+        """
+        from sigmma_sc.train.store import load
+
+        return load(cls, path, sdata, image_encoder)
+
+    def __repr__(self) -> str:
+        slides = ", ".join(f"{s.name} ({len(s.rows):,} cells)" for s in self._slides)
+        size = self.setup.tile_size
+        scales = ", ".join(f"{n} {size / b:g} µm" for n, b in zip(self.setup.scales, self.setup.grids, strict=True))
+        epochs = len(next(iter(self.history.values()))) if self.history else 0
+        state = f"trained, {epochs} epochs" if self.is_trained_ else "not trained"
+        return (
+            f"SIGMMA ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: {self.image_encoder.name} (frozen), "
+            f"edges: {self.config['edges']}, n_latent: {self.config['n_latent']}"
+        )
+
+    def _trained(self) -> Any:
+        if not self.is_trained_:
+            raise NotTrainedError("The model has not been trained. Call model.train() first, or SIGMMA.load(path, sdata).")
+        return self.module
+
+    @staticmethod
+    def _require_setup(sdata: Tissue) -> Setup:
+        setups = {name: stored_setup(one) for name, one in _objects(sdata).items()}
+        if missing := [name for name, setup in setups.items() if setup is None]:
+            raise SetupError(f"Object {', '.join(missing)} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
+        first = next(iter(setups.values()))
+        for name, setup in setups.items():
+            if (setup.tile_size, setup.grids) != (first.tile_size, first.grids):
+                raise SetupError(f"Object {name!r} was set up with another tile_size or grids. Set all up together.")
+        return first
+
+    def _resolve(self, sdata: Tissue | None) -> Tissue:
+        """The object to work on; one that was never set up takes the model's setup, but for its pixel size."""
+        if sdata is None:
+            return self.sdata
+        for one in _objects(sdata).values():
+            if stored_setup(one) is None:
+                register(one, Setup(**{**self.setup.__dict__, "microns_per_pixel": None}))
+        return sdata
+
+    def _embed(self, sdata: Tissue | None, cells: bool) -> list[SlideEmbedding]:
+        module = self._trained()
+        tissue = self._resolve(sdata)
+        return self.data.embed(module, tissue, cells=cells)
+
+    def _cell_matrices(self, one: SpatialData, embeddings: list[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:
+        setup = stored_setup(one) or self.setup
+        if setup.table_key is None:
+            raise SetupError("The object was set up with table_key=None and has no cells to embed.")
+        n = get_table(one, setup).n_obs
+        out = {s: np.full((n, self.config["n_latent"]), np.nan, np.float32) for s in self.setup.scales}
+        for e in embeddings:
+            for s in self.setup.scales:
+                out[s][e.slide.rows[e.covered]] = e.cells[s][e.covered]
+        bare = int(np.isnan(out[self.setup.scales[0]][:, 0]).sum())
+        if bare:
+            warnings.warn(
+                f"{bare:,} of {n:,} cells do not lie under the image and get NaN embeddings. Keep the others with "
+                f"adata[adata.obs['{_keys.COVERED}']] after write_embeddings(), before scanpy's neighbours.",
+                CoverageWarning,
+                stacklevel=3,
+            )
+        return out
+
+    def _tile_obs(self, e: SlideEmbedding) -> pd.DataFrame:
+        obs = pd.DataFrame(
+            {
+                "slide": e.slide.name,
+                "x": e.tiles.origins[:, 0],
+                "y": e.tiles.origins[:, 1],
+                "n_cells": e.tiles.n_cells,
+                "split": self.data.roles_of(e.slide, len(e.tiles)).astype(object),
+            }
+        )
+        obs.index = pd.Index([f"{e.slide.name}_{k}" for k in range(len(obs))], dtype=object)
+        return obs.astype({"slide": "category", "split": "category"})
+
+    def _evaluated(self, sdata: Tissue | None, split: str) -> list[tuple[SlideEmbedding, NDArray[np.int64]]]:
+        require_choice(split, ("train", "val", "test", "all"), "split")
+        chosen = []
+        for e in self._embed(sdata, cells=True):
+            role = self.data.roles_of(e.slide, len(e.tiles))
+            usable = e.tiles.n_cells >= self.config["min_cells"]
+            wanted = usable if split == "all" else usable & (role == split)
+            if sdata is not None and (role == "unseen").all():
+                wanted = usable
+            chosen.append((e, np.flatnonzero(wanted)))
+        if not sum(len(which) for _, which in chosen):
+            raise SetupError(f"No tile belongs to split={split!r}. The model was trained with split={self.data.split!r}.")
+        return chosen
+
+
+def _objects(sdata: Tissue) -> dict[str, SpatialData]:
+    return sdata if isinstance(sdata, dict) else {"sdata": sdata}
+
+
+def _at_scale(values: dict[str, NDArray], scale: str) -> NDArray[np.float32]:
+    if scale != "all":
+        return values[scale]
+    parts = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in values.values()]
+    return np.concatenate(parts, axis=1)

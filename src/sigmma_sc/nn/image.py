@@ -1,0 +1,54 @@
+"""Image tower: patch features of every grid to one embedding a scale (paper, section 5.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Standardise(nn.Module):
+    """Fixed standardisation of features, fitted on training data and stored with the weights."""
+
+    def __init__(self, n_features: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Take mean and standard deviation from ``(n, d)``; a constant feature keeps scale 1."""
+        features = features.double()
+        self.mean.copy_(features.mean(0))
+        spread = features.std(0, correction=0)
+        self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Centre, scale, and bound outliers to ±10."""
+        return ((features.float() - self.mean) / self.scale).clamp(-10, 10)
+
+
+class ImageTower(nn.Module):
+    """Mean over each grid's patch embeddings.
+
+    Parameters
+    ----------
+    n_features
+        Width of the image encoder's output.
+    grids
+        Blocks per side of each scale, fine to coarse.
+    """
+
+    def __init__(self, n_features: int, grids: tuple[int, ...]):
+        super().__init__()
+        self.sizes = [b * b for b in grids]
+        self.standardise = nn.ModuleList([Standardise(n_features) for _ in grids])
+
+    def fit(self, patches: Tensor) -> None:
+        """Fit the standardisation on the pooled features of training tiles ``(n_tiles, n_patches, d)``."""
+        for part, standardise in zip(patches.split(self.sizes, dim=1), self.standardise, strict=True):
+            standardise.fit(part.float().mean(1))
+
+    def forward(self, patches: Tensor) -> list[Tensor]:
+        """``(n_tiles, n_patches, d)``, patches in the order of the grids, to ``(n_tiles, d)`` for each scale."""
+        parts = patches.split(self.sizes, dim=1)
+        return [fit(part.float().mean(1)) for part, fit in zip(parts, self.standardise, strict=True)]

@@ -1,0 +1,81 @@
+"""Spatial edges between neighbouring cells. squidpy builds them; blocks cut them (paper, section 5.2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
+
+
+def spatial_graph(xy: NDArray[np.float64], n_neighs: int = 6, radius: float | None = None) -> csr_matrix:
+    """Graph of spatial proximity over the cells of one slide.
+
+    Parameters
+    ----------
+    xy
+        Cells in µm, ``(n_cells, 2)``.
+    n_neighs
+        Nearest neighbours of each cell; ignored when ``radius`` is given.
+    radius
+        Link all cells closer than this, in µm. Preferable for bins on a lattice, where nearest neighbours tie.
+
+    Returns
+    -------
+    Adjacency ``(n_cells, n_cells)``; row v holds the neighbours that cell v listens to.
+    """
+    from scipy.sparse import csr_matrix
+
+    n = len(xy)
+    if n < 2:
+        return csr_matrix((n, n), dtype=np.float32)
+    import squidpy as sq
+    from anndata import AnnData
+
+    cells = AnnData(obsm={"spatial": np.asarray(xy, dtype=float)}, shape=(n, 0))
+    if radius is not None:
+        result = sq.gr.spatial_neighbors_radius(cells, radius=radius, copy=True)
+    else:
+        result = sq.gr.spatial_neighbors_knn(cells, n_neighs=min(n_neighs, n - 1), copy=True)
+    adjacency = csr_matrix(result[0])
+    adjacency.eliminate_zeros()
+    return adjacency
+
+
+def edges_within(
+    adjacency: csr_matrix, cells: NDArray[np.int64], group: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Edges of a slide's graph among some of its cells, kept only inside a group.
+
+    A cell may stand in ``cells`` more than once (overlapping tiles), each time in another group.
+
+    Parameters
+    ----------
+    adjacency
+        Graph over all cells of the slide.
+    cells
+        Cells by their position in the slide, ``(n,)``.
+    group
+        Group of each entry of ``cells``; equal only for entries of one micro block of one tile.
+
+    Returns
+    -------
+    source, target
+        Positions in ``cells``; the target listens to the source.
+    """
+    starts, ends = adjacency.indptr[cells], adjacency.indptr[cells + 1]
+    degree = (ends - starts).astype(np.int64)
+    target = np.repeat(np.arange(len(cells)), degree)
+    within = np.arange(degree.sum()) - np.repeat(np.cumsum(degree) - degree, degree)
+    neighbour = adjacency.indices[np.repeat(starts, degree) + within].astype(np.int64)
+    # Find the neighbour among the entries of the same group: a search over (group, cell) pairs.
+    span = np.int64(adjacency.shape[0])
+    key = group.astype(np.int64) * span + cells
+    order = np.argsort(key)
+    wanted = group[target].astype(np.int64) * span + neighbour
+    spot = np.minimum(np.searchsorted(key, wanted, sorter=order), len(cells) - 1) if len(cells) else wanted
+    found = key[order[spot]] == wanted if len(cells) else np.zeros(0, bool)
+    return order[spot][found], target[found]

@@ -1,0 +1,247 @@
+"""Validate a SpatialData, store the setup with it, and resolve it into slides."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigmma_sc import _keys
+from sigmma_sc._checks import (
+    MissingKeyError,
+    RegistrationWarning,
+    SetupError,
+    require_key,
+    require_positive,
+)
+from sigmma_sc.tissue.frame import (
+    Slide,
+    affine_to,
+    apply_affine,
+    cell_element,
+    centroids,
+    image_levels,
+    resolve_pixel_size,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Arguments of ``setup_spatialdata``, JSON-safe, as stored in ``sdata.attrs["sigmma"]``."""
+
+    image_key: str | dict[str, str]
+    table_key: str | None
+    coordinate_system: str | dict[str, str]
+    layer: str | None
+    features_key: str | None
+    sample_key: str | None
+    microns_per_pixel: float | dict[str, float] | None
+    tile_size: float
+    grids: tuple[int, ...]
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Setup:
+        """Rebuild from what :meth:`to_json` gave, also after a round trip through zarr."""
+        values = {name: stored[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "grids": tuple(int(b) for b in values["grids"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return {**asdict(self), "grids": list(self.grids)}
+
+    @property
+    def scales(self) -> tuple[str, ...]:
+        """Names of the scales, fine to coarse."""
+        return _keys.scale_names(self.grids)
+
+
+def register(sdata: SpatialData, setup: Setup) -> list[Slide]:
+    """Check a setup against its object and store it there; nothing is stored if anything is wrong."""
+    _check_numbers(setup)
+    slides = resolve_slides(sdata, setup)
+    for slide in slides:
+        _warn_unregistered(slide)
+    sdata.attrs[_keys.SETUP] = setup.to_json()
+    return slides
+
+
+def stored_setup(sdata: SpatialData) -> Setup | None:
+    """The setup stored with an object, if any."""
+    stored = sdata.attrs.get(_keys.SETUP)
+    return None if stored is None else Setup.from_json(stored)
+
+
+def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[Slide]:
+    """One :class:`Slide` for each region of the table, or for each image where there is no table."""
+    if setup.table_key is None:
+        images = [setup.image_key] if isinstance(setup.image_key, str) else list(setup.image_key.values())
+        return [_image_slide(sdata, setup, image, prefix) for image in images]
+    table = get_table(sdata, setup)
+    attrs = table.uns["spatialdata_attrs"]
+    regions = attrs["region"]
+    regions = [regions] if isinstance(regions, str) else list(regions)
+    for what in ("image_key", "coordinate_system", "microns_per_pixel"):
+        value = getattr(setup, what)
+        if isinstance(value, dict):
+            for region in value:
+                require_key(region, regions, f"region of {what}", "Name the regions that the table annotates.")
+    return [_cell_slide(sdata, setup, table, region, prefix) for region in regions]
+
+
+def get_table(sdata: SpatialData, setup: Setup) -> AnnData:
+    """The table of cells, with every key of the setup checked."""
+    require_key(setup.table_key, sdata.tables, "table_key")
+    table = sdata.tables[setup.table_key]
+    if "spatialdata_attrs" not in table.uns:
+        raise SetupError(
+            f"Table {setup.table_key!r} annotates no element, so its cells have no position. Parse it with "
+            "TableModel.parse(adata, region=…, region_key=…, instance_key=…)."
+        )
+    if setup.layer is not None:
+        require_key(setup.layer, table.layers, "layer")
+    if setup.features_key is not None:
+        require_key(setup.features_key, table.obsm, "features_key")
+    elif table.n_vars == 0:
+        raise SetupError(f"Table {setup.table_key!r} has no genes. Pass features_key=… to use an embedding in obsm.")
+    if setup.sample_key is not None:
+        require_key(setup.sample_key, table.obs, "sample_key")
+    if not table.obs_names.is_unique:
+        raise SetupError(f"Cell names of table {setup.table_key!r} repeat. Call table.obs_names_make_unique() first.")
+    return table
+
+
+def _check_numbers(setup: Setup) -> None:
+    require_positive(setup.tile_size, "tile_size")
+    sizes = setup.microns_per_pixel
+    for value in sizes.values() if isinstance(sizes, dict) else [] if sizes is None else [sizes]:
+        require_positive(value, "microns_per_pixel")
+    grids = setup.grids
+    whole = all(isinstance(b, (int, np.integer)) and b >= 1 for b in grids)
+    if not grids or not whole or any(a <= b or a % b for a, b in zip(grids, grids[1:], strict=False)):
+        raise SetupError(
+            f"grids={grids!r} must be whole numbers of blocks per side, fine to coarse, each a multiple of the next, "
+            "such as (4, 2, 1)."
+        )
+
+
+def _of(value: Any, region: str, what: str) -> Any:
+    """The value for one region, of a setting given once or by region."""
+    if not isinstance(value, dict):
+        return value
+    if region not in value:
+        raise MissingKeyError(f"{what} names no entry for region {region!r} (it has {', '.join(map(repr, value))}).")
+    return value[region]
+
+
+def _image_slide(sdata: SpatialData, setup: Setup, image_key: str, prefix: str) -> Slide:
+    level = image_levels(sdata, image_key)[0]
+    _check_channels(level, image_key)
+    system = _of(setup.coordinate_system, image_key, "coordinate_system")
+    matrix = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
+    stated = _of(setup.microns_per_pixel, image_key, "microns_per_pixel")
+    return Slide(
+        name=prefix + image_key,
+        sdata=sdata,
+        image_key=image_key,
+        coordinate_system=system,
+        region=None,
+        microns_per_pixel=resolve_pixel_size(matrix, None, stated, image_key),
+        width=level.sizes["x"],
+        height=level.sizes["y"],
+        rows=np.empty(0, np.int64),
+        xy=np.empty((0, 2)),
+        sample=prefix + image_key,
+    )
+
+
+def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, prefix: str) -> Slide:
+    image_key = _of(setup.image_key, region, "image_key")
+    system = _of(setup.coordinate_system, region, "coordinate_system")
+    level = image_levels(sdata, image_key)[0]
+    _check_channels(level, image_key)
+    region_key = table.uns["spatialdata_attrs"]["region_key"]
+    rows = np.flatnonzero((table.obs[region_key] == region).to_numpy())
+    if not len(rows):
+        raise SetupError(f"The table annotates region {region!r} but has no row with obs[{region_key!r}] == {region!r}.")
+    element, keys = cell_element(sdata, table, region, rows)
+    image_to_cs = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
+    cells_to_cs = affine_to(element, system, f"region {region!r}")
+    xy = apply_affine(np.linalg.inv(image_to_cs) @ cells_to_cs, centroids(element, keys, region))
+    if not np.isfinite(xy).all():
+        bad = keys[~np.isfinite(xy).all(axis=1)]
+        raise SetupError(f"{len(bad):,} cells of region {region!r} have no finite position, e.g. {bad[0]!r}. Remove them first.")
+    slide = Slide(
+        name=prefix + region,
+        sdata=sdata,
+        image_key=image_key,
+        coordinate_system=system,
+        region=region,
+        microns_per_pixel=resolve_pixel_size(
+            image_to_cs, cells_to_cs, _of(setup.microns_per_pixel, region, "microns_per_pixel"), image_key
+        ),
+        width=level.sizes["x"],
+        height=level.sizes["y"],
+        rows=rows,
+        xy=xy,
+        sample=_sample_of(table, rows, setup.sample_key, prefix + region),
+    )
+    if not slide.under_image.any():
+        low, high = xy.min(axis=0), xy.max(axis=0)
+        raise SetupError(
+            f"No cell of region {region!r} lies under image {image_key!r}: in its pixels, cells span x {low[0]:.0f} to "
+            f"{high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}, the image {slide.width} × {slide.height}. Check the image's "
+            f"transformation to {system!r} (is the H&E alignment file missing?) and the coordinate_system."
+        )
+    _warn_identity(slide, image_to_cs, cells_to_cs)
+    return slide
+
+
+def _sample_of(table: AnnData, rows: np.ndarray, sample_key: str | None, default: str) -> str:
+    if sample_key is None:
+        return default
+    names = table.obs[sample_key].iloc[rows].astype(str).unique()
+    if len(names) != 1:
+        raise SetupError(
+            f"obs[{sample_key!r}] gives one region {len(names)} samples ({', '.join(names[:4])}, …). A region must belong to one "
+            "donor or section: several cores on one slide need a region each."
+        )
+    return str(names[0])
+
+
+def _check_channels(level: Any, image_key: str) -> None:
+    names = [str(c).lower() for c in level.coords["c"].values] if "c" in level.coords else []
+    if level.sizes.get("c", 0) < 3 or (names[:3] not in (["r", "g", "b"], ["0", "1", "2"]) and level.sizes["c"] != 3):
+        raise SetupError(
+            f"Image {image_key!r} has {level.sizes.get('c', 0)} channels ({', '.join(names) or 'unnamed'}), H&E needs red, green "
+            "and blue first. Choose the H&E with image_key=…; a fluorescence image is not H&E."
+        )
+
+
+def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarray) -> None:
+    if np.allclose(image_to_cs, np.eye(3)) and not np.allclose(cells_to_cs, np.eye(3)):
+        warnings.warn(
+            f"The H&E {slide.image_key!r} has an identity transform to {slide.coordinate_system!r} while the cells of "
+            f"{slide.region!r} do not: typical of a slide whose alignment file was missing when it was read. Set the alignment "
+            "with spatialdata.transformations.set_transformation, then look at sg.pp.check_registration(sdata).",
+            RegistrationWarning,
+            stacklevel=5,
+        )
+
+
+def _warn_unregistered(slide: Slide) -> None:
+    """Look once at whether nuclei lie under the cells, and say so loudly when they do not."""
+    if slide.region is None:
+        return
+    from sigmma_sc.tissue.registration import MISREGISTERED, SHIFTED, registration
+
+    report = registration(slide)
+    if report.verdict in (MISREGISTERED, SHIFTED):
+        warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=4)

@@ -1,0 +1,165 @@
+"""Slides of an object as tensors: node features, patch features, roles of tiles, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sigmma_sc.tissue.graph import spatial_graph
+from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
+from sigmma_sc.tissue.split import held_out_samples, resolve_split, split_slide
+from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles
+from sigmma_sc.train.batches import SlideTensors, make_batch
+from sigmma_sc.train.features import PatchFeatures
+from sigmma_sc.train.nodes import CountsPCA, embedding_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.nn.towers import Towers
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Setup
+
+INFERENCE_TILES = 64
+
+
+@dataclass
+class SlideEmbedding:
+    """Embeddings of one slide over the tiles that cover its image.
+
+    Attributes
+    ----------
+    slide, tiles
+        The slide and its covering tiles.
+    covered
+        Cells with an embedding, ``(n_cells,)``.
+    cells
+        Cell embeddings by scale, ``(n_cells, d)``; rows of cells that are not covered are undefined.
+    image, transcriptome
+        Tile embeddings by scale, ``(n_tiles, d)``.
+    """
+
+    slide: Slide
+    tiles: Tiles
+    covered: NDArray[np.bool_]
+    cells: dict[str, NDArray[np.float32]]
+    image: dict[str, NDArray[np.float32]]
+    transcriptome: dict[str, NDArray[np.float32]]
+
+
+class TissueData:
+    """What a model knows of its tissue: setup, encoder, node features, and which tile played which role.
+
+    Parameters
+    ----------
+    setup, encoder, config
+        Of the model.
+    """
+
+    def __init__(self, setup: Setup, encoder: ImageEncoder, config: dict[str, Any]):
+        self.setup, self.config = setup, config
+        self.features = PatchFeatures(encoder)
+        self.nodes: CountsPCA | None = None
+        self.split: str | dict[str, list[str]] | None = None
+        self.roles: dict[str, NDArray] = {}
+
+    def slides(self, tissue: Any) -> list[Slide]:
+        """Slides of an object or of objects by name, in order."""
+        if not isinstance(tissue, dict):
+            return resolve_slides(tissue, stored_setup(tissue) or self.setup)
+        return [s for name, one in tissue.items() for s in resolve_slides(one, stored_setup(one) or self.setup, f"{name}/")]
+
+    def covering(self, slide: Slide) -> tuple[Tiles, NDArray[np.int64]]:
+        """Tiles that cover a slide, and each cell's own."""
+        return covering_tiles(slide.xy, slide.width, slide.height, self.side(slide))
+
+    def side(self, slide: Slide) -> float:
+        """Side of a tile in px of the slide."""
+        return self.setup.tile_size / slide.microns_per_pixel
+
+    def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
+        """Decide once which tiles train, validate and test."""
+        samples = [slide.sample for slide in slides]
+        resolved = resolve_split(split, samples)
+        held = resolved if isinstance(resolved, dict) else held_out_samples(samples, self.config["seed"]) if resolved == "sample" else None
+        for slide in slides:
+            tiles, _ = self.covering(slide)
+            usable = tiles.n_cells >= self.config["min_cells"]
+            if held is None:
+                self.roles[slide.name] = split_slide(tiles, usable, resolved, self.config["seed"])
+            else:
+                role = next((r for r, names in held.items() if slide.sample in names), "train")
+                self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
+        self.split = resolved if held is None else held
+
+    def roles_of(self, slide: Slide, n_tiles: int) -> NDArray:
+        """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""
+        role = self.roles.get(slide.name)
+        return np.full(n_tiles, "unseen") if role is None or len(role) != n_tiles else role
+
+    def fit_nodes(self, slides: Sequence[Slide]) -> None:
+        """Fit the default node features on the cells of training tiles alone."""
+        if self.setup.features_key is not None:
+            return
+        parts = []
+        for slide in slides:
+            tiles, own = self.covering(slide)
+            train = np.isin(own, np.flatnonzero(self.roles_of(slide, len(tiles)) == "train"))
+            table = get_table(slide.sdata, stored_setup(slide.sdata) or self.setup)
+            parts.append((table, slide.rows[train]))
+        self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config["seed"])
+
+    def tensors(self, slide: Slide, tiles: Tiles, device: torch.device, cells: bool = True) -> SlideTensors:
+        """Everything that batches of these tiles need."""
+        crops, index = crops_of_tiles(tiles, self.setup.grids)
+        patches = self.features(slide, crops, device)
+        nodes = adjacency = None
+        if cells and slide.region is not None:
+            setup = stored_setup(slide.sdata) or self.setup
+            table = get_table(slide.sdata, setup)
+            if self.nodes is None:
+                values = embedding_of(table, slide.rows, setup)
+            else:
+                values = self.nodes.transform(table, slide.rows, setup.layer)
+            nodes = torch.from_numpy(values)
+            adjacency = spatial_graph(slide.xy * slide.microns_per_pixel, self.config["n_neighs"], self.config["radius"])
+        return SlideTensors(tiles, slide.xy, nodes, adjacency, patches, index)
+
+    @torch.no_grad()
+    def embed(self, module: Towers, tissue: Any, cells: bool) -> list[SlideEmbedding]:
+        """Embed every slide of an object: tiles in both towers, and cells if asked."""
+        module.eval()
+        return [self._embed_slide(module, slide, cells) for slide in self.slides(tissue)]
+
+    def _embed_slide(self, module: Towers, slide: Slide, cells: bool) -> SlideEmbedding:
+        device = next(module.parameters()).device
+        tiles, own = self.covering(slide)
+        data = self.tensors(slide, tiles, device, cells)
+        with_cells = cells and slide.region is not None
+        n_latent = self.config["n_latent"]
+        out = SlideEmbedding(slide, tiles, own >= 0, {}, {}, {})
+        sizes = {"image": len(tiles), "transcriptome": len(tiles) * with_cells, "cells": len(slide.xy) * with_cells}
+        for kind, n in sizes.items():
+            getattr(out, kind).update({s: np.zeros((n, n_latent), np.float32) for s in module.scales})
+        for start in range(0, len(tiles), INFERENCE_TILES):
+            which = np.arange(start, min(start + INFERENCE_TILES, len(tiles)))
+            for s, z in module.embed_images(data.patch_batch(which).to(device)).items():
+                out.image[s][which] = z.cpu().numpy()
+            if not with_cells:
+                continue
+            batch = make_batch(data, which, self.setup.grids)
+            buckets = [bucket.to(device) for bucket in batch["buckets"]]
+            h, z = module.embed_cells(batch["x"].to(device), buckets, len(which))
+            position = batch["cells"].numpy()
+            # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
+            mine = own[position] == which[batch["tile"].numpy()]
+            for s in module.scales:
+                out.transcriptome[s][which] = z[s].cpu().numpy()
+                out.cells[s][position[mine]] = h[s].cpu().numpy()[mine]
+        return out

@@ -1,0 +1,66 @@
+"""Task 1 on a model's tiles: expression from image embeddings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sigmma_sc.metrics.expression import expression_probe
+from sigmma_sc.tissue.setup import get_table, stored_setup
+from sigmma_sc.tissue.tiling import crops_of_tiles
+from sigmma_sc.train.nodes import counts_of, positions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
+
+    from sigmma_sc.train.data import SlideEmbedding
+
+    Chosen = list[tuple[SlideEmbedding, NDArray[np.int64]]]
+
+
+def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> pd.DataFrame:
+    """Per gene figures of the aligned embedding, the frozen encoder and the gene mean."""
+    first = get_table(train[0][0].slide.sdata, stored_setup(train[0][0].slide.sdata) or model.setup)
+    genes = list(map(str, first.var_names))
+    train_counts, test_counts = (_counts(model, part, genes) for part in (train, test))
+    slides = np.concatenate([np.full(len(which), e.slide.name) for e, which in test])
+    tables = [
+        expression_probe(
+            features(model, train), train_counts, features(model, test), test_counts, genes, protocol=protocol, groups=slides
+        )
+        for features in (_aligned, _frozen)
+    ]
+    return tables[0].assign(pcc_frozen=tables[1]["pcc"].to_numpy(), mse_frozen=tables[1]["mse"].to_numpy())
+
+
+def _aligned(model: Any, chosen: Chosen) -> NDArray[np.float32]:
+    return np.concatenate([np.concatenate([e.image[s][which] for s in model.setup.scales], axis=1) for e, which in chosen])
+
+
+def _frozen(model: Any, chosen: Chosen) -> NDArray[np.float32]:
+    """The encoder's own features: mean over each grid, grids side by side."""
+    sizes = np.cumsum([b * b for b in model.setup.grids])[:-1]
+    out = []
+    for e, which in chosen:
+        crops, index = crops_of_tiles(e.tiles.take(which), model.setup.grids)
+        patches = model.data.features(e.slide, crops, model.device).float().numpy()[index]
+        out.append(np.concatenate([part.mean(axis=1) for part in np.split(patches, sizes, axis=1)], axis=1))
+    return np.concatenate(out)
+
+
+def _counts(model: Any, chosen: Chosen, genes: list[str]) -> csr_matrix:
+    """Raw counts pooled over each tile's cells, ``(n_tiles, n_genes)``."""
+    from scipy.sparse import csr_matrix, vstack
+
+    pooled = []
+    for e, which in chosen:
+        table = get_table(e.slide.sdata, stored_setup(e.slide.sdata) or model.setup)
+        tiles = e.tiles.take(which)
+        member = csr_matrix(
+            (np.ones(len(tiles.cells), np.float32), tiles.cells, tiles.indptr), shape=(len(tiles), len(e.slide.rows))
+        )
+        pooled.append(member @ counts_of(table, e.slide.rows, model.setup.layer)[:, positions(table, genes)])
+    return vstack(pooled, format="csr")

@@ -1,0 +1,97 @@
+"""Patch features of a frozen image encoder, computed once for each distinct crop."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sigmma_sc.tissue.pixels import read_crops
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.tissue.frame import Slide
+
+GPU_BATCH = 128
+CPU_BATCHES = (4, 8, 32)
+MEASURE_FROM = 2000
+"""Crops from which measuring the fastest batch on a CPU pays off."""
+
+
+class PatchFeatures:
+    """Features of image crops, remembered by slide and crop.
+
+    Parameters
+    ----------
+    encoder
+        Frozen encoder.
+    progress
+        Show a progress bar.
+    """
+
+    def __init__(self, encoder: ImageEncoder, progress: bool = True):
+        self.encoder, self.progress = encoder, progress
+        self._known: dict[tuple[int, str], tuple[object, dict[tuple[float, ...], int], torch.Tensor]] = {}
+        self._batch: tuple[int, bool] | None = None
+
+    def __call__(self, slide: Slide, crops: NDArray[np.float64], device: torch.device) -> torch.Tensor:
+        """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded."""
+        name = (id(slide.sdata), slide.image_key)
+        # The object is kept beside its features, so that its id cannot come to mean another one.
+        _, places, stored = self._known.get(name, (slide.sdata, {}, torch.empty(0, self.encoder.dim, dtype=torch.float16)))
+        keys = [tuple(key) for key in np.round(crops, 3).tolist()]
+        new = np.array([k for k, key in enumerate(keys) if key not in places], dtype=np.int64)
+        if len(new):
+            fresh = self._encode(slide, crops[new], device)
+            places = {**places, **{keys[k]: len(stored) + n for n, k in enumerate(new)}}
+            stored = torch.cat([stored, fresh])
+            self._known[name] = (slide.sdata, places, stored)
+        return stored[[places[key] for key in keys]]
+
+    def _encode(self, slide: Slide, crops: NDArray[np.float64], device: torch.device) -> torch.Tensor:
+        from rich.progress import track
+
+        self.encoder.to(device)
+        out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
+        batch, channels_last = self._fastest(len(crops), device)
+        groups = read_crops(slide, crops, self.encoder.input_size)
+        total = len(crops)
+        for index, pixels in track(_chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress):
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            out[torch.from_numpy(index)] = self.encoder.encode(images.to(device)).cpu().half()
+        return out
+
+    def _fastest(self, n_crops: int, device: torch.device) -> tuple[int, bool]:
+        """Batch size and memory layout; on a CPU they change the speed several times over, so they are measured once."""
+        if device.type != "cpu":
+            return GPU_BATCH, True
+        if self._batch is None and n_crops >= MEASURE_FROM:
+            self._batch = min(
+                ((batch, last) for batch in CPU_BATCHES for last in (False, True)), key=lambda choice: self._seconds(*choice)
+            )
+        return self._batch or (CPU_BATCHES[-1], False)
+
+    def _seconds(self, batch: int, channels_last: bool) -> float:
+        """Seconds per crop, the better of two runs."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        images = torch.zeros(batch, 3, self.encoder.input_size, self.encoder.input_size, dtype=torch.uint8)
+        images = images.contiguous(memory_format=layout)
+        self.encoder.encode(images)
+        times = []
+        for _ in range(2):
+            start = time.perf_counter()
+            self.encoder.encode(images)
+            times.append((time.perf_counter() - start) / batch)
+        return min(times)
+
+
+def _chunks(groups, batch: int):
+    """Cut the reader's groups into batches."""
+    for index, pixels in groups:
+        for start in range(0, len(index), batch):
+            yield index[start : start + batch], pixels[start : start + batch]

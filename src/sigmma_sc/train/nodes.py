@@ -1,0 +1,136 @@
+"""Node features: PCA of log-normalised counts, or an embedding the user brings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc._checks import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from sigmma_sc.tissue.setup import Setup
+
+N_COMPONENTS = 50
+MAX_FIT_CELLS = 100_000
+"""Cells drawn to fit the PCA: more add time and memory, not directions."""
+
+CHUNK = 50_000
+
+
+class CountsPCA:
+    """PCA of log-normalised counts, fitted on training cells and applied to any.
+
+    Attributes
+    ----------
+    genes
+        Genes in order.
+    target_sum
+        Counts per cell after normalisation: the median of the training cells.
+    mean, components
+        ``(n_genes,)`` and ``(n_components, n_genes)``.
+    """
+
+    def __init__(self, genes: list[str], target_sum: float, mean: NDArray, components: NDArray):
+        self.genes, self.target_sum, self.mean, self.components = genes, target_sum, mean, components
+
+    @classmethod
+    def fit(cls, parts: Sequence[tuple[AnnData, NDArray[np.int64]]], layer: str | None, seed: int) -> CountsPCA:
+        """Fit on some rows of tables of raw counts (as scanpy's normalize_total and log1p, scikit-learn's PCA)."""
+        from scipy.sparse import vstack
+        from sklearn.decomposition import PCA
+
+        genes = list(map(str, parts[0][0].var_names))
+        share = min(1.0, MAX_FIT_CELLS / max(1, sum(len(rows) for _, rows in parts)))
+        rng = np.random.default_rng(seed)
+        counts = []
+        for table, rows in parts:
+            some = np.sort(rng.choice(rows, int(np.ceil(share * len(rows))), replace=False))
+            counts.append(counts_of(table, some, layer)[:, positions(table, genes)])
+        counts = vstack(counts, format="csr")
+        totals = np.asarray(counts.sum(axis=1)).ravel()
+        if not (totals > 0).any():
+            raise SetupError("No training cell has any count. Check the layer of raw counts.")
+        target_sum = float(np.median(totals[totals > 0]))
+        logs = log_normalise(counts, target_sum)
+        n_components = min(N_COMPONENTS, min(logs.shape) - 1)
+        # The covariance of a targeted panel is small; of a whole transcriptome it is not.
+        solver = "covariance_eigh" if logs.shape[1] <= 4000 else "arpack"
+        pca = PCA(n_components, svd_solver=solver, random_state=seed).fit(logs)
+        return cls(genes, target_sum, pca.mean_.ravel(), pca.components_)
+
+    def transform(self, table: AnnData, rows: NDArray[np.int64], layer: str | None) -> NDArray[np.float32]:
+        """Components ``(n, n_components)`` of some rows; genes are matched by name."""
+        where = positions(table, self.genes)
+        out = np.empty((len(rows), len(self.components)), np.float32)
+        offset = self.mean @ self.components.T
+        for start in range(0, len(rows), CHUNK):
+            part = counts_of(table, rows[start : start + CHUNK], layer)[:, where]
+            out[start : start + CHUNK] = log_normalise(part, self.target_sum) @ self.components.T - offset
+        return out
+
+
+def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
+    """Columns of a table that hold ``genes``, matched by name."""
+    where = table.var_names.get_indexer(genes)
+    if (where < 0).any():
+        missing = [gene for gene, k in zip(genes, where, strict=True) if k < 0]
+        raise SetupError(
+            f"{len(missing)} of {len(genes)} genes the model is trained on are missing, e.g. {', '.join(missing[:5])}. "
+            "Bring the same panel, or train with features_key=… on an embedding that all slides share."
+        )
+    return where
+
+
+def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None):
+    """Raw counts of some rows as a CSR matrix.
+
+    Raises
+    ------
+    SetupError
+        The values are no counts: negative, or not whole.
+    """
+    from scipy.sparse import csr_matrix
+
+    matrix = table.X if layer is None else table.layers[layer]
+    counts = csr_matrix(matrix[rows], dtype=np.float32)
+    some = counts.data[:100_000]
+    if len(some) and (some.min() < 0 or not np.array_equal(some, np.round(some))):
+        where = "X" if layer is None else f"layers[{layer!r}]"
+        raise SetupError(
+            f"{where} holds {some[some != np.round(some)][:1] or some.min()} where raw counts are needed: it seems normalised already. "
+            "Pass layer=… for the raw counts, or features_key=… for an embedding."
+        )
+    return counts
+
+
+def log_normalise(counts, target_sum: float):
+    """log1p of counts scaled to ``target_sum`` a cell; a cell without counts stays zero."""
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    scale = target_sum / np.maximum(totals, 1e-12)
+    logs = counts.copy()
+    logs.data = np.log1p(logs.data * np.repeat(scale, np.diff(logs.indptr)).astype(np.float32))
+    return logs
+
+
+def embedding_of(table: AnnData, rows: NDArray[np.int64], setup: Setup) -> NDArray[np.float32]:
+    """Rows of ``obsm[features_key]`` as float32.
+
+    Raises
+    ------
+    SetupError
+        A row is not finite.
+    """
+    values = np.asarray(table.obsm[setup.features_key][rows], dtype=np.float32)
+    bad = ~np.isfinite(values).all(axis=1)
+    if bad.any():
+        raise SetupError(
+            f"obsm[{setup.features_key!r}] has {int(bad.sum()):,} rows that are not finite, e.g. cell "
+            f"{table.obs_names[rows[bad][0]]!r}. Fill or remove these cells first."
+        )
+    return values

@@ -1,0 +1,81 @@
+"""The Lightning side of training."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from sigmma_sc.nn.towers import Towers
+
+
+class AlignmentPlan(pl.LightningModule):
+    """Sum of the scales' contrastive losses, by AdamW with a cosine schedule after a short warm-up.
+
+    Logs every scale's loss, and ln(batch) beside it: a run whose loss per scale stays at ln(batch) has learned nothing.
+
+    Parameters
+    ----------
+    module
+        The towers.
+    lr, weight_decay
+        Of AdamW.
+    """
+
+    def __init__(self, module: Towers, lr: float, weight_decay: float):
+        super().__init__()
+        self.module, self.lr, self.weight_decay = module, lr, weight_decay
+
+    def _step(self, batch: dict[str, Any], name: str, prefix: str) -> torch.Tensor:
+        n = len(batch["patches"])
+        losses = self.module.losses(self.module(batch))
+        total = torch.stack(list(losses.values())).sum()
+        options = {"batch_size": n, "on_epoch": True, "on_step": False}
+        self.log(name, total, prog_bar=True, **options)
+        for scale, loss in losses.items():
+            self.log(f"{prefix}_loss_{scale}", loss, **options)
+        self.log(f"{prefix}_ln_batch", math.log(n), **options)
+        return total
+
+    def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
+        """Loss of one batch."""
+        return self._step(batch, "train_loss_epoch", "train")
+
+    def validation_step(self, batch: dict[str, Any], _: int) -> None:
+        """Log the losses of one batch of held-out tiles."""
+        self._step(batch, "validation_loss", "validation")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; warm-up over a twentieth of the steps, then cosine to a hundredth."""
+        optimiser = torch.optim.AdamW(self.module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        warm = max(1, steps // 20)
+
+        def rate(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.01 + 0.495 * (1 + math.cos(math.pi * min(1.0, (step - warm) / max(1, steps - warm))))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class KeepBest(pl.Callback):
+    """Remember the weights of the lowest validation loss and put them back when training ends."""
+
+    def __init__(self) -> None:
+        self.loss, self.state = math.inf, None
+
+    def on_validation_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
+        """Copy the weights when this epoch is the best so far."""
+        loss = trainer.callback_metrics.get("validation_loss")
+        if loss is not None and not trainer.sanity_checking and float(loss) < self.loss:
+            self.loss = float(loss)
+            self.state = {name: value.detach().cpu().clone() for name, value in plan.module.state_dict().items()}
+
+    def on_fit_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
+        """Restore them."""
+        if self.state is not None:
+            plan.module.load_state_dict(self.state)

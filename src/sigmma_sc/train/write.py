@@ -1,0 +1,86 @@
+"""Write embeddings into a SpatialData object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from sigmma_sc import _keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from sigmma_sc.tissue.setup import Setup
+    from sigmma_sc.train.data import SlideEmbedding
+
+
+def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
+    """Names that a write would replace."""
+    found = [f"tables[{_keys.TILES!r}]"] * (_keys.TILES in sdata.tables)
+    found += [f"shapes[{name!r}]" for name in sdata.shapes if name == _keys.TILES or name.startswith(f"{_keys.TILES}_")]
+    if setup.table_key in sdata.tables:
+        table = sdata.tables[setup.table_key]
+        found += [f"obsm[{key!r}]" for key in map(_keys.obsm_cells, setup.scales) if key in table.obsm]
+    return found
+
+
+def write_cells(table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any]) -> None:
+    """Cell embeddings of every scale, rows in the order of the table."""
+    for scale, matrix in cells.items():
+        table.obsm[_keys.obsm_cells(scale)] = matrix
+    table.obs[_keys.COVERED] = ~np.isnan(next(iter(cells.values()))[:, 0])
+    table.uns[_keys.UNS] = _plain(params)
+
+
+def write_tiles(
+    sdata: SpatialData, embeddings: Sequence[SlideEmbedding], frames: Sequence[pd.DataFrame], params: dict[str, Any]
+) -> None:
+    """Tile squares as shapes in the image's frame, and a table over them with both towers' embeddings."""
+    from anndata import AnnData
+    from spatialdata.models import TableModel
+
+    names = [_keys.TILES if len(embeddings) == 1 else f"{_keys.TILES}_{e.slide.region or e.slide.image_key}" for e in embeddings]
+    for stale in [n for n in sdata.shapes if n == _keys.TILES or n.startswith(f"{_keys.TILES}_")]:
+        del sdata.shapes[stale]
+    obs = []
+    for e, name, frame in zip(embeddings, names, frames, strict=True):
+        sdata.shapes[name] = _squares(e)
+        obs.append(frame.assign(**{_keys.REGION: name, _keys.INSTANCE: np.arange(len(frame))}))
+    obs = pd.concat(obs)
+    for column in (_keys.REGION, "slide", "split"):
+        obs[column] = pd.Categorical(obs[column].astype(object))
+    obsm = {"spatial": np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])}
+    for tower in ("image", "transcriptome"):
+        for scale in getattr(embeddings[0], tower):
+            parts = [getattr(e, tower)[scale] for e in embeddings]
+            if all(len(part) == len(e.tiles) for part, e in zip(parts, embeddings, strict=True)):
+                obsm[f"{tower}_{scale}"] = np.concatenate(parts)
+    table = AnnData(obs=obs, obsm=obsm, uns={_keys.UNS: _plain(params)})
+    if _keys.TILES in sdata.tables:
+        del sdata.tables[_keys.TILES]
+    sdata.tables[_keys.TILES] = TableModel.parse(
+        table, region=names if len(names) > 1 else names[0], region_key=_keys.REGION, instance_key=_keys.INSTANCE
+    )
+
+
+def _squares(e: SlideEmbedding):
+    from geopandas import GeoDataFrame
+    from shapely import box
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import get_transformation
+
+    x, y = e.tiles.origins.T
+    squares = GeoDataFrame(geometry=box(x, y, x + e.tiles.side, y + e.tiles.side))
+    transform = get_transformation(e.slide.sdata.images[e.slide.image_key], e.slide.coordinate_system)
+    return ShapesModel.parse(squares, transformations={e.slide.coordinate_system: transform})
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    """Without ``None``, which not every AnnData can write."""
+    return {key: value for key, value in params.items() if value is not None}
