@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SIGMMA", "ImageEncoder", "datasets", "list_encoders", "metrics", "pl", "pp", "tl"]
 
-_HOMES = {"SIGMMA": "sigmma_sc.model", "ImageEncoder": "sigmma_sc.nn.encoders", "list_encoders": "sigmma_sc.nn.encoders"}
+_HOMES = {
+    "SIGMMA": "sigmma_sc.model",
+    "ImageEncoder": "sigmma_sc.nn.encoders",
+    "list_encoders": "sigmma_sc.nn.encoders",
+}
 
 
 def __getattr__(name: str) -> Any:

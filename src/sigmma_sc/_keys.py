@@ -10,7 +10,17 @@ COVERED = "sigmma_covered"
 """``adata.obs`` column: whether the cell lies under the image and so has an embedding."""
 
 TILES = "sigmma_tiles"
-"""Name of the tile table and of the tile squares in ``sdata.tables`` and ``sdata.shapes``."""
+"""Name of the tile table in ``sdata.tables``."""
+
+
+def tile_squares(region: str) -> str:
+    """Name in ``sdata.shapes`` of one slide's tile squares.
+
+    It cannot be the table's name: SpatialData keeps names unique across all kinds of elements, and one element of shapes
+    cannot hold the squares of slides that lie in different coordinate systems.
+    """
+    return f"{TILES}_{region}"
+
 
 REGION = "region"
 INSTANCE = "tile_id"

@@ -17,7 +17,7 @@ from sigmma_sc._checks import (
     require_choice,
     require_positive,
 )
-from sigmma_sc.tissue.setup import Setup, get_table, register, resolve_slides, stored_setup
+from sigmma_sc.tissue.setup import Setup, get_table, register, stored_setup
 from sigmma_sc.train.data import SlideEmbedding, TissueData
 
 if TYPE_CHECKING:
@@ -214,7 +214,11 @@ class SIGMMA:
             raise SetupError(f"stride={stride!r} µm must divide tile_size={self.setup.tile_size} µm.")
         if early_stopping:
             # scvi-tools would watch an ELBO that we do not have.
-            trainer_kwargs = {"early_stopping_monitor": "validation_loss", "early_stopping_min_delta": 0.0, **trainer_kwargs}
+            trainer_kwargs = {
+                "early_stopping_monitor": "validation_loss",
+                "early_stopping_min_delta": 0.0,
+                **trainer_kwargs,
+            }
         fit(
             self, split, stride, batch_size, lr, weight_decay, max_epochs=int(max_epochs), accelerator=accelerator,
             devices=devices, precision=precision, early_stopping=early_stopping,
@@ -256,7 +260,9 @@ class SIGMMA:
         out = {}
         for name, one in tissue.items():
             cells = self._cell_matrices(one, [e for e in embeddings if e.slide.sdata is one])
-            out[name] = np.concatenate([cells[s] for s in self.setup.scales], axis=1) if scale == "all" else cells[scale]
+            out[name] = (
+                np.concatenate([cells[s] for s in self.setup.scales], axis=1) if scale == "all" else cells[scale]
+            )
         return out if isinstance(self.sdata if sdata is None else sdata, dict) else next(iter(out.values()))
 
     def get_tile_representation(
@@ -284,7 +290,9 @@ class SIGMMA:
         require_choice(scale, (*self.setup.scales, "all"), "scale")
         embeddings = self._embed(sdata, cells=modality == "transcriptome")
         if modality == "transcriptome" and any(e.slide.region is None for e in embeddings):
-            raise SetupError("modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'.")
+            raise SetupError(
+                "modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'."
+            )
         matrix = np.concatenate([_at_scale(getattr(e, modality), scale) for e in embeddings])
         obs = pd.concat([self._tile_obs(e) for e in embeddings])
         centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
@@ -294,8 +302,8 @@ class SIGMMA:
         """Write embeddings into the object.
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``; tiles get ``tables["sigmma_tiles"]`` with
-        both towers' embeddings in ``obsm`` and their squares in ``shapes["sigmma_tiles"]`` (with several slides in one
-        object, ``sigmma_tiles_<region>`` each); parameters go to ``uns["sigmma"]``.
+        both towers' embeddings in ``obsm`` and their squares in ``shapes["sigmma_tiles_<region>"]``; parameters go to
+        ``uns["sigmma"]``.
 
         Parameters
         ----------
@@ -347,7 +355,9 @@ class SIGMMA:
         slide = np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])
         return retrieval_table(image, transcriptome, slide)
 
-    def evaluate_expression(self, sdata: Tissue | None = None, split: str = "test", protocol: str = "default") -> pd.DataFrame:
+    def evaluate_expression(
+        self, sdata: Tissue | None = None, split: str = "test", protocol: str = "default"
+    ) -> pd.DataFrame:
         """Expression of tiles predicted from their image embedding by a ridge probe (Task 1, paper section 6.1).
 
         The probe is fitted on the training tiles, genes are chosen there, and a gene-mean predictor and the frozen
@@ -411,7 +421,9 @@ class SIGMMA:
 
     def _trained(self) -> Any:
         if not self.is_trained_:
-            raise NotTrainedError("The model has not been trained. Call model.train() first, or SIGMMA.load(path, sdata).")
+            raise NotTrainedError(
+                "The model has not been trained. Call model.train() first, or SIGMMA.load(path, sdata)."
+            )
         return self.module
 
     @staticmethod
@@ -482,7 +494,9 @@ class SIGMMA:
                 wanted = usable
             chosen.append((e, np.flatnonzero(wanted)))
         if not sum(len(which) for _, which in chosen):
-            raise SetupError(f"No tile belongs to split={split!r}. The model was trained with split={self.data.split!r}.")
+            raise SetupError(
+                f"No tile belongs to split={split!r}. The model was trained with split={self.data.split!r}."
+            )
         return chosen
 
 

@@ -38,7 +38,9 @@ class Bucket:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Bucket:
         """Move to a device; Lightning's batch transfer calls this."""
-        return Bucket(*(getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__))
+        return Bucket(
+            *(getattr(self, name).to(device, non_blocking=non_blocking) for name in self.__dataclass_fields__)
+        )
 
 
 class PairScore(torch.autograd.Function):

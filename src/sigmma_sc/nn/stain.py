@@ -15,7 +15,7 @@ STAINS = ("haematoxylin", "eosin", "residual")
 _HAEMATOXYLIN = (0.65, 0.70, 0.29)
 _EOSIN = (0.07, 0.99, 0.11)
 
-_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.95)
 _AMOUNTS = (0.12, 0.25, 0.5, 1.0)  # doublings: nuclei measured from 0.2 in a pink scan to 1.2 in a blue one
 _WHITE, _WHITE_SOFTNESS = 0.08, 0.02  # mean optical density below which light passes freely
 _LAGS = (1, 2, 4, 8, 16)  # pixels of the half-size crop

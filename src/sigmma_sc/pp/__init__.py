@@ -1,0 +1,5 @@
+"""Before training: whether everything lies where it should."""
+
+from sigmma_sc.pp.registration import check_registration
+
+__all__ = ["check_registration"]

@@ -96,12 +96,17 @@ def affine_to(element: Any, coordinate_system: str, what: str) -> NDArray[np.flo
 
     transforms = get_transformation(element, get_all=True)
     require_key(
-        coordinate_system, transforms, "coordinate_system", f"{what} must have a transformation to the system of the cells."
+        coordinate_system,
+        transforms,
+        "coordinate_system",
+        f"{what} must have a transformation to the system of the cells.",
     )
     try:
         matrix = np.asarray(transforms[coordinate_system].to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
     except (ValueError, NotImplementedError) as error:
-        raise SetupError(f"The transform of {what} to {coordinate_system!r} is not affine in the plane: {error}") from error
+        raise SetupError(
+            f"The transform of {what} to {coordinate_system!r} is not affine in the plane: {error}"
+        ) from error
     if abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
         raise SetupError(f"The transform of {what} to {coordinate_system!r} is singular: {matrix[:2].tolist()}.")
     return matrix

@@ -85,7 +85,9 @@ def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDAr
     cx0, cy0, cx1, cy1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if cx0 < cx1 and cy0 < cy1:
         part = level.isel(x=slice(cx0, cx1), y=slice(cy0, cy1), c=slice(0, 3)).transpose("y", "x", "c")
-        out[cy0 - y0 : cy1 - y0, cx0 - x0 : cx1 - x0] = to_uint8(part.data.compute() if hasattr(part.data, "compute") else part.data)
+        out[cy0 - y0 : cy1 - y0, cx0 - x0 : cx1 - x0] = to_uint8(
+            part.data.compute() if hasattr(part.data, "compute") else part.data
+        )
     return out
 
 

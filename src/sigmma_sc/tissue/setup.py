@@ -170,14 +170,18 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     region_key = table.uns["spatialdata_attrs"]["region_key"]
     rows = np.flatnonzero((table.obs[region_key] == region).to_numpy())
     if not len(rows):
-        raise SetupError(f"The table annotates region {region!r} but has no row with obs[{region_key!r}] == {region!r}.")
+        raise SetupError(
+            f"The table annotates region {region!r} but has no row with obs[{region_key!r}] == {region!r}."
+        )
     element, keys = cell_element(sdata, table, region, rows)
     image_to_cs = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
     cells_to_cs = affine_to(element, system, f"region {region!r}")
     xy = apply_affine(np.linalg.inv(image_to_cs) @ cells_to_cs, centroids(element, keys, region))
     if not np.isfinite(xy).all():
         bad = keys[~np.isfinite(xy).all(axis=1)]
-        raise SetupError(f"{len(bad):,} cells of region {region!r} have no finite position, e.g. {bad[0]!r}. Remove them first.")
+        raise SetupError(
+            f"{len(bad):,} cells of region {region!r} have no finite position, e.g. {bad[0]!r}. Remove them first."
+        )
     slide = Slide(
         name=prefix + region,
         sdata=sdata,

@@ -107,7 +107,9 @@ def split_slide(tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int) -
         role[(role == "train") & near(tiles, tiles.origins[np.isin(role, ["test", "val"])])] = "guard"
     role[~usable] = "unused"
     if not (role == "train").any():
-        raise SetupError(f"split={kind!r} leaves no training tile on a slide of {int(usable.sum())} tiles. Use a smaller tile_size.")
+        raise SetupError(
+            f"split={kind!r} leaves no training tile on a slide of {int(usable.sum())} tiles. Use a smaller tile_size."
+        )
     return role
 
 

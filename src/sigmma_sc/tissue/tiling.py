@@ -84,7 +84,10 @@ def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float
 def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float, stride: float) -> Tiles:
     """Tiles at every lattice point of step ``stride`` px that lie wholly on the image; phase = offset in the lattice."""
     per_side = max(1, round(side / stride))
-    steps = [np.arange(int((extent - side) / stride + 1e-9) + 1) if extent >= side else np.array([0]) for extent in (width, height)]
+    steps = [
+        np.arange(int((extent - side) / stride + 1e-9) + 1) if extent >= side else np.array([0])
+        for extent in (width, height)
+    ]
     gx, gy = np.meshgrid(*steps)
     phase = (gx % per_side) + per_side * (gy % per_side)
     origins = np.column_stack([gx.ravel(), gy.ravel()]) * stride
@@ -97,7 +100,9 @@ def _with_cells(origins: NDArray, phase: NDArray, xy: NDArray, side: float) -> T
 
     # A hair wider than the half-open square, so that rounding of a shifted border tile loses no cell.
     reach = side * (1 + 1e-9)
-    near = cKDTree(xy).query_ball_point(origins + side / 2, side * 0.5001, p=np.inf, return_sorted=True) if len(xy) else []
+    near = (
+        cKDTree(xy).query_ball_point(origins + side / 2, side * 0.5001, p=np.inf, return_sorted=True) if len(xy) else []
+    )
     lists = [np.asarray(found, np.int64) for found in near] or [np.empty(0, np.int64)] * len(origins)
     tile = np.repeat(np.arange(len(origins)), [len(found) for found in lists])
     cells = np.concatenate(lists) if len(lists) else np.empty(0, np.int64)

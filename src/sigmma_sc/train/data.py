@@ -73,7 +73,9 @@ class TissueData:
         """Slides of an object or of objects by name, in order."""
         if not isinstance(tissue, dict):
             return resolve_slides(tissue, stored_setup(tissue) or self.setup)
-        return [s for name, one in tissue.items() for s in resolve_slides(one, stored_setup(one) or self.setup, f"{name}/")]
+        return [
+            s for name, one in tissue.items() for s in resolve_slides(one, stored_setup(one) or self.setup, f"{name}/")
+        ]
 
     def covering(self, slide: Slide) -> tuple[Tiles, NDArray[np.int64]]:
         """Tiles that cover a slide, and each cell's own."""
@@ -87,7 +89,13 @@ class TissueData:
         """Decide once which tiles train, validate and test."""
         samples = [slide.sample for slide in slides]
         resolved = resolve_split(split, samples)
-        held = resolved if isinstance(resolved, dict) else held_out_samples(samples, self.config["seed"]) if resolved == "sample" else None
+        held = (
+            resolved
+            if isinstance(resolved, dict)
+            else held_out_samples(samples, self.config["seed"])
+            if resolved == "sample"
+            else None
+        )
         for slide in slides:
             tiles, _ = self.covering(slide)
             usable = tiles.n_cells >= self.config["min_cells"]
@@ -128,7 +136,9 @@ class TissueData:
             else:
                 values = self.nodes.transform(table, slide.rows, setup.layer)
             nodes = torch.from_numpy(values)
-            adjacency = spatial_graph(slide.xy * slide.microns_per_pixel, self.config["n_neighs"], self.config["radius"])
+            adjacency = spatial_graph(
+                slide.xy * slide.microns_per_pixel, self.config["n_neighs"], self.config["radius"]
+            )
         return SlideTensors(tiles, slide.xy, nodes, adjacency, patches, index)
 
     @torch.no_grad()

@@ -29,7 +29,13 @@ def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> 
     slides = np.concatenate([np.full(len(which), e.slide.name) for e, which in test])
     tables = [
         expression_probe(
-            features(model, train), train_counts, features(model, test), test_counts, genes, protocol=protocol, groups=slides
+            features(model, train),
+            train_counts,
+            features(model, test),
+            test_counts,
+            genes,
+            protocol=protocol,
+            groups=slides,
         )
         for features in (_aligned, _frozen)
     ]
@@ -37,7 +43,9 @@ def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> 
 
 
 def _aligned(model: Any, chosen: Chosen) -> NDArray[np.float32]:
-    return np.concatenate([np.concatenate([e.image[s][which] for s in model.setup.scales], axis=1) for e, which in chosen])
+    return np.concatenate(
+        [np.concatenate([e.image[s][which] for s in model.setup.scales], axis=1) for e, which in chosen]
+    )
 
 
 def _frozen(model: Any, chosen: Chosen) -> NDArray[np.float32]:

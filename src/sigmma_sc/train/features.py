@@ -42,7 +42,9 @@ class PatchFeatures:
         """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded."""
         name = (id(slide.sdata), slide.image_key)
         # The object is kept beside its features, so that its id cannot come to mean another one.
-        _, places, stored = self._known.get(name, (slide.sdata, {}, torch.empty(0, self.encoder.dim, dtype=torch.float16)))
+        _, places, stored = self._known.get(
+            name, (slide.sdata, {}, torch.empty(0, self.encoder.dim, dtype=torch.float16))
+        )
         keys = [tuple(key) for key in np.round(crops, 3).tolist()]
         new = np.array([k for k, key in enumerate(keys) if key not in places], dtype=np.int64)
         if len(new):
@@ -60,7 +62,9 @@ class PatchFeatures:
         batch, channels_last = self._fastest(len(crops), device)
         groups = read_crops(slide, crops, self.encoder.input_size)
         total = len(crops)
-        for index, pixels in track(_chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress):
+        for index, pixels in track(
+            _chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress
+        ):
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
             out[torch.from_numpy(index)] = self.encoder.encode(images.to(device)).cpu().half()
@@ -72,7 +76,8 @@ class PatchFeatures:
             return GPU_BATCH, True
         if self._batch is None and n_crops >= MEASURE_FROM:
             self._batch = min(
-                ((batch, last) for batch in CPU_BATCHES for last in (False, True)), key=lambda choice: self._seconds(*choice)
+                ((batch, last) for batch in CPU_BATCHES for last in (False, True)),
+                key=lambda choice: self._seconds(*choice),
             )
         return self._batch or (CPU_BATCHES[-1], False)
 

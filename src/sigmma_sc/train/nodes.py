@@ -37,7 +37,9 @@ class CountsPCA:
     """
 
     def __init__(self, genes: list[str], target_sum: float, mean: NDArray, components: NDArray):
-        self.genes, self.target_sum, self.mean, self.components = genes, target_sum, mean, components
+        self.genes, self.target_sum = genes, target_sum
+        # One memory order, so that a loaded model multiplies in the same order and gives the same bits.
+        self.mean, self.components = np.ascontiguousarray(mean), np.ascontiguousarray(components)
 
     @classmethod
     def fit(cls, parts: Sequence[tuple[AnnData, NDArray[np.int64]]], layer: str | None, seed: int) -> CountsPCA:

@@ -44,7 +44,9 @@ def fit(
         data.assign_roles(slides, split)
         data.fit_nodes(slides)
     elif split != "auto" and data.split != resolve_split(split, [slide.sample for slide in slides]):
-        raise SetupError(f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}.")
+        raise SetupError(
+            f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
+        )
     device = parse_device_args(accelerator=trainer["accelerator"], devices=trainer["devices"], return_device="torch")[2]
     module_data = _batches(data, slides, stride, batch_size, seed, torch.device(device))
     if module_data.val is None:
@@ -55,7 +57,7 @@ def fit(
         if model.module is None:
             model.module = _build(model, module_data)
         plan = AlignmentPlan(model.module, lr, weight_decay)
-        callbacks = [*trainer.pop("callbacks", None) or [], KeepBest()]
+        callbacks = [*(trainer.pop("callbacks", None) or []), KeepBest()]
         TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)()
     for name, frame in model.history_.items():
         model.history_[name] = frame.astype(float)
@@ -90,8 +92,7 @@ def _batches(
         role = data.roles_of(slide, len(covering))
         if (role == "train").any():
             tiles = _training_tiles(data, slide, covering, role, stride)
-            for phase in np.unique(tiles.phase):
-                train.append((len(dataset), np.flatnonzero(tiles.phase == phase)))
+            train += [(len(dataset), np.flatnonzero(tiles.phase == phase)) for phase in np.unique(tiles.phase)]
             dataset.append(data.tensors(slide, tiles, device))
         if (role == "val").any():
             val.append((len(dataset), np.arange((role == "val").sum())))

@@ -57,7 +57,12 @@ def _describe(model: Any) -> dict[str, Any]:
         "format": FORMAT,
         "setup": model.setup.to_json(),
         "config": model.config,
-        "encoder": {"name": encoder.name, "dim": encoder.dim, "spec": encoder.spec, "fingerprint": encoder.fingerprint()},
+        "encoder": {
+            "name": encoder.name,
+            "dim": encoder.dim,
+            "spec": encoder.spec,
+            "fingerprint": encoder.fingerprint(),
+        },
         "n_nodes": model.module.node_standardise.mean.shape[0],
         "split": data.split,
         "roles": {slide: roles.tolist() for slide, roles in data.roles.items()},
@@ -81,7 +86,9 @@ def load(cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | 
 
     path = Path(path)
     if not (path / JSON).exists():
-        raise MissingKeyError(f"{path} holds no saved model ({JSON} is missing). Give the folder that model.save() wrote.")
+        raise MissingKeyError(
+            f"{path} holds no saved model ({JSON} is missing). Give the folder that model.save() wrote."
+        )
     described = json.loads((path / JSON).read_text())
     if described["format"] != FORMAT:
         raise SetupError(f"{path} has format {described['format']}, this version reads {FORMAT}. Update sigmma-sc.")
@@ -111,7 +118,9 @@ def load(cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | 
     model.module.eval()
     model.data.split = described["split"]
     model.data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
-    model.history_ = {k: pd.read_json(StringIO(v), orient="split").rename_axis("epoch") for k, v in described["history"].items()}
+    model.history_ = {
+        k: pd.read_json(StringIO(v), orient="split").rename_axis("epoch") for k, v in described["history"].items()
+    }
     model.is_trained_ = True
     return model
 

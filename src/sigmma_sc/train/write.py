@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
     """Names that a write would replace."""
     found = [f"tables[{_keys.TILES!r}]"] * (_keys.TILES in sdata.tables)
-    found += [f"shapes[{name!r}]" for name in sdata.shapes if name == _keys.TILES or name.startswith(f"{_keys.TILES}_")]
+    found += [f"shapes[{name!r}]" for name in sdata.shapes if name.startswith(_keys.tile_squares(""))]
     if setup.table_key in sdata.tables:
         table = sdata.tables[setup.table_key]
         found += [f"obsm[{key!r}]" for key in map(_keys.obsm_cells, setup.scales) if key in table.obsm]
@@ -45,8 +45,8 @@ def write_tiles(
     from anndata import AnnData
     from spatialdata.models import TableModel
 
-    names = [_keys.TILES if len(embeddings) == 1 else f"{_keys.TILES}_{e.slide.region or e.slide.image_key}" for e in embeddings]
-    for stale in [n for n in sdata.shapes if n == _keys.TILES or n.startswith(f"{_keys.TILES}_")]:
+    names = [_keys.tile_squares(e.slide.region or e.slide.image_key) for e in embeddings]
+    for stale in [name for name in sdata.shapes if name.startswith(_keys.tile_squares(""))]:
         del sdata.shapes[stale]
     obs = []
     for e, name, frame in zip(embeddings, names, frames, strict=True):

@@ -1,0 +1,119 @@
+"""Maps of niches at every scale beside reference labels (paper, Fig. 4a)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc import _keys
+from sigmma_sc._checks import require_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+# Paul Tol's muted scheme, distinguishable under the common colour-vision deficiencies; scanpy's palette beyond ten.
+PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")
+
+
+def niches(
+    adata: AnnData,
+    scales: Sequence[str] = _keys.SCALES,
+    reference: str | Sequence[str] = (),
+    key: str = "sigmma_niche",
+    basis: str = "spatial",
+    size: float | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Map the niches of each scale, and reference labels beside them.
+
+    Parameters
+    ----------
+    adata
+        Table with the labels of :func:`sigmma_sc.tl.niches`; a single slide.
+    scales
+        Scales to show.
+    reference
+        Further columns of ``obs`` to show first.
+    key
+        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+    basis
+        ``obsm`` key of the positions, y pointing down.
+    size
+        Area of a cell's dot in points²; by default from the density of cells.
+    show
+        Show the figure; by default when it is not saved.
+    save
+        File to write.
+
+    Returns
+    -------
+    The axes.
+    """
+    import matplotlib.pyplot as plt
+
+    reference = [reference] if isinstance(reference, str) else list(reference)
+    columns = reference + [f"{key}_{scale}" for scale in scales]
+    for column in columns:
+        require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
+    require_key(basis, adata.obsm, "basis")
+    xy = np.asarray(adata.obsm[basis])[:, :2]
+    width, height = np.ptp(xy, axis=0)
+    wide = width > 2 * height
+    n_rows, n_cols = (len(columns), 1) if wide else (-(-len(columns) // 4), min(4, len(columns)))
+    side = 11.0 if wide else 4.6
+    figure, axes = plt.subplots(
+        n_rows,
+        n_cols,
+        figsize=(side * n_cols, (side * height / width + 0.35) * n_rows),
+        squeeze=False,
+        layout="constrained",
+    )
+    panel_points = 72 * side * min(1.0, width / height)
+    size = size or (1.1 * panel_points * np.sqrt(height / width / len(xy))) ** 2
+    for ax, column in zip(axes.flat, columns, strict=False):
+        _map(ax, xy, adata.obs[column].astype("category"), size)
+        ax.set_title(column.removeprefix(f"{key}_"), fontsize=12)
+    for ax in axes.flat[len(columns) :]:
+        ax.remove()
+    if save is not None:
+        figure.savefig(save, dpi=150)
+    if show or (show is None and save is None):
+        plt.show()
+    elif save is not None:
+        plt.close(figure)
+    return list(axes.flat[: len(columns)])
+
+
+def _map(ax: Axes, xy: np.ndarray, labels, size: float) -> None:
+    from matplotlib.lines import Line2D
+    from scanpy.plotting.palettes import default_102
+
+    names = labels.cat.categories
+    colours = PALETTE if len(names) <= len(PALETTE) else default_102
+    codes = labels.cat.codes.to_numpy()
+    missing = codes < 0
+    ax.scatter(*xy[missing].T, s=size, c="#DDDDDD", linewidths=0, rasterized=True)
+    ax.scatter(
+        *xy[~missing].T, s=size, c=np.array(colours)[codes[~missing] % len(colours)], linewidths=0, rasterized=True
+    )
+    ax.set(aspect="equal", xticks=[], yticks=[])
+    ax.invert_yaxis()
+    ax.spines[:].set_visible(False)
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=colours[k % len(colours)], label=name, markersize=6)
+        for k, name in enumerate(names)
+    ]
+    ax.legend(
+        handles=handles,
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=8,
+        ncols=1 + len(names) // 18,
+    )

@@ -1,0 +1,58 @@
+"""Niches: Leiden clusters of the cell embeddings of each scale (paper, section 6.5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from sigmma_sc import _keys
+from sigmma_sc._checks import require_key, require_positive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+
+
+def niches(
+    adata: AnnData,
+    scales: Sequence[str] = _keys.SCALES,
+    resolution: float = 0.5,
+    n_neighbors: int = 15,
+    key_added: str = "sigmma_niche",
+    seed: int = 0,
+) -> None:
+    """Cluster the cells at each scale by scanpy's neighbours and Leiden.
+
+    Parameters
+    ----------
+    adata
+        Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`.
+    scales
+        Scales to cluster.
+    resolution, n_neighbors
+        Of Leiden and of the neighbour graph.
+    key_added
+        Writes ``obs[f"{key_added}_{scale}"]``, missing for cells without an embedding.
+    seed
+        Of both.
+    """
+    import scanpy as sc
+    from anndata import AnnData
+
+    require_positive(resolution, "resolution")
+    for scale in scales:
+        require_key(_keys.obsm_cells(scale), adata.obsm, "embedding", "Call model.write_embeddings() first.")
+    for scale in scales:
+        matrix = np.asarray(adata.obsm[_keys.obsm_cells(scale)])
+        covered = np.isfinite(matrix).all(axis=1)
+        # A table of its own: the user's neighbour graph and distances stay as they were.
+        cells = AnnData(matrix[covered], obs=pd.DataFrame(index=adata.obs_names[covered]))
+        sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
+        sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        labels = pd.Series(index=adata.obs_names, dtype=object)
+        labels[covered] = cells.obs["leiden"].astype(str).to_numpy()
+        order = [str(k) for k in range(cells.obs["leiden"].nunique())]
+        adata.obs[f"{key_added}_{scale}"] = pd.Categorical(labels, categories=order)
