@@ -255,7 +255,7 @@ class SIGMMA:
         :class:`~sigmma_sc._checks.CoverageWarning` tells. For a dict of objects, a dict of arrays.
         """
         require_choice(scale, (*self.setup.scales, "all"), "scale")
-        embeddings = self._embed(sdata, cells=True)
+        embeddings = self._embed(sdata, images=False)
         tissue = _objects(self.sdata if sdata is None else sdata)
         out = {}
         for name, one in tissue.items():
@@ -288,7 +288,7 @@ class SIGMMA:
 
         require_choice(modality, ("image", "transcriptome"), "modality")
         require_choice(scale, (*self.setup.scales, "all"), "scale")
-        embeddings = self._embed(sdata, cells=modality == "transcriptome")
+        embeddings = self._embed(sdata, images=modality == "image", cells=modality == "transcriptome")
         if modality == "transcriptome" and any(e.slide.region is None for e in embeddings):
             raise SetupError(
                 "modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'."
@@ -319,7 +319,7 @@ class SIGMMA:
         """
         from sigmma_sc.train.write import existing_keys, write_cells, write_tiles
 
-        embeddings = self._embed(sdata, cells=True)
+        embeddings = self._embed(sdata)
         tissue = _objects(self.sdata if sdata is None else sdata)
         found = [key for one in tissue.values() for key in existing_keys(one, self.setup)]
         if found and not overwrite:
@@ -446,10 +446,9 @@ class SIGMMA:
                 register(one, Setup(**{**self.setup.__dict__, "microns_per_pixel": None}))
         return sdata
 
-    def _embed(self, sdata: Tissue | None, cells: bool) -> list[SlideEmbedding]:
+    def _embed(self, sdata: Tissue | None, images: bool = True, cells: bool = True) -> list[SlideEmbedding]:
         module = self._trained()
-        tissue = self._resolve(sdata)
-        return self.data.embed(module, tissue, cells=cells)
+        return self.data.embed(module, self._resolve(sdata), images, cells)
 
     def _cell_matrices(self, one: SpatialData, embeddings: list[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:
         setup = stored_setup(one) or self.setup
@@ -486,7 +485,7 @@ class SIGMMA:
     def _evaluated(self, sdata: Tissue | None, split: str) -> list[tuple[SlideEmbedding, NDArray[np.int64]]]:
         require_choice(split, ("train", "val", "test", "all"), "split")
         chosen = []
-        for e in self._embed(sdata, cells=True):
+        for e in self._embed(sdata):
             role = self.data.roles_of(e.slide, len(e.tiles))
             usable = e.tiles.n_cells >= self.config["min_cells"]
             wanted = usable if split == "all" else usable & (role == split)

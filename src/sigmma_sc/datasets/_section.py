@@ -19,6 +19,7 @@ NICHES = {  # factors on nuclear area, haematoxylin and length/width; fibres and
     "exocrine_inflamed": (1.20, 0.82, 1.00, 0.55, 0.01),
 }
 """In the order 2 · compartment + (0 its usual neighbourhood, 1 its patches)."""
+GLAND, ACINAR = 1, 4  # the niches made of rosettes
 NEIGHBORHOOD_OF = np.array([0, 1, 0, 2, 1, 2])  # each occurs in two compartments, so neither tells the other
 TYPES = {
     # nucleus: area µm², length/width, haematoxylin, pale centre, clumped chromatin, nucleolus
@@ -61,7 +62,7 @@ def spread(xy: np.ndarray, diameter: np.ndarray, rounds: int, mobility: np.ndarr
 def thin(xy: np.ndarray, spacing: float) -> np.ndarray:
     """Mask of the points that have no earlier point within ``spacing``."""
     keep = np.ones(len(xy), bool)
-    keep[cKDTree(xy).query_pairs(spacing, output_type="ndarray").max(1, initial=-1)] = False
+    keep[cKDTree(xy).query_pairs(spacing, output_type="ndarray").max(1)] = False
     return keep
 
 
@@ -91,10 +92,10 @@ class Layout:
         bare = cls(side, fields, noise, turn, np.full((1, 2), -1e6), np.ones(1), np.zeros(1, int))
         place = MARGIN + rng.uniform(0, side, (int(1.15 * (side / PATCH) ** 2) + 1, 2))
         place = spread(place, np.full(len(place), PATCH + 2), 20)
-        place = place[thin(place, PATCH - 2) & (bare.depth(place) > 18)]
+        place = place[thin(place, PATCH - 2) & (bare.depth(place) > 26)]
         niche = bare.locate(place)[0]
-        niche += rng.random(len(place)) < np.array([0.65, 0.60, 0.38])[niche // 2]
-        is_patch = ~np.isin(niche, (0, 2))  # the diffuse neighbourhood has none
+        niche += rng.random(len(place)) < np.array([0.65, 0.60, 0.42])[niche // 2]
+        is_patch = NEIGHBORHOOD_OF[niche] != 0  # the diffuse neighbourhood has none
         place, niche = np.r_[bare.centre, place[is_patch]], np.r_[0, niche[is_patch]]
         return cls(side, fields, noise, turn, place, rng.uniform(20, 24.5, len(place)), niche)
 
@@ -106,7 +107,7 @@ class Layout:
     @property
     def lumen(self) -> np.ndarray:
         """Radius of the lumen of a rosette: wide in tumour glands, narrow in acini."""
-        return np.where(self.niche == 1, self.radius - 12.0, 2.5)
+        return np.where(self.niche == GLAND, self.radius - 12.0, 2.5)
 
     def _read(self, field: np.ndarray, points: np.ndarray) -> np.ndarray:
         return map_coordinates(field, points.T[::-1] / 8, order=1, mode="nearest")
@@ -197,9 +198,9 @@ def _stamp(dx: np.ndarray, dy: np.ndarray, grain: np.ndarray, table: np.ndarray)
 
 
 def slow_fields(layout: Layout, cells: Cells, tree: cKDTree, um: np.ndarray) -> np.ndarray:
-    """Fields ``(7, rows, columns)`` at nodes ``um`` ``(rows, columns, 2)``: eosin and haematoxylin of the ground, ...
+    """Evaluate what varies slowly, ``(7, rows, columns)``, at nodes ``um`` ``(rows, columns, 2)``.
 
-    ... fibres, distance into a lumen, depth inside the section, and the two fibre coordinates.
+    Eosin and haematoxylin of the ground, fibres, distance into a lumen, depth in the section, two fibre coordinates.
     """
     points = um.reshape(-1, 2)
     niche, site, reach = layout.locate(points)
@@ -211,14 +212,14 @@ def slow_fields(layout: Layout, cells: Cells, tree: cKDTree, um: np.ndarray) -> 
     border = border * np.exp(-(((second - distance) / 1.6) ** 2)) * cover
     ring, lumen = layout.ring[site], layout.lumen[site]
     # Acini: zymogen towards the lumen is pink, the cytoplasm below the nuclei blue.
-    height = np.where(ring & (niche == 4), (reach - lumen) / (layout.radius[site] - lumen), 2)
+    height = np.where(ring & (niche == ACINAR), (reach - lumen) / (layout.radius[site] - lumen), 2)
     apical = np.where(height < 1, 1.3 - 2 * height, 0).clip(-1, 1)
     eosin = cover * (pink + 0.28 * apical) + (1 - cover) * (0.24 + 0.26 * fibres) - 0.25 * border
     haematoxylin = cover * (blue - 0.13 * apical) + haze
     gap = np.where(ring, lumen - reach, -20.0).clip(-20, 20)
     fields = [eosin, haematoxylin, fibres * (1 - cover), gap, layout.depth(points), *layout.fibres(points).T]
-    fields = np.stack(fields).astype(np.float32).reshape(-1, *um.shape[:2])
-    return np.concatenate([gaussian_filter(fields[:3], (0, 0.6, 0.6), truncate=3), fields[3:]])
+    stack = np.stack(fields).astype(np.float32).reshape(-1, *um.shape[:2])
+    return np.concatenate([gaussian_filter(stack[:3], (0, 0.6, 0.6), truncate=3), stack[3:]])
 
 
 def enlarge(nodes: np.ndarray, step: int) -> np.ndarray:
@@ -272,7 +273,7 @@ def render_he(
     mpp, turn = np.hypot(affine[0, 0], affine[1, 0]), np.arctan2(affine[1, 0], affine[0, 0])
     nuclei = np.zeros(shape, np.float32)
     paint_nuclei(rng, cells, (cells.xy - affine[:2, 2]) @ np.linalg.inv(affine[:2, :2]).T, turn, mpp, nuclei)
-    bundles = 0.8 * texture(rng, (2.2, 40), 1024) + 0.5 * texture(rng, (7, 80), 1024)
+    bundles = 0.8 * texture(rng, (2.2, 40)) + 0.5 * texture(rng, (7, 70))
     grain = 0.75 * texture(rng, (0.9 / mpp,) * 2, TILE) + 0.65 * texture(rng, (5 / mpp,) * 2, TILE)
     tree, step = cKDTree(cells.xy), max(1, round(NODE / mpp))
     node = np.stack(np.meshgrid(*[step * np.arange(-(-TILE // step) + 1)] * 2), -1)

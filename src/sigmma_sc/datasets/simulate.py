@@ -11,7 +11,9 @@ from scipy.spatial import cKDTree
 
 from sigmma_sc._checks import SetupError, require_positive
 from sigmma_sc.datasets._section import (
+    ACINAR,
     COMPARTMENTS,
+    GLAND,
     MARGIN,
     NEIGHBORHOOD_OF,
     NEIGHBORHOODS,
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
 
 TYPE_NAMES, NICHE_NAMES, PAIRS = tuple(TYPES), tuple(NICHES), ("none", "single", "contact")
 T_CELL, MACROPHAGE = TYPE_NAMES.index("T cell"), TYPE_NAMES.index("macrophage")
-ACINAR_NICHE = NICHE_NAMES.index("exocrine_acinar")
 PER_TILE = 85  # cells in 128 µm × 128 µm, on average
-DENSITY = np.array([0.0056, 0.0, 0.0036, 0.0120, 0.0042, 0.0078])  # relative, of the cells outside rosettes, per niche
+DENSITY = np.array([0.0056, 0.0, 0.0036, 0.0120, 0.0042, 0.0100])  # relative, of the cells outside rosettes, per niche
 MIXTURE = np.array(  # rows as NICHES, then the interstitium between acini; columns as TYPES
     [
         [0.86, 0.00, 0.00, 0.07, 0.07, 0.00, 0.00, 0.00],
@@ -77,15 +78,15 @@ GENE_NAMES = " ".join(GENES.values()).split()
 def place_cells(rng: np.random.Generator, layout: Layout, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Centroids ``(n, 2)`` in µm, and the direction from the lumen for cells of a rosette (NaN for others)."""
     rings = np.flatnonzero(layout.ring)
-    gland = layout.niche[rings] == NICHE_NAMES.index("tumor_gland")
+    gland = layout.niche[rings] == GLAND
     height = layout.radius[rings] - np.where(gland, 5.5, 7.5)
     count = np.round(2 * np.pi * height / np.where(gland, 8.0, 9.0)).astype(int)
     owner = np.repeat(np.arange(len(rings)), count)
     position = np.arange(len(owner)) - (np.cumsum(count) - count)[owner] + rng.normal(0, 0.12, len(owner))
     spoke = 2 * np.pi * position / count[owner]
     arm = np.stack([np.cos(spoke), np.sin(spoke)], -1) * (height[owner] + rng.normal(0, 1, len(owner)))[:, None]
-    ring_xy = layout.centre[rings[owner]] + arm
-    ring_xy = ring_xy + arm * (1 / layout.wobble(ring_xy) - 1)[:, None]
+    middle = layout.centre[rings[owner]]
+    ring_xy = middle + arm / layout.wobble(middle + arm)[:, None]
     # On small sections the rosettes alone could hold more cells than were asked for.
     kept = rng.permutation(len(ring_xy))[: int(0.8 * n_cells)]
     ring_xy, spoke, n_free = ring_xy[kept], spoke[kept], n_cells - len(kept)
@@ -93,7 +94,7 @@ def place_cells(rng: np.random.Generator, layout: Layout, n_cells: int) -> tuple
     tries = MARGIN + rng.uniform(0, layout.side, (12 * n_cells, 2))
     niche, site, reach = layout.locate(tries)
     closed = layout.ring[site] & (reach < layout.radius[site] + 2)
-    weight = DENSITY[niche] * (~closed & (layout.depth(tries) > 8))
+    weight = DENSITY[niche] * (~closed & (layout.depth(tries) > 12))
     free = tries[rng.choice(len(tries), n_free, replace=False, p=weight / weight.sum())]
     xy = np.r_[ring_xy, free]
     diameter = 0.80 * np.sqrt(1.1547 / np.maximum(DENSITY[layout.locate(xy)[0]], 0.0036))
@@ -109,8 +110,8 @@ def assign_types(
     Macrophages are seeds far from one another. Half of the seeds get a T cell as nearest neighbour (contact), the
     others stay alone; a macrophage that another T cell came near goes back to being a resident cell.
     """
-    row = np.where((niche == ACINAR_NICHE) & ~in_ring, len(NICHES), niche)
-    resident = (rng.random(len(xy))[:, None] > MIXTURE.cumsum(1)[row, :-1]).sum(1)
+    mixture = MIXTURE.cumsum(1)[np.where((niche == ACINAR) & ~in_ring, len(NICHES), niche), :-1]
+    resident = (rng.random(len(xy))[:, None] > mixture).sum(1)
     quiet = rng.permutation(np.flatnonzero(NEIGHBORHOODS.index("lymphoid") != NEIGHBORHOOD_OF[niche]))
     seeds = quiet[thin(xy[quiet], 34.0)]
     distance, nearest = (column[:, 1] for column in cKDTree(xy).query(xy[seeds], k=2))
@@ -223,10 +224,9 @@ def _elements(image: np.ndarray, affine: np.ndarray, cells: Cells, slide: int, p
 
     to_space = Affine(np.diag([1 / pixel_size, 1 / pixel_size, 1]) @ affine, ("x", "y"), ("x", "y"))
     pyramid = {"c_coords": ["r", "g", "b"], "scale_factors": [2, 2, 2], "transformations": {space: to_space}}
-    placed = {space: Scale([1 / pixel_size] * 2, ("x", "y"))}
-    names = cell_names(slide, cells)
-    circles = ShapesModel.parse(cells.xy, geometry=0, radius=cells.radius, index=names, transformations=placed)
-    return Image2DModel.parse(image, ("c", "y", "x"), **pyramid), circles
+    circles = {"geometry": 0, "radius": cells.radius, "index": cell_names(slide, cells)}
+    circles["transformations"] = {space: Scale([1 / pixel_size] * 2, ("x", "y"))}
+    return Image2DModel.parse(image, ("c", "y", "x"), **pyramid), ShapesModel.parse(cells.xy, **circles)
 
 
 def _check(n_cells: int, n_slides: int, seed: int, microns_per_pixel: float, angle: float, pixel_size: float) -> None:
@@ -288,12 +288,12 @@ def simulate_tissue(
         tissue, donor = np.random.default_rng(for_tissue), np.random.default_rng(for_donor)
         layout = Layout.draw(tissue, 128 * np.sqrt(n_cells / PER_TILE))
         cells = grow_cells(tissue, layout, n_cells)
-        stains = STAINS * np.exp(donor.normal(0, 0.10, (2, 1)) + donor.normal(0, 0.06, (2, 3)))
+        stains = STAINS * np.exp(donor.normal(0, 0.14, (2, 1)) + donor.normal(0, 0.07, (2, 3)))
         batch = np.exp(donor.normal(0, 0.15, len(GENE_NAMES)))
         affine, size = image_frame(layout.side, microns_per_pixel, angle)
         image = render_he(for_image, layout, cells, affine, size, stains)
-        elements = _elements(image, affine, cells, slide, pixel_size, space)
-        images[f"{prefix}he_image"], shapes[f"{prefix}cell_circles"] = elements
+        parts = _elements(image, affine, cells, slide, pixel_size, space)
+        images[f"{prefix}he_image"], shapes[f"{prefix}cell_circles"] = parts
         slides.append(cells)
         counts.append(count_transcripts(np.random.default_rng(for_counts), shared, batch, cells))
     return SpatialData(images=images, shapes=shapes, tables={"table": _table(list(shapes), slides, counts)})

@@ -89,7 +89,7 @@ class EdgeSampler(nn.Module):
         τ of the relaxed Bernoulli (our choice).
     """
 
-    def __init__(self, n_input: int, n_hidden: int = 16, temperature: float = 1.0):
+    def __init__(self, n_input: int, n_hidden: int = 8, temperature: float = 1.0):
         super().__init__()
         self.target = nn.Linear(n_input, n_hidden)
         self.source = nn.Linear(n_input, n_hidden, bias=False)

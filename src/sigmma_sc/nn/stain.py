@@ -43,8 +43,7 @@ def optical_density(rgb: Tensor) -> Tensor:
 def unmixing_matrix() -> Tensor:
     """``(3, 3)`` matrix taking an optical density (R, G, B) to amounts of haematoxylin, eosin and residual.
 
-    The rows of the mixing matrix are the stains' unit vectors of Ruifrok & Johnston (2001), the third being
-    orthogonal to the other two; the amounts follow from its inverse.
+    The inverse of the matrix of the stains' unit vectors (Ruifrok & Johnston 2001), the third orthogonal to both.
     """
     stains = F.normalize(torch.tensor([_HAEMATOXYLIN, _EOSIN], dtype=torch.float64), dim=1)
     residual = F.normalize(torch.linalg.cross(stains[0], stains[1]), dim=0)
@@ -70,12 +69,6 @@ class StainStatistics(nn.Module):
     Histol 23:291-299. Burt & Adelson (1983), The Laplacian pyramid as a compact image code, IEEE Trans Commun 31.
     Otsu (1979), A threshold selection method from gray-level histograms, IEEE Trans Syst Man Cybern 9:62-66.
     Bigün & Granlund (1987), Optimal orientation detection of linear symmetry, ICCV (structure tensor).
-
-    Examples
-    --------
-    >>> features = StainStatistics()(torch.rand(4, 3, 112, 112))
-    >>> features.shape[0]
-    4
     """
 
     def __init__(self) -> None:
@@ -111,7 +104,7 @@ class StainStatistics(nn.Module):
             ordered, order = half[:, :2].flatten(2).sort(dim=2)
             tissue = (1 - half_white).flatten(2).expand(-1, 2, -1).gather(2, order)
             matrix, nucleus = _two_classes(ordered[:, 0], tissue[:, 0])
-            middle, softness = (nucleus + matrix) / 2, (0.15 * (nucleus - matrix)).clamp_min(0.03)
+            middle, softness = (nucleus + matrix) / 2, (0.08 * (nucleus - matrix)).clamp_min(0.02)
             nuclei = torch.sigmoid((stains[:, :1] - middle[:, None]) / softness[:, None])
             fine = stains[:, :2] - _blur(stains[:, :2])
             return {
@@ -147,19 +140,7 @@ def _log_amplitude(energy: Tensor) -> Tensor:
 
 
 def _two_classes(ordered: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Split ascending values where Otsu's between-class variance is largest.
-
-    Parameters
-    ----------
-    ordered
-        ``(B, n)`` ascending.
-    weight
-        ``(B, n)`` how much each counts.
-
-    Returns
-    -------
-    Mean of the lower and of the upper class, each ``(B, 1, 1)``. Both sit at the overall mean where nothing counts.
-    """
+    """Class means ``(B, 1, 1)`` of ascending weighted values ``(B, n)``, cut where Otsu's criterion is largest."""
     mass, moment = weight.cumsum(1), (weight * ordered).cumsum(1)
     mass_all, moment_all = mass[:, -1:] + 1e-6, moment[:, -1:]
     rest = mass_all - mass
@@ -180,9 +161,9 @@ def _distribution(density: Tensor, stains: Tensor, half: Tensor) -> Mapping[str,
     square = centred.square()
     variance = square.mean(2)
     skew = (square * centred).mean(2) / (variance + _VARIANCE_FLOOR).pow(1.5)
-    found = {f"{s}_mean": mean[:, i] for i, s in enumerate(STAINS)}
-    found |= {f"{s}_sd": variance[:, i].sqrt() for i, s in enumerate(STAINS)}
-    found |= {f"{s}_skew": skew[:, i] for i, s in enumerate(STAINS)}
+    found = {}
+    for values, what in ((mean, "mean"), (variance.sqrt(), "sd"), (skew, "skew")):
+        found |= _named(values, [f"{stain}_{what}" for stain in STAINS])
     colours = density.flatten(2)
     spread = (colours.square().mean(2) - colours.mean(2).square()).clamp_min(0).sqrt()
     found |= _named(spread, ("red_sd", "green_sd", "blue_sd"))
@@ -210,11 +191,8 @@ def _mask(mask: Tensor, name: str) -> Mapping[str, Tensor]:
     area = mask.mean((1, 2, 3))
     boundary = mask.diff(dim=3).abs().mean((1, 2, 3)) + mask.diff(dim=2).abs().mean((1, 2, 3))
     number = mask.shape[3] ** 2 * boundary.square() * math.pi / (64 * (area + 1e-3))
-    return {
-        f"{name}_fraction": area,
-        f"{name}_boundary": boundary / (area + 1e-2),
-        f"{name}_number": torch.log1p(number),
-    }
+    found = (area, boundary / (area + 1e-2), torch.log1p(number))
+    return dict(zip([f"{name}_{what}" for what in ("fraction", "boundary", "number")], found, strict=True))
 
 
 def _nuclei(stains: Tensor, fine: Tensor, nuclei: Tensor, white: Tensor) -> Mapping[str, Tensor]:
@@ -229,11 +207,9 @@ def _nuclei(stains: Tensor, fine: Tensor, nuclei: Tensor, white: Tensor) -> Mapp
     def spread(values: Tensor, weight: Tensor) -> Tensor:
         return (within(values.square(), weight) - within(values, weight).square()).clamp_min(0).sqrt()
 
-    amounts = {
-        f"haematoxylin_above{a:g}": torch.sigmoid((haematoxylin - a) / (0.15 * a)).mean((1, 2, 3)) for a in _AMOUNTS
-    }
+    above = {a: torch.sigmoid((haematoxylin - a) / (0.15 * a)).mean((1, 2, 3)) for a in _AMOUNTS}
     return {
-        **amounts,
+        **{f"haematoxylin_above{a:g}": share for a, share in above.items()},
         "chromatin_mean": within(haematoxylin, nuclei),
         "chromatin_sd": spread(haematoxylin, nuclei),
         "chromatin_texture": _log_amplitude(within(fine[:, :1].square(), nuclei)),
@@ -264,9 +240,8 @@ def _octaves(pair: Tensor, fine: Tensor) -> Mapping[str, Tensor]:
         band = band.flatten(2)
         energy = band.square().mean(2)
         asymmetry = band.pow(3).mean(2) / (energy + _VARIANCE_FLOOR / 10).pow(1.5)
-        for i, stain in enumerate(STAINS[:2]):
-            found[f"{stain}_dog{octave}"] = _log_amplitude(energy[:, i])
-            found[f"{stain}_blob{octave}"] = asymmetry[:, i]
+        found |= _named(_log_amplitude(energy), [f"{stain}_dog{octave}" for stain in STAINS[:2]])
+        found |= _named(asymmetry, [f"{stain}_blob{octave}" for stain in STAINS[:2]])
         if octave + 1 < _OCTAVES:
             level = F.avg_pool2d(smooth, 2)
             smooth = _blur(level)
@@ -283,10 +258,9 @@ def _autocorrelation(pair: Tensor) -> Mapping[str, Tensor]:
         step = min(lag, pair.shape[3] - 1)
         across = (centred[..., step:] * centred[..., :-step]).mean((2, 3)) / variance
         down = (centred[..., step:, :] * centred[..., :-step, :]).mean((2, 3)) / variance
-        for i, stain in enumerate(STAINS[:2]):
-            found[f"{stain}_lag{lag}"] = (across + down)[:, i] / 2
-            if lag == _LAGS[2]:
-                found[f"{stain}_axis"] = (across - down)[:, i].abs()
+        found |= _named((across + down) / 2, [f"{stain}_lag{lag}" for stain in STAINS[:2]])
+        if lag == _LAGS[2]:
+            found |= _named((across - down).abs(), [f"{stain}_axis" for stain in STAINS[:2]])
     return found
 
 
@@ -299,16 +273,13 @@ def _orientation(pair: Tensor, name: str) -> Mapping[str, Tensor]:
     across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     tensor = torch.stack([across.square() + down.square(), across.square() - down.square(), 2 * across * down])
-    parts = F.adaptive_avg_pool2d(tensor.flatten(0, 1), 4).view(3, *pair.shape[:2], 16)
+    energy, real, imaginary = F.adaptive_avg_pool2d(tensor.flatten(0, 1), 4).view(3, *pair.shape[:2], 16)
+    total = energy.mean(2) + _VARIANCE_FLOOR / 10
+    whole = (real.mean(2).square() + imaginary.mean(2).square()).sqrt() / total
+    local = (real.square() + imaginary.square()).sqrt().mean(2) / total
     found = {}
-    for i, stain in enumerate(STAINS[:2]):
-        energy, real, imaginary = parts[:, :, i]
-        total = energy.mean(1)
-        whole = (real.mean(1).square() + imaginary.mean(1).square()).sqrt()
-        local = (real.square() + imaginary.square()).sqrt().mean(1)
-        found[f"{stain}_gradient_{name}"] = _log_amplitude(total)
-        found[f"{stain}_coherence_{name}"] = whole / (total + _VARIANCE_FLOOR / 10)
-        found[f"{stain}_local_coherence_{name}"] = local / (total + _VARIANCE_FLOOR / 10)
+    for values, what in ((_log_amplitude(total), "gradient"), (whole, "coherence"), (local, "local_coherence")):
+        found |= _named(values, [f"{stain}_{what}_{name}" for stain in STAINS[:2]])
     return found
 
 

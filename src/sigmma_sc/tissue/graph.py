@@ -33,14 +33,13 @@ def spatial_graph(xy: NDArray[np.float64], n_neighs: int = 6, radius: float | No
     if n < 2:
         return csr_matrix((n, n), dtype=np.float32)
     import squidpy as sq
-    from anndata import AnnData
 
-    cells = AnnData(obsm={"spatial": np.asarray(xy, dtype=float)}, shape=(n, 0))
     if radius is not None:
-        result = sq.gr.spatial_neighbors_radius(cells, radius=radius, copy=True)
+        builder = sq.gr.neighbors.RadiusBuilder(radius=radius)
     else:
-        result = sq.gr.spatial_neighbors_knn(cells, n_neighs=min(n_neighs, n - 1), copy=True)
-    adjacency = csr_matrix(result[0])
+        builder = sq.gr.neighbors.KNNBuilder(n_neighs=min(n_neighs, n - 1))
+    # The builder itself, for spatial_neighbors_* announces every graph in the user's notebook.
+    adjacency = csr_matrix(builder.build_graph(np.asarray(xy, dtype=float))[0])
     adjacency.eliminate_zeros()
     return adjacency
 

@@ -127,7 +127,7 @@ def _advice(verdict: str, on_image: float, score: float, best: tuple[float, floa
 
 
 def _on_lattice(slide: Slide) -> bool:
-    """Whether nearest-neighbour distances are all alike, as bins and spots have them and cells never."""
+    """Whether nearest-neighbour distances are nearly all alike, as those of bins and spots are and those of cells never."""
     from scipy.spatial import cKDTree
 
     if len(slide.xy) < 3:
@@ -135,7 +135,7 @@ def _on_lattice(slide: Slide) -> bool:
     some = np.random.default_rng(0).choice(len(slide.xy), min(2000, len(slide.xy)), replace=False)
     distance = cKDTree(slide.xy).query(slide.xy[some], k=2)[0][:, 1]
     low, middle, high = np.quantile(distance, [0.1, 0.5, 0.9])
-    return bool(high - low < 0.4 * middle)
+    return bool(high - low < 0.3 * middle)
 
 
 def _shift_curve(slide: Slide, shifts: NDArray, n_windows: int, seed: int) -> NDArray[np.float64]:

@@ -41,14 +41,15 @@ class SlideTensors:
     adjacency
         Spatial graph over the slide's cells.
     patches, patch_index
-        Patch features ``(n_crops, d)``, and the crop of each patch of each tile ``(n_tiles, n_patches)``.
+        Patch features ``(n_crops, d)``, ``None`` where only cells are embedded, and the crop of each patch of each tile
+        ``(n_tiles, n_patches)``.
     """
 
     tiles: Tiles
     xy: NDArray[np.float64]
     nodes: torch.Tensor | None
     adjacency: csr_matrix | None
-    patches: torch.Tensor
+    patches: torch.Tensor | None
     patch_index: NDArray[np.int64]
 
     def patch_batch(self, which: NDArray[np.int64]) -> torch.Tensor:
@@ -62,7 +63,7 @@ def make_batch(slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, 
     Returns
     -------
     ``cells`` (position in the slide of each node), ``tile`` (tile in the batch of each node), ``x`` node features,
-    ``buckets`` of :class:`~sigmma_sc.nn.cellgraph.Bucket`, ``patches`` ``(t, n_patches, d)``.
+    ``buckets`` of :class:`~sigmma_sc.nn.cellgraph.Bucket`.
     """
     tiles = slide.tiles.take(which)
     counts = tiles.n_cells
@@ -75,7 +76,6 @@ def make_batch(slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, 
         "tile": torch.from_numpy(tile),
         "x": slide.nodes[torch.from_numpy(tiles.cells)],
         "buckets": list(make_buckets(tiles.indptr, blocks, source, target)),
-        "patches": slide.patch_batch(which),
     }
 
 
@@ -128,7 +128,8 @@ class TilePairs(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
         """A batch of tiles, all of one slide, as (slide, tile)."""
-        return make_batch(self.slides[keys[0][0]], np.array([tile for _, tile in keys]), self.grids)
+        slide, which = self.slides[keys[0][0]], np.array([tile for _, tile in keys])
+        return {**make_batch(slide, which, self.grids), "patches": slide.patch_batch(which)}
 
 
 class WithinSlideBatches(Sampler):

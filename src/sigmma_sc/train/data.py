@@ -123,10 +123,12 @@ class TissueData:
             parts.append((table, slide.rows[train]))
         self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config["seed"])
 
-    def tensors(self, slide: Slide, tiles: Tiles, device: torch.device, cells: bool = True) -> SlideTensors:
-        """Everything that batches of these tiles need."""
+    def tensors(
+        self, slide: Slide, tiles: Tiles, device: torch.device, images: bool = True, cells: bool = True
+    ) -> SlideTensors:
+        """Everything that batches of these tiles need, of one modality or both."""
         crops, index = crops_of_tiles(tiles, self.setup.grids)
-        patches = self.features(slide, crops, device)
+        patches = self.features(slide, crops, device) if images else None
         nodes = adjacency = None
         if cells and slide.region is not None:
             setup = stored_setup(slide.sdata) or self.setup
@@ -142,34 +144,41 @@ class TissueData:
         return SlideTensors(tiles, slide.xy, nodes, adjacency, patches, index)
 
     @torch.no_grad()
-    def embed(self, module: Towers, tissue: Any, cells: bool) -> list[SlideEmbedding]:
-        """Embed every slide of an object: tiles in both towers, and cells if asked."""
+    def embed(self, module: Towers, tissue: Any, images: bool, cells: bool) -> list[SlideEmbedding]:
+        """Embed every slide of an object in one tower or both; only what is asked for is computed."""
         module.eval()
-        return [self._embed_slide(module, slide, cells) for slide in self.slides(tissue)]
+        return [
+            self._embed_slide(module, slide, images, cells and slide.region is not None)
+            for slide in self.slides(tissue)
+        ]
 
-    def _embed_slide(self, module: Towers, slide: Slide, cells: bool) -> SlideEmbedding:
+    def _embed_slide(self, module: Towers, slide: Slide, images: bool, cells: bool) -> SlideEmbedding:
         device = next(module.parameters()).device
         tiles, own = self.covering(slide)
-        data = self.tensors(slide, tiles, device, cells)
-        with_cells = cells and slide.region is not None
-        n_latent = self.config["n_latent"]
+        data = self.tensors(slide, tiles, device, images, cells)
         out = SlideEmbedding(slide, tiles, own >= 0, {}, {}, {})
-        sizes = {"image": len(tiles), "transcriptome": len(tiles) * with_cells, "cells": len(slide.xy) * with_cells}
+        sizes = {"image": len(tiles) * images, "transcriptome": len(tiles) * cells, "cells": len(slide.xy) * cells}
         for kind, n in sizes.items():
-            getattr(out, kind).update({s: np.zeros((n, n_latent), np.float32) for s in module.scales})
+            getattr(out, kind).update({s: np.zeros((n, self.config["n_latent"]), np.float32) for s in module.scales})
         for start in range(0, len(tiles), INFERENCE_TILES):
             which = np.arange(start, min(start + INFERENCE_TILES, len(tiles)))
-            for s, z in module.embed_images(data.patch_batch(which).to(device)).items():
-                out.image[s][which] = z.cpu().numpy()
-            if not with_cells:
-                continue
-            batch = make_batch(data, which, self.setup.grids)
-            buckets = [bucket.to(device) for bucket in batch["buckets"]]
-            h, z = module.embed_cells(batch["x"].to(device), buckets, len(which))
-            position = batch["cells"].numpy()
-            # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
-            mine = own[position] == which[batch["tile"].numpy()]
-            for s in module.scales:
-                out.transcriptome[s][which] = z[s].cpu().numpy()
-                out.cells[s][position[mine]] = h[s].cpu().numpy()[mine]
+            if images:
+                for s, z in module.embed_images(data.patch_batch(which).to(device)).items():
+                    out.image[s][which] = z.cpu().numpy()
+            if cells:
+                self._embed_cells(module, data, which, own, out)
         return out
+
+    def _embed_cells(
+        self, module: Towers, data: SlideTensors, which: NDArray[np.int64], own: NDArray[np.int64], out: SlideEmbedding
+    ) -> None:
+        device = next(module.parameters()).device
+        batch = make_batch(data, which, self.setup.grids)
+        buckets = [bucket.to(device) for bucket in batch["buckets"]]
+        h, z = module.embed_cells(batch["x"].to(device), buckets, len(which))
+        position = batch["cells"].numpy()
+        # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
+        mine = own[position] == which[batch["tile"].numpy()]
+        for s in module.scales:
+            out.transcriptome[s][which] = z[s].cpu().numpy()
+            out.cells[s][position[mine]] = h[s].cpu().numpy()[mine]

@@ -1,0 +1,118 @@
+"""Sphinx configuration. Builds offline: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
+
+import os
+import shutil
+import sys
+import warnings
+from importlib.metadata import version as installed
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "extensions"))
+
+from docstrings import short_type  # noqa: E402
+
+# sphinx-autodoc-typehints calls what Sphinx 10 will drop; that is for its authors to mend.
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="sphinx_autodoc_typehints")
+
+project = "sigmma-sc"
+author = "The sigmma-sc developers"
+copyright = f"2026, {author}"
+release = version = installed("sigmma-sc")
+
+extensions = [
+    "myst_nb",
+    "docstrings",
+    "own_names",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
+
+# Docstrings
+autosummary_generate = True
+autosummary_imported_members = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # sphinx-autodoc-typehints writes them
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_use_rtype = False
+typehints_defaults = "braces"
+always_use_bars_union = True
+typehints_formatter = short_type
+
+# Pages and notebooks
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # .ci/run executes the notebooks
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+html_theme = "sphinx_book_theme"
+html_title = "sigmma-sc"
+
+# Links. The inventories of other projects need a network, so they are read where there is one.
+if os.environ.get("READTHEDOCS") or os.environ.get("SIGMMA_DOCS_INTERSPHINX"):
+    intersphinx_mapping = {
+        "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+        "lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
+        "matplotlib": ("https://matplotlib.org/stable/", None),
+        "numpy": ("https://numpy.org/doc/stable/", None),
+        "pandas": ("https://pandas.pydata.org/docs/", None),
+        "python": ("https://docs.python.org/3/", None),
+        "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+        "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+        "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
+        "sklearn": ("https://scikit-learn.org/stable/", None),
+        "spatialdata": ("https://spatialdata.scverse.org/en/stable/", None),
+        "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
+        "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    }
+
+suppress_warnings = ["config.cache"]  # typehints_formatter is a function and cannot be cached
+nitpicky = True
+nitpick_ignore_regex = [
+    # Names of other projects link when their inventories are read; offline nobody can resolve them, and some
+    # inventories list a name only under another path than the one it is defined at. Our own names are never ignored:
+    # extensions/own_names.py looks each of them up.
+    (
+        r"py:.*",
+        r"Ellipsis|(anndata|collections|lightning|matplotlib|np|numpy|os|pandas|pathlib|pd|scanpy|scipy|scvi|sklearn|spatialdata"
+        r"|squidpy|timm|torch|typing)\..*",
+    ),
+]
+
+
+TUTORIALS = """# Tutorials
+
+```{toctree}
+:glob:
+:maxdepth: 1
+
+*
+```
+"""
+
+
+def copy_tutorials() -> None:
+    """Bring the notebooks of ../tutorials under this folder, where Sphinx can read them."""
+    target = HERE / "tutorials"
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    notebooks = sorted((HERE.parent / "tutorials").glob("*.ipynb"))
+    for notebook in notebooks:
+        shutil.copy(notebook, target)
+    # An empty glob would be a warning that cannot be suppressed.
+    (target / "index.md").write_text(TUTORIALS if notebooks else "# Tutorials\n\nThere is none yet.\n")
+
+
+copy_tutorials()

@@ -1,0 +1,61 @@
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """A small simulated slide and a model trained on it for a few epochs; tests must not change either."""
+    from sigmma_sc import SIGMMA
+    from sigmma_sc.datasets import simulate_tissue
+
+    sdata = simulate_tissue(n_cells=4000, seed=0)
+    SIGMMA.setup_spatialdata(sdata)
+    model = SIGMMA(sdata, n_latent=32, seed=0)
+    model.train(max_epochs=8, batch_size=64, enable_progress_bar=False)
+    return sdata, model
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory):
+    """Build a development data set by name, once a session."""
+    data = Path(os.environ.get("SIGMMA_DATA", ROOT.parent / "shared" / "data"))
+    if not (data / "build.py").exists():
+        pytest.skip(f"the development tissue is not at {data}; set SIGMMA_DATA")
+    folder = tmp_path_factory.mktemp("real")
+
+    def build(name):
+        import spatialdata
+
+        store = folder / f"{name}.zarr"
+        if not store.exists():
+            subprocess.run([sys.executable, data / "build.py", name, store], check=True, cwd=folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return spatialdata.read_zarr(store)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def mobilenet():
+    weights = Path(os.environ.get("SIGMMA_WEIGHTS", ROOT.parent / "shared" / "weights")) / "mobilenetv2_100.safetensors"
+    if not weights.exists():
+        pytest.skip(f"the pretrained encoder is not at {weights}; set SIGMMA_WEIGHTS")
+    from sigmma_sc import ImageEncoder
+
+    return ImageEncoder.from_timm(
+        "mobilenetv2_100", weights=weights, input_size=112, mean=(0.5,) * 3, std=(0.5,) * 3, pad_type="same"
+    )
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

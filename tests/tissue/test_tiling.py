@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+
+from sigmma_sc.tissue.tiling import block_of, covering_tiles, crops_of_tiles, lattice_tiles
+
+
+def members(tiles, t):
+    return set(tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]].tolist())
+
+
+def test_every_cell_under_the_image_is_in_its_own_tile(rng):
+    xy = rng.uniform(-50, 1100, (3000, 2))
+    tiles, own = covering_tiles(xy, 1000, 730, 128.3)
+    inside = (xy >= 0).all(1) & (xy[:, 0] < 1000) & (xy[:, 1] < 730)
+    np.testing.assert_array_equal(own >= 0, inside)
+    for cell in np.flatnonzero(inside):
+        assert cell in members(tiles, own[cell])
+    assert (tiles.origins + 128.3 <= (1000 + 1e-6, 730 + 1e-6)).all()
+
+
+def test_members_equal_brute_force(rng):
+    xy = rng.uniform(0, 600, (500, 2))
+    tiles = lattice_tiles(xy, 600, 600, 100, 50)
+    assert len(tiles) == 11 * 11
+    for t, origin in enumerate(tiles.origins):
+        offset = xy - origin
+        brute = np.flatnonzero(((offset >= 0) & (offset < 100)).all(1))
+        assert members(tiles, t) == set(brute.tolist())
+
+
+def test_tiles_of_a_phase_do_not_overlap(rng):
+    tiles = lattice_tiles(rng.uniform(0, 600, (10, 2)), 600, 600, 100, 25)
+    assert len(np.unique(tiles.phase)) == 16
+    for phase in np.unique(tiles.phase):
+        corners = tiles.origins[tiles.phase == phase]
+        apart = np.abs(corners[:, None] - corners[None]).max(-1)
+        assert apart[~np.eye(len(corners), dtype=bool)].min() >= 100 - 1e-9
+
+
+def test_an_image_smaller_than_a_tile_has_one():
+    tiles, own = covering_tiles(np.array([[5.0, 5.0], [60.0, 5.0]]), 50, 40, 128)
+    assert len(tiles) == 1
+    np.testing.assert_array_equal(own, [0, -1])
+
+
+@pytest.mark.parametrize(("xy", "grid", "block"), [((0, 0), 4, 0), ((31.9, 0), 4, 0), ((32, 0), 4, 1), ((0, 64), 2, 2), ((127.9, 127.9), 4, 15), ((128.0, 128.0), 4, 15), ((77, 99), 1, 0)])
+def test_block_by_hand(xy, grid, block):
+    assert block_of(np.array([xy], float), 128.0, grid)[0] == block
+
+
+def test_shared_patches_are_read_once(rng):
+    tiles = lattice_tiles(rng.uniform(0, 512, (10, 2)), 512, 512, 128, 64)
+    crops, index = crops_of_tiles(tiles, (4, 2, 1))
+    assert index.shape == (49, 21)
+    # 16 x 16 micro, 7 x 7 macro, and meso patches at every 64 px: 8 x 8.
+    assert len(crops) == 256 + 64 + 49
+    np.testing.assert_allclose(crops[index[:, 20], :2], tiles.origins)
+    np.testing.assert_allclose(crops[index[:, 5]], np.c_[tiles.origins + 32, np.full(49, 32)])
+
+
+def test_tiles_turn_with_the_slide(rng):
+    """Slide and cells turned by 90° together give the same tiles of the same cells."""
+    xy = rng.uniform(0, 640, (800, 2))
+    turned = np.c_[640 - xy[:, 1], xy[:, 0]]
+    a, own_a = covering_tiles(xy, 640, 640, 128)
+    b, own_b = covering_tiles(turned, 640, 640, 128)
+    assert {frozenset(members(a, t)) for t in range(25)} == {frozenset(members(b, t)) for t in range(25)}
+    same_a = own_a[:, None] == own_a[None]
+    np.testing.assert_array_equal(same_a, own_b[:, None] == own_b[None])
