@@ -18,6 +18,15 @@ from sigmma_sc.nn.encoders import REGISTRY, ImageEncoder, get_encoder, list_enco
 WEIGHTS = Path(os.environ.get("SIGMMA_WEIGHTS", Path(__file__).parents[3] / "shared" / "weights"))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads that wait for each other on a shared machine turn milliseconds into seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def crops(side, n=3, seed=0):
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 

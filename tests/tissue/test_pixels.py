@@ -34,7 +34,7 @@ def test_fractional_positions_are_not_rounded():
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (3, 256, 256)).copy()
     slide = slide_of(ramp)
     for shift in (0.0, 0.25, 0.5):
-        (_, out), = read_crops(slide, np.array([[100 + shift, 50.0, 64]]), 16)
+        ((_, out),) = read_crops(slide, np.array([[100 + shift, 50.0, 64]]), 16)
         # The centre of output pixel k lies at 100 + shift + 4 (k + ½), where the ramp reads that minus ½.
         expected = 100 + shift + 4 * (np.arange(16) + 0.5) - 0.5
         np.testing.assert_allclose(out[0, 8, :, 0], expected, atol=0.51)
@@ -46,8 +46,8 @@ def test_a_coarser_level_gives_the_same_picture(rng):
     smooth = np.stack([gaussian_filter(rng.random((1024, 1024)), 12) for _ in range(3)])
     pixels = ((smooth - smooth.min()) / np.ptp(smooth) * 255).astype(np.uint8)
     crop = np.array([[100.3, 200.7, 512.0]])
-    (_, single), = read_crops(slide_of(pixels), crop, 64)
-    (_, pyramid), = read_crops(slide_of(pixels, scale_factors=[2, 2]), crop, 64)
+    ((_, single),) = read_crops(slide_of(pixels), crop, 64)
+    ((_, pyramid),) = read_crops(slide_of(pixels, scale_factors=[2, 2]), crop, 64)
     assert np.abs(single.astype(int) - pyramid.astype(int)).max() <= 3
 
 

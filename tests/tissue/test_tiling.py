@@ -43,7 +43,18 @@ def test_an_image_smaller_than_a_tile_has_one():
     np.testing.assert_array_equal(own, [0, -1])
 
 
-@pytest.mark.parametrize(("xy", "grid", "block"), [((0, 0), 4, 0), ((31.9, 0), 4, 0), ((32, 0), 4, 1), ((0, 64), 2, 2), ((127.9, 127.9), 4, 15), ((128.0, 128.0), 4, 15), ((77, 99), 1, 0)])
+@pytest.mark.parametrize(
+    ("xy", "grid", "block"),
+    [
+        ((0, 0), 4, 0),
+        ((31.9, 0), 4, 0),
+        ((32, 0), 4, 1),
+        ((0, 64), 2, 2),
+        ((127.9, 127.9), 4, 15),
+        ((128.0, 128.0), 4, 15),
+        ((77, 99), 1, 0),
+    ],
+)
 def test_block_by_hand(xy, grid, block):
     assert block_of(np.array([xy], float), 128.0, grid)[0] == block
 

@@ -28,7 +28,7 @@ def test_training_leaves_chance_behind(trained):
         assert last[f"train_loss_{scale}"] < 0.6 * last["train_ln_batch"]
     total = sum(history[f"train_loss_{s}"].iloc[-1, 0] for s in SCALES)
     assert total == pytest.approx(last["train_loss_epoch"], rel=1e-4)
-    assert history["train_loss_epoch"].dtypes.iloc[0] == float
+    assert history["train_loss_epoch"].dtypes.iloc[0].kind == "f"
 
 
 def test_retrieval_beats_chance_in_both_directions(trained):
@@ -162,7 +162,7 @@ def test_cells_off_the_image_get_nan_and_a_warning(trained):
     other = sd.SpatialData(
         images={"he_image": sdata["he_image"]}, shapes={"cell_circles": shapes}, tables={"table": sdata["table"].copy()}
     )
-    with pytest.warns(CoverageWarning, match="1 of 4,000"):
+    with pytest.warns(CoverageWarning, match="1 of 5,000"):
         z = model.get_latent_representation(other)
     assert np.isnan(z[5]).all()
     assert np.isfinite(np.delete(z, 5, axis=0)).all()
@@ -275,13 +275,13 @@ def test_another_panel_is_refused(trained):
 
 def test_repr_tells_setup_and_state(trained):
     text = repr(trained[1])
-    assert "trained, 8 epochs" in text or "trained" in text
+    assert "SIGMMA (trained" in text
     assert "micro 32 µm" in text
-    assert "4,000 cells" in text
+    assert "5,000 cells" in text
 
 
 def test_the_stored_model_is_plain_json(trained, tmp_path):
     trained[1].save(tmp_path / "m")
     described = json.loads((tmp_path / "m" / "model.json").read_text())
-    assert described["config"]["n_latent"] == 32
+    assert described["config"]["n_latent"] == 64
     assert described["setup"] == copy.deepcopy(trained[0].attrs["sigmma"])

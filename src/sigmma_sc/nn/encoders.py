@@ -54,6 +54,9 @@ class ImageEncoder(nn.Module):
         The output is not a finite ``(B, D)``, or an argument is out of range.
     """
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(
         self,
         module: nn.Module | Callable[[Tensor], Tensor],
@@ -123,7 +126,7 @@ class ImageEncoder(nn.Module):
         if isinstance(self.module, nn.Module):
             for key, value in sorted([*self.module.named_parameters(), *self.module.named_buffers()]):
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     @classmethod
@@ -167,15 +170,17 @@ class ImageEncoder(nn.Module):
         config = timm.data.resolve_model_data_config(module)
         size = input_size or kwargs.get("img_size") or config["input_size"][-1]
         told = {"input_size": input_size, "mean": mean, "std": std, "pretrained": pretrained, "name": name}
-        spec = {"kind": "timm", "arch": arch, "weights": _absolute(weights), **told, **kwargs}
+        spec: dict[str, Any] | None = {"kind": "timm", "arch": arch, "weights": _absolute(weights), **told, **kwargs}
         if not (weights or pretrained) or not _is_json(spec):
             spec = None
         return cls(module, name or arch, size, mean or config["mean"], std or config["std"], spec=spec)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> ImageEncoder:
-        """Rebuild from :attr:`spec`; a local checkpoint has to lie where it lay."""
-        options = {key: tuple(v) if isinstance(v, list) else v for key, v in spec.items() if key != "kind"}
+        """Rebuild from ``spec``; a local checkpoint has to lie where it lay."""
+        options: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in spec.items() if key != "kind"
+        }
         return get_encoder(**options) if spec["kind"] == "registry" else cls.from_timm(**options)
 
 
@@ -256,7 +261,7 @@ def _build(arch: str, weights: str | Path | None, pretrained: bool, name: str, k
 
     hub = arch.startswith(("hf-hub:", "hf_hub:"))
     if not hub and not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, [*REGISTRY, *timm.list_models()], n=5)
+        near = difflib.get_close_matches(arch, sorted({*REGISTRY, *timm.list_models()}), n=5)
         raise EncoderError(
             f"No image encoder is called {arch!r}. Registered: {', '.join(REGISTRY)}; or any name of timm.list_models()"
             + (f", such as {', '.join(near)}." if near else ".")
@@ -395,7 +400,7 @@ def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | 
 
         if weights is not None:
             raise EncoderError(f"'stain-stats' has no weights to load, got weights={str(weights)!r}.")
-        module = StainStatistics()
+        module: nn.Module = StainStatistics()
     else:
         hub = entry.page.removeprefix("https://huggingface.co/")
         arch = entry.architecture if weights is not None or hub.startswith("timm/") else f"hf-hub:{hub}"

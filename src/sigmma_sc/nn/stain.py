@@ -71,6 +71,8 @@ class StainStatistics(nn.Module):
     Bigün & Granlund (1987), Optimal orientation detection of linear symmetry, ICCV (structure tensor).
     """
 
+    unmix: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         # Constants, hence not saved; as buffers they follow the module's device and count in the fingerprint.
@@ -104,7 +106,7 @@ class StainStatistics(nn.Module):
             ordered, order = half[:, :2].flatten(2).sort(dim=2)
             tissue = (1 - half_white).flatten(2).expand(-1, 2, -1).gather(2, order)
             matrix, nucleus = _two_classes(ordered[:, 0], tissue[:, 0])
-            middle, softness = (nucleus + matrix) / 2, (0.08 * (nucleus - matrix)).clamp_min(0.02)
+            middle, softness = (nucleus + matrix) / 2, (0.08 * (nucleus - matrix)).clamp_min(0.03)
             nuclei = torch.sigmoid((stains[:, :1] - middle[:, None]) / softness[:, None])
             fine = stains[:, :2] - _blur(stains[:, :2])
             return {
@@ -161,7 +163,7 @@ def _distribution(density: Tensor, stains: Tensor, half: Tensor) -> Mapping[str,
     square = centred.square()
     variance = square.mean(2)
     skew = (square * centred).mean(2) / (variance + _VARIANCE_FLOOR).pow(1.5)
-    found = {}
+    found: dict[str, Tensor] = {}
     for values, what in ((mean, "mean"), (variance.sqrt(), "sd"), (skew, "skew")):
         found |= _named(values, [f"{stain}_{what}" for stain in STAINS])
     colours = density.flatten(2)
@@ -175,7 +177,7 @@ def _distribution(density: Tensor, stains: Tensor, half: Tensor) -> Mapping[str,
 def _quantiles(ordered: Tensor, tissue: Tensor) -> Mapping[str, Tensor]:
     """Quantiles over tissue of ascending ``(B, 2, n)`` amounts; over all pixels most would only restate the white."""
     rank = tissue.cumsum(2)
-    found = {}
+    found: dict[str, Tensor] = {}
     for q in _QUANTILES:
         position = (rank < q * rank[..., -1:]).sum(2, keepdim=True).clamp_max(rank.shape[2] - 1)
         found |= _named(ordered.gather(2, position)[..., 0], [f"{s}_q{100 * q:02.0f}" for s in STAINS[:2]])
@@ -235,7 +237,8 @@ def _octaves(pair: Tensor, fine: Tensor) -> Mapping[str, Tensor]:
 
     A dark blob on a pale ground gives positive asymmetry in the octave of its diameter, a hole a negative one.
     """
-    found, smooth, band = {}, pair - fine, fine
+    found: dict[str, Tensor] = {}
+    smooth, band = pair - fine, fine
     for octave in range(_OCTAVES):
         band = band.flatten(2)
         energy = band.square().mean(2)
@@ -253,7 +256,7 @@ def _autocorrelation(pair: Tensor) -> Mapping[str, Tensor]:
     """Correlate a stain with itself some pixels away, mean of rows and columns, and their difference."""
     centred = pair - pair.mean((2, 3), keepdim=True)
     variance = centred.square().mean((2, 3)) + _VARIANCE_FLOOR
-    found = {}
+    found: dict[str, Tensor] = {}
     for lag in _LAGS:
         step = min(lag, pair.shape[3] - 1)
         across = (centred[..., step:] * centred[..., :-step]).mean((2, 3)) / variance
@@ -277,7 +280,7 @@ def _orientation(pair: Tensor, name: str) -> Mapping[str, Tensor]:
     total = energy.mean(2) + _VARIANCE_FLOOR / 10
     whole = (real.mean(2).square() + imaginary.mean(2).square()).sqrt() / total
     local = (real.square() + imaginary.square()).sqrt().mean(2) / total
-    found = {}
+    found: dict[str, Tensor] = {}
     for values, what in ((_log_amplitude(total), "gradient"), (whole, "coherence"), (local, "local_coherence")):
         found |= _named(values, [f"{stain}_{what}_{name}" for stain in STAINS[:2]])
     return found

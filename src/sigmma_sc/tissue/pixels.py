@@ -66,15 +66,18 @@ def _cut(level: xr.DataArray, boxes: NDArray[np.float64], size: int) -> NDArray[
     from PIL import Image
 
     # The resampling kernel reaches beyond the box by its support, which grows when the crop shrinks.
-    margin = int(np.ceil(3 * max(1.0, boxes[:, 2].max() / size)))
-    x0, y0 = np.floor(boxes[:, :2].min(axis=0)).astype(int) - margin
-    x1, y1 = np.ceil((boxes[:, :2] + boxes[:, 2:]).max(axis=0)).astype(int) + margin
-    pixels = read_window(level, x0, y0, x1, y1)
-    picture = Image.fromarray(pixels)
+    margin = np.ceil(3 * np.maximum(1.0, boxes[:, 2:] / size)).astype(int)
+    low = np.floor(boxes[:, :2]).astype(int) - margin
+    high = np.ceil(boxes[:, :2] + boxes[:, 2:]).astype(int) + margin
+    x0, y0 = low.min(axis=0)
+    pixels = read_window(level, x0, y0, *high.max(axis=0))
     out = np.empty((len(boxes), size, size, 3), np.uint8)
     for k, (x, y, side) in enumerate(boxes):
-        box = (x - x0, y - y0, x - x0 + side, y - y0 + side)
-        out[k] = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
+        # Resampled from its own surroundings, so that a crop's pixels do not depend on what else is read with it.
+        (left, top), (right, bottom) = low[k], high[k]
+        around = Image.fromarray(pixels[top - y0 : bottom - y0, left - x0 : right - x0])
+        box = (x - left, y - top, x - left + side, y - top + side)
+        out[k] = np.asarray(around.resize((size, size), Image.Resampling.BICUBIC, box=box))
     return out
 
 

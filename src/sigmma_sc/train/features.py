@@ -31,12 +31,17 @@ class PatchFeatures:
         Frozen encoder.
     progress
         Show a progress bar.
+
+    Attributes
+    ----------
+    batch
+        Batch size and whether channels come last, once measured; kept with a saved model, for they move the last bits.
     """
 
     def __init__(self, encoder: ImageEncoder, progress: bool = True):
         self.encoder, self.progress = encoder, progress
         self._known: dict[tuple[int, str], tuple[object, dict[tuple[float, ...], int], torch.Tensor]] = {}
-        self._batch: tuple[int, bool] | None = None
+        self.batch: tuple[int, bool] | None = None
 
     def __call__(self, slide: Slide, crops: NDArray[np.float64], device: torch.device) -> torch.Tensor:
         """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded."""
@@ -65,26 +70,28 @@ class PatchFeatures:
         for index, pixels in track(
             _chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress
         ):
-            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            # A full batch every time: kernels differ between batch sizes in their last bits, and a crop's features should not.
+            filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
+            images = torch.from_numpy(filled).permute(0, 3, 1, 2)
             images = images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-            out[torch.from_numpy(index)] = self.encoder.encode(images.to(device)).cpu().half()
+            out[torch.from_numpy(index)] = self.encoder.encode(images.to(device))[: len(index)].cpu().half()
         return out
 
     def _fastest(self, n_crops: int, device: torch.device) -> tuple[int, bool]:
         """Batch size and memory layout; on a CPU they change the speed several times over, so they are measured once."""
         if device.type != "cpu":
             return GPU_BATCH, True
-        if self._batch is None and n_crops >= MEASURE_FROM:
-            self._batch = min(
+        if self.batch is None and n_crops >= MEASURE_FROM:
+            self.batch = min(
                 ((batch, last) for batch in CPU_BATCHES for last in (False, True)),
                 key=lambda choice: self._seconds(*choice),
             )
-        return self._batch or (CPU_BATCHES[-1], False)
+        return self.batch or (CPU_BATCHES[-1], False)
 
     def _seconds(self, batch: int, channels_last: bool) -> float:
         """Seconds per crop, the better of two runs."""
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        images = torch.zeros(batch, 3, self.encoder.input_size, self.encoder.input_size, dtype=torch.uint8)
+        images = torch.full((batch, 3, self.encoder.input_size, self.encoder.input_size), 200, dtype=torch.uint8)
         images = images.contiguous(memory_format=layout)
         self.encoder.encode(images)
         times = []
