@@ -31,11 +31,13 @@ def test_training_leaves_chance_behind(trained):
     assert history["train_loss_epoch"].dtypes.iloc[0].kind == "f"
 
 
-def test_retrieval_beats_chance_in_both_directions(trained):
-    table = trained[1].evaluate_retrieval(split="all")
+def test_retrieval_beats_chance_in_both_directions():
+    model = SIGMMA(small(n_cells=5000), n_latent=32)
+    model.train(max_epochs=20, split="none", lr=3e-3, enable_progress_bar=False)
+    table = model.evaluate_retrieval(split="train")
     together = table[table.scale == "all"]
     assert set(together.direction) == {"image→transcriptome", "transcriptome→image"}
-    assert (together["recall@15%"] > 2.5 * together["chance@15%"]).all()
+    assert (together["recall@15%"] > 4 * together["chance@15%"]).all()
 
 
 def test_expression_probe_stands_beside_its_baselines(trained):
