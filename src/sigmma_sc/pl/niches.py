@@ -65,7 +65,7 @@ def niches(
     xy = np.asarray(adata.obsm[basis])[:, :2]
     width, height = np.ptp(xy, axis=0)
     wide = width > 2 * height
-    n_rows, n_cols = (len(columns), 1) if wide else (-(-len(columns) // 4), min(4, len(columns)))
+    n_rows, n_cols = (len(columns), 1) if wide else (-(-len(columns) // 3), min(3, len(columns)))
     side = 11.0 if wide else 4.6
     figure, axes = plt.subplots(
         n_rows,
