@@ -74,6 +74,14 @@ def test_tower_equals_the_method_written_out():
     assert (tiles[0][0] == 0).all()  # an empty tile pools to zero
 
 
+def test_a_batch_of_empty_tiles_alone():
+    """Bare glass may fill whole batches of inference."""
+    x, indptr, blocks, source, target, _ = batch_of([0, 0, 0])
+    cells, tiles = CellGraphTower(6, 8)(x, list(make_buckets(indptr, blocks, source, target)), 3)
+    assert [h.shape for h in cells] == [(0, 8)] * 3
+    assert all((z == 0).all() for z in tiles)
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_edges_are_nested_and_never_cross_a_block(training):
     x, indptr, blocks, source, target, _ = batch_of([25, 40], seed=3)

@@ -21,7 +21,7 @@ class Bucket:
     tiles
         Tiles of the batch, ``(t,)``.
     index
-        Cell of each slot, ``(t, p)``; padding points at 0.
+        Cell of each slot, ``(t, p)``; padding is -1.
     mask
         Which slots hold a cell, ``(t, p)``.
     blocks
@@ -218,7 +218,8 @@ class CellGraphTower(nn.Module):
 
     def embed(self, x: Tensor, bucket: Bucket) -> tuple[list[Tensor], list[Tensor]]:
         """Cell embeddings ``(t, p, d)`` and edge weights ``(t, p, p)`` of each scale for one bucket."""
-        h = x[bucket.index] * bucket.mask[..., None]
+        # Padding, -1, finds the row of zeros: a batch of tiles that are all empty has no other.
+        h = torch.cat([x, x.new_zeros(1, x.shape[1])])[bucket.index]
         weights = bucket.micro.to(h.dtype)
         pairs = bucket.mask[:, :, None] & bucket.mask[:, None, :]
         pairs = pairs & ~torch.eye(bucket.mask.shape[1], dtype=torch.bool, device=x.device)

@@ -105,7 +105,7 @@ def make_buckets(
         # One slot at least, so that tiles without cells pass through the same code.
         slots = np.arange(max(1, counts[members].max()))
         mask = slots < counts[members, None]
-        index = np.where(mask, indptr[members, None] + slots, 0)
+        index = np.where(mask, indptr[members, None] + slots, -1)
         row = np.full(len(counts), -1)
         row[members] = np.arange(len(members))
         inside = row[tile_of[target]] >= 0
