@@ -13,18 +13,11 @@ from torch import nn
 
 from sigmma_sc._checks import EncoderError, SetupError
 from sigmma_sc.nn import encoders
-from sigmma_sc.nn.encoders import REGISTRY, ImageEncoder, get_encoder, list_encoders
+from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
+from sigmma_sc.nn.registry import REGISTRY, list_encoders
+from sigmma_sc.nn.weights import build_timm
 
 WEIGHTS = Path(os.environ.get("SIGMMA_WEIGHTS", Path(__file__).parents[3] / "shared" / "weights"))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a shared machine turn milliseconds into seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def crops(side, n=3, seed=0):
@@ -322,7 +315,7 @@ class TestRegistry:
         """On the meta device: names and shapes of the published checkpoints without their gigabytes."""
         entry = REGISTRY[name]
         with torch.device("meta"):
-            module = encoders._build(entry.architecture, None, False, name, entry.kwargs)
+            module = build_timm(entry.architecture, None, False, name, entry.kwargs)
             state = module.state_dict()
             assert {key: tuple(state[key].shape) for key in shapes} == shapes
             assert len({key.split(".")[1] for key in state if key.startswith("blocks.")}) == blocks

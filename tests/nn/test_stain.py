@@ -5,21 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from sigmma_sc._checks import EncoderError
-from sigmma_sc.nn.encoders import REGISTRY
+from sigmma_sc.nn.registry import REGISTRY
 from sigmma_sc.nn.stain import StainStatistics, optical_density, unmixing_matrix
 
 SIDE = 112
 HAEMATOXYLIN = F.normalize(torch.tensor([0.65, 0.70, 0.29]), dim=0)
 EOSIN = F.normalize(torch.tensor([0.07, 0.99, 0.11]), dim=0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a shared machine turn milliseconds into seconds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

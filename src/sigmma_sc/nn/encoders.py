@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
-import os
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from sigmma_sc._checks import EncoderError, require_positive
+from sigmma_sc.nn.registry import IMAGENET_MEAN, IMAGENET_STD, PERMISSIVE, REGISTRY, Three
+from sigmma_sc.nn.weights import build_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pandas as pd
-
 logger = logging.getLogger("sigmma_sc")
-Three = tuple[float, float, float]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-PERMISSIVE = {"Apache-2.0", "BSD-3-Clause", "MIT"}
+_told: set[str] = set()
 
 
 class ImageEncoder(nn.Module):
@@ -166,7 +160,7 @@ class ImageEncoder(nn.Module):
         """
         import timm
 
-        module = _build(arch, weights, pretrained, name or arch, kwargs)
+        module = build_timm(arch, weights, pretrained, name or arch, kwargs)
         config = timm.data.resolve_model_data_config(module)
         size = input_size or kwargs.get("img_size") or config["input_size"][-1]
         told = {"input_size": input_size, "mean": mean, "std": std, "pretrained": pretrained, "name": name}
@@ -195,177 +189,6 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def read_weights(weights: str | Path) -> dict[str, Tensor]:
-    """State dict in a local file, also one nested under ``state_dict`` or ``model``.
-
-    Raises
-    ------
-    EncoderError
-        The file does not exist, or holds something else.
-    """
-    path = Path(weights).expanduser()
-    if not path.is_file():
-        raise EncoderError(f"weights={str(weights)!r} is no file. Give the path of a downloaded checkpoint.")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        while nest := next((k for k in ("state_dict", "model") if isinstance(state.get(k), dict)), None):
-            state = state[nest]
-        return dict(state)
-    except Exception as error:
-        raise EncoderError(
-            f"weights={str(weights)!r} cannot be read: {error}. Needed are tensors by name: .safetensors, or a file of "
-            "torch.save(model.state_dict(), path)."
-        ) from error
-
-
-def load_weights(module: nn.Module, state: dict[str, Tensor], arch: str) -> None:
-    """Load a state dict strictly, but for a classifier that the encoder does not have.
-
-    Raises
-    ------
-    EncoderError
-        It does not fit the architecture; the message names the keys.
-    """
-    expected = module.state_dict()
-    heads = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
-    heads = [f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)]
-    heads += [f"{head}.{part}" for head in ("classifier", "head", "fc") for part in ("weight", "bias")]
-    state = {k if k in expected else k.removeprefix("module."): v for k, v in state.items()}
-    state = {k: v for k, v in state.items() if k in expected or not k.startswith(tuple(heads))}
-    shapes = {k: (tuple(v.shape), tuple(expected[k].shape)) for k, v in state.items() if k in expected}
-    wrong = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": [
-            f"{k} {found}, needed {needed}" for k, (found, needed) in shapes.items() if found != needed
-        ],
-    }
-    if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in wrong.items() if keys)
-        raise EncoderError(
-            f"The weights do not fit {arch!r} ({told}). Check the architecture and what from_timm passes on to "
-            "timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
-        )
-    module.load_state_dict(state)
-
-
-def _build(arch: str, weights: str | Path | None, pretrained: bool, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build a timm network with its weights; what fails for want of a file or of access fails before it is built."""
-    import timm
-
-    hub = arch.startswith(("hf-hub:", "hf_hub:"))
-    if not hub and not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, sorted({*REGISTRY, *timm.list_models()}), n=5)
-        raise EncoderError(
-            f"No image encoder is called {arch!r}. Registered: {', '.join(REGISTRY)}; or any name of timm.list_models()"
-            + (f", such as {', '.join(near)}." if near else ".")
-        )
-    state = None if weights is None else read_weights(weights)
-    fetch = pretrained and state is None
-    repo = arch[7:] if hub else getattr(timm.get_pretrained_cfg(arch), "hf_hub_id", None)
-    options = {"num_classes": 0, **kwargs}
-    if isinstance(options.get("mlp_layer"), str):
-        options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
-    try:
-        if fetch and repo:
-            _reach(repo)
-        module = timm.create_model(arch, pretrained=fetch, **options)
-    except Exception as error:
-        if not fetch or isinstance(error, TypeError):
-            raise EncoderError(f"timm cannot build {arch!r} with {options}: {error}") from error
-        raise EncoderError(_no_access(name, repo, error)) from error
-    if state is not None:
-        load_weights(module, state, arch)
-    return module
-
-
-def _no_access(name: str, repo: str | None, error: Exception) -> str:
-    page = f"https://huggingface.co/{repo}"
-    gated = name in REGISTRY and REGISTRY[name].gated
-    gate = f"It is gated: ask for access at {page}, then log in with 'hf auth login'" if gated else f"See {page}"
-    free = ", ".join(key for key, entry in REGISTRY.items() if not entry.gated)
-    return (
-        f"The weights of {name!r} cannot be fetched: {error}. {gate}; or download them and pass weights=path, which works "
-        f"offline. Encoders that need no access: {free}, or a timm model."
-    )
-
-
-def _reach(repo: str) -> None:
-    """Fail at once if the hub will not serve ``repo``: timm would build the network first, then retry for a minute."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    if any(isinstance(try_to_load_from_cache(repo, f), str) for f in ("model.safetensors", "pytorch_model.bin")):
-        return
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        raise OSError("HF_HUB_OFFLINE is set and the hub's cache does not hold them")
-    HfApi().model_info(repo, timeout=10)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A registered encoder; sizes, normalisation and arguments as the model's authors state them."""
-
-    architecture: str
-    source: str
-    dim: int
-    input_size: int
-    mean: Three
-    std: Three
-    licence: str
-    gated: bool
-    page: str
-    citation: str
-    kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
-
-
-REGISTRY = {
-    "stain-stats": Entry(
-        "StainStatistics", "sigmma-sc", 96, 112, (0, 0, 0), (1, 1, 1), "BSD-3-Clause", False,
-        "embedded, no download", "Ruifrok & Johnston 2001, Anal Quant Cytol Histol 23:291",
-    ),
-    "resnet50": Entry(
-        "resnet50.tv_in1k", "timm", 2048, 224, IMAGENET_MEAN, IMAGENET_STD, "BSD-3-Clause", False,
-        "https://huggingface.co/timm/resnet50.tv_in1k", "He et al. 2016, CVPR",
-    ),
-    "kaiko-vits16": Entry(
-        "vit_small_patch16_224", "timm", 384, 224, HALF, HALF, "Kaiko non-commercial", False,
-        "https://huggingface.co/1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms",
-        "kaiko.ai et al. 2024, arXiv:2404.15217", {"dynamic_img_size": True},
-    ),
-    "uni": Entry(
-        "vit_large_patch16_224", "timm", 1024, 224, IMAGENET_MEAN, IMAGENET_STD, "CC-BY-NC-ND-4.0", True,
-        "https://huggingface.co/MahmoodLab/UNI", "Chen et al. 2024, Nat Med 30:850",
-        {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": True},
-    ),
-    "uni2-h": Entry(
-        "vit_giant_patch14_224", "timm", 1536, 224, IMAGENET_MEAN, IMAGENET_STD, "CC-BY-NC-ND-4.0", True,
-        "https://huggingface.co/MahmoodLab/UNI2-h", "Chen et al. 2024, Nat Med 30:850",
-        {"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "init_values": 1e-5, "embed_dim": 1536,
-         "mlp_ratio": 2.66667 * 2, "no_embed_class": True, "mlp_layer": "SwiGLUPacked", "act_layer": "silu",
-         "reg_tokens": 8, "dynamic_img_size": True},
-    ),
-    "h-optimus-0": Entry(
-        "vit_giant_patch14_reg4_dinov2", "timm", 1536, 224, (0.707223, 0.578729, 0.703617),
-        (0.211883, 0.230117, 0.177517), "Apache-2.0", True, "https://huggingface.co/bioptimus/H-optimus-0",
-        "Saillard et al. 2024, github.com/bioptimus/releases",
-        {"img_size": 224, "init_values": 1e-5, "dynamic_img_size": False},
-    ),
-}  # fmt: skip
-_told: set[str] = set()
-
-
-def list_encoders() -> pd.DataFrame:
-    """Registered encoders with architecture, library, dimension, input, licence, gating, page and citation."""
-    import pandas as pd
-
-    rows = {name: {k: v for k, v in asdict(entry).items() if k != "kwargs"} for name, entry in REGISTRY.items()}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
 
 
 def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | None = None) -> ImageEncoder:
@@ -404,7 +227,7 @@ def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | 
     else:
         hub = entry.page.removeprefix("https://huggingface.co/")
         arch = entry.architecture if weights is not None or hub.startswith("timm/") else f"hf-hub:{hub}"
-        module = _build(arch, weights, True, name, entry.kwargs)
+        module = build_timm(arch, weights, True, name, entry.kwargs)
         if name not in _told and entry.licence not in PERMISSIVE:
             logger.warning("Image encoder %s: licence %s, %s", name, entry.licence, entry.page)
         _told.add(name)
