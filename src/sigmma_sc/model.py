@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from sigmma_sc import _keys
 from sigmma_sc._checks import (
-    CoverageWarning,
     ExistsError,
     NotTrainedError,
     SetupError,
@@ -254,12 +251,14 @@ class SIGMMA:
         ``(n_obs, d)`` float32, rows in the order of the table; NaN for cells that do not lie under the image, of which a
         :class:`~sigmma_sc._checks.CoverageWarning` tells. For a dict of objects, a dict of arrays.
         """
+        from sigmma_sc.train.write import cell_matrices
+
         require_choice(scale, (*self.setup.scales, "all"), "scale")
         embeddings = self._embed(sdata, images=False)
         tissue = _objects(self.sdata if sdata is None else sdata)
         out = {}
         for name, one in tissue.items():
-            cells = self._cell_matrices(one, [e for e in embeddings if e.slide.sdata is one])
+            cells = cell_matrices(self, one, embeddings)
             out[name] = (
                 np.concatenate([cells[s] for s in self.setup.scales], axis=1) if scale == "all" else cells[scale]
             )
@@ -286,6 +285,8 @@ class SIGMMA:
         """
         from anndata import AnnData
 
+        from sigmma_sc.train.write import tile_obs
+
         require_choice(modality, ("image", "transcriptome"), "modality")
         require_choice(scale, (*self.setup.scales, "all"), "scale")
         embeddings = self._embed(sdata, images=modality == "image", cells=modality == "transcriptome")
@@ -294,7 +295,7 @@ class SIGMMA:
                 "modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'."
             )
         matrix = np.concatenate([_at_scale(getattr(e, modality), scale) for e in embeddings])
-        obs = pd.concat([self._tile_obs(e) for e in embeddings])
+        obs = pd.concat([tile_obs(self, e) for e in embeddings])
         centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
         return AnnData(X=matrix, obs=obs, obsm={"spatial": centres})
 
@@ -317,19 +318,19 @@ class SIGMMA:
         ExistsError
             A key exists and ``overwrite`` is not set; nothing is written then.
         """
-        from sigmma_sc.train.write import existing_keys, write_cells, write_tiles
+        from sigmma_sc.train.write import cell_matrices, existing_keys, tile_obs, write_cells, write_tiles
 
-        embeddings = self._embed(sdata)
         tissue = _objects(self.sdata if sdata is None else sdata)
         found = [key for one in tissue.values() for key in existing_keys(one, self.setup)]
         if found and not overwrite:
             raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
+        embeddings = self._embed(sdata)
         for one in tissue.values():
             here = [e for e in embeddings if e.slide.sdata is one]
             params = {**self.setup.to_json(), **self.config, "image_encoder": self.image_encoder.name}
             if any(e.slide.region is not None for e in here):
-                write_cells(get_table(one, self.setup), self._cell_matrices(one, here), params)
-            write_tiles(one, here, [self._tile_obs(e) for e in here], params)
+                write_cells(get_table(one, self.setup), cell_matrices(self, one, here), params)
+            write_tiles(one, here, [tile_obs(self, e) for e in here], params)
 
     def evaluate_retrieval(self, sdata: Tissue | None = None, split: str = "test") -> pd.DataFrame:
         """Cross-modal retrieval among the tiles of each slide (Task 2, paper section 6.2; METHOD: evaluation).
@@ -346,8 +347,9 @@ class SIGMMA:
         One row a slide, direction and scale: recall at 5, 10 and 15 %, median rank, pool size and chance.
         """
         from sigmma_sc.metrics.retrieval import retrieval_table
+        from sigmma_sc.train.evaluate import chosen_tiles
 
-        chosen = self._evaluated(sdata, split)
+        chosen = chosen_tiles(self, sdata, split)
         image, transcriptome = (
             {s: np.concatenate([getattr(e, tower)[s][which] for e, which in chosen]) for s in self.setup.scales}
             for tower in ("image", "transcriptome")
@@ -377,9 +379,9 @@ class SIGMMA:
         One row a gene and slide: ``pcc``, ``mse`` for the aligned embedding, ``pcc_frozen``, ``mse_frozen`` for the frozen
         encoder, ``mse_gene_mean`` for the train mean.
         """
-        from sigmma_sc.train.evaluate import expression_table
+        from sigmma_sc.train.evaluate import chosen_tiles, expression_table
 
-        return expression_table(self, self._evaluated(None, "train"), self._evaluated(sdata, split), protocol)
+        return expression_table(self, chosen_tiles(self, None, "train"), chosen_tiles(self, sdata, split), protocol)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Save to a folder: ``model.json`` and ``weights.safetensors``, no pickle; written beside and moved into place.
@@ -449,54 +451,6 @@ class SIGMMA:
     def _embed(self, sdata: Tissue | None, images: bool = True, cells: bool = True) -> list[SlideEmbedding]:
         module = self._trained()
         return self.data.embed(module, self._resolve(sdata), images, cells)
-
-    def _cell_matrices(self, one: SpatialData, embeddings: list[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:
-        setup = stored_setup(one) or self.setup
-        if setup.table_key is None:
-            raise SetupError("The object was set up with table_key=None and has no cells to embed.")
-        n = get_table(one, setup).n_obs
-        out = {s: np.full((n, self.config["n_latent"]), np.nan, np.float32) for s in self.setup.scales}
-        for e in embeddings:
-            for s in self.setup.scales:
-                out[s][e.slide.rows[e.covered]] = e.cells[s][e.covered]
-        bare = int(np.isnan(out[self.setup.scales[0]][:, 0]).sum())
-        if bare:
-            warnings.warn(
-                f"{bare:,} of {n:,} cells do not lie under the image and get NaN embeddings. Keep the others with "
-                f"adata[adata.obs['{_keys.COVERED}']] after write_embeddings(), before scanpy's neighbours.",
-                CoverageWarning,
-                stacklevel=3,
-            )
-        return out
-
-    def _tile_obs(self, e: SlideEmbedding) -> pd.DataFrame:
-        obs = pd.DataFrame(
-            {
-                "slide": e.slide.name,
-                "x": e.tiles.origins[:, 0],
-                "y": e.tiles.origins[:, 1],
-                "n_cells": e.tiles.n_cells,
-                "split": self.data.roles_of(e.slide, len(e.tiles)).astype(object),
-            }
-        )
-        obs.index = pd.Index([f"{e.slide.name}_{k}" for k in range(len(obs))], dtype=object)
-        return obs.astype({"slide": "category", "split": "category"})
-
-    def _evaluated(self, sdata: Tissue | None, split: str) -> list[tuple[SlideEmbedding, NDArray[np.int64]]]:
-        require_choice(split, ("train", "val", "test", "all"), "split")
-        chosen = []
-        for e in self._embed(sdata):
-            role = self.data.roles_of(e.slide, len(e.tiles))
-            usable = e.tiles.n_cells >= self.config["min_cells"]
-            wanted = usable if split == "all" else usable & (role == split)
-            if sdata is not None and (role == "unseen").all():
-                wanted = usable
-            chosen.append((e, np.flatnonzero(wanted)))
-        if not sum(len(which) for _, which in chosen):
-            raise SetupError(
-                f"No tile belongs to split={split!r}. The model was trained with split={self.data.split!r}."
-            )
-        return chosen
 
 
 def _objects(sdata: Tissue) -> dict[str, SpatialData]:

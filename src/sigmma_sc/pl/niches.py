@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
-# Paul Tol's muted scheme, distinguishable under the common colour-vision deficiencies; scanpy's palette beyond ten.
+# Paul Tol's muted scheme, distinguishable under the common colour-vision deficiencies; scanpy's palettes beyond ten.
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")
 
 
@@ -92,10 +92,11 @@ def niches(
 
 def _map(ax: Axes, xy: np.ndarray, labels, size: float) -> None:
     from matplotlib.lines import Line2D
-    from scanpy.plotting.palettes import default_102
+    from scanpy.plotting import palettes
 
     names = labels.cat.categories
-    colours = PALETTE if len(names) <= len(PALETTE) else default_102
+    choices = (PALETTE, palettes.default_20, palettes.default_28, palettes.default_102)
+    colours = next((c for c in choices if len(names) <= len(c)), palettes.default_102)
     codes = labels.cat.codes.to_numpy()
     missing = codes < 0
     ax.scatter(*xy[missing].T, s=size, c="#DDDDDD", linewidths=0, rasterized=True)

@@ -1,4 +1,4 @@
-"""Task 1 on a model's tiles: expression from image embeddings."""
+"""Which tiles are scored, and Task 1 on them: expression from image embeddings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from sigmma_sc._checks import SetupError, require_choice
 from sigmma_sc.metrics.expression import expression_probe
 from sigmma_sc.tissue.setup import get_table, stored_setup
 from sigmma_sc.tissue.tiling import crops_of_tiles
@@ -19,6 +20,23 @@ if TYPE_CHECKING:
     from sigmma_sc.train.data import SlideEmbedding
 
     Chosen = list[tuple[SlideEmbedding, NDArray[np.int64]]]
+
+
+def chosen_tiles(model: Any, sdata: Any, split: str) -> Chosen:
+    """Embedded slides, each with its tiles of a split that hold enough cells.
+
+    Of a slide that was not trained on, every such tile is chosen, whatever the split.
+    """
+    require_choice(split, ("train", "val", "test", "all"), "split")
+    chosen = []
+    for e in model._embed(sdata):
+        role = model.data.roles_of(e.slide, len(e.tiles))
+        usable = e.tiles.n_cells >= model.config["min_cells"]
+        everything = split == "all" or (sdata is not None and (role == "unseen").all())
+        chosen.append((e, np.flatnonzero(usable if everything else usable & (role == split))))
+    if not any(len(which) for _, which in chosen):
+        raise SetupError(f"No tile belongs to split={split!r}. The model was trained with split={model.data.split!r}.")
+    return chosen
 
 
 def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> pd.DataFrame:

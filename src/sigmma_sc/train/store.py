@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ import pandas as pd
 import torch
 
 from sigmma_sc._checks import EncoderError, ExistsError, MissingKeyError, SetupError
+from sigmma_sc._files import fresh_folder
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.tissue.setup import Setup, register, stored_setup
 from sigmma_sc.train.nodes import CountsPCA
@@ -26,7 +25,7 @@ JSON, WEIGHTS = "model.json", "weights.safetensors"
 
 
 def save(model: Any, path: str | Path, overwrite: bool) -> None:
-    """Write beside the target, then move into place, so that a crash leaves the old model or the new one."""
+    """Write a model; a crash leaves the old one or the new one."""
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -34,21 +33,9 @@ def save(model: Any, path: str | Path, overwrite: bool) -> None:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        (fresh / JSON).write_text(json.dumps(_describe(model), indent=1))
-        save_file(_tensors(model), fresh / WEIGHTS)
-        if path.exists():
-            old = fresh.with_name(fresh.name + "-old")
-            path.rename(old)
-            fresh.rename(path)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(path)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    path.chmod(0o755)
+    with fresh_folder(path) as folder:
+        (folder / JSON).write_text(json.dumps(_describe(model), indent=1))
+        save_file(_tensors(model), folder / WEIGHTS)
 
 
 def _describe(model: Any) -> dict[str, Any]:

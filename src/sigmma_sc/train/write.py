@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
+from sigmma_sc._checks import CoverageWarning, SetupError
+from sigmma_sc.tissue.setup import get_table, stored_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +31,47 @@ def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
         table = sdata.tables[setup.table_key]
         found += [f"obsm[{key!r}]" for key in map(_keys.obsm_cells, setup.scales) if key in table.obsm]
     return found
+
+
+def cell_matrices(
+    model: Any, sdata: SpatialData, embeddings: Sequence[SlideEmbedding]
+) -> dict[str, NDArray[np.float32]]:
+    """Cell embeddings of every scale in the order of the object's table; NaN, and a warning, for cells off the image."""
+    setup = stored_setup(sdata) or model.setup
+    if setup.table_key is None:
+        raise SetupError("The object was set up with table_key=None and has no cells to embed.")
+    n = get_table(sdata, setup).n_obs
+    covered = np.zeros(n, bool)
+    out = {s: np.full((n, model.config["n_latent"]), np.nan, np.float32) for s in model.setup.scales}
+    for e in embeddings:
+        if e.slide.sdata is sdata:
+            rows = e.slide.rows[e.covered]
+            covered[rows] = True
+            for s, matrix in out.items():
+                matrix[rows] = e.cells[s][e.covered]
+    if not covered.all():
+        warnings.warn(
+            f"{(~covered).sum():,} of {n:,} cells do not lie under the image and get NaN embeddings. Keep the others with "
+            f"adata[adata.obs['{_keys.COVERED}']] after write_embeddings(), before scanpy's neighbours.",
+            CoverageWarning,
+            stacklevel=3,
+        )
+    return out
+
+
+def tile_obs(model: Any, e: SlideEmbedding) -> pd.DataFrame:
+    """Slide, corner in px, number of cells and split of each tile."""
+    obs = pd.DataFrame(
+        {
+            "slide": e.slide.name,
+            "x": e.tiles.origins[:, 0],
+            "y": e.tiles.origins[:, 1],
+            "n_cells": e.tiles.n_cells,
+            "split": model.data.roles_of(e.slide, len(e.tiles)).astype(object),
+        }
+    )
+    obs.index = pd.Index([f"{e.slide.name}_{k}" for k in range(len(obs))], dtype=object)
+    return obs.astype({"slide": "category", "split": "category"})
 
 
 def write_cells(table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any]) -> None:

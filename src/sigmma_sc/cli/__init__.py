@@ -1,0 +1,225 @@
+"""``sigmma-sc``: the main job from a terminal."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sigmma_sc._checks import SetupError, SigmmaError
+from sigmma_sc.cli.options import (
+    Encoder,
+    EncoderArg,
+    Epochs,
+    Features,
+    Image,
+    Microns,
+    Out,
+    Overwrite,
+    Sample,
+    Store,
+    System,
+    TableName,
+    TileSize,
+    Weights,
+)
+from sigmma_sc.cli.results import console, finish, print_table, require_free
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.command()
+def demo(
+    out: Out = Path("sigmma-demo"),
+    n_cells: Annotated[int, typer.Option(help="Cells to simulate.")] = 12_000,
+    epochs: Epochs = 40,
+    seed: Annotated[int, typer.Option(help="Of tissue and training.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a slide, train, embed and cluster it, and compare with the truth. Needs no download."""
+    from sigmma_sc import SIGMMA
+    from sigmma_sc.datasets import simulate_tissue
+
+    require_free(out, overwrite)
+    sdata = simulate_tissue(n_cells=n_cells, seed=seed)
+    SIGMMA.setup_spatialdata(sdata)
+    model = SIGMMA(sdata, seed=seed)
+    model.train(max_epochs=epochs)
+    finish(model, sdata, out, truth=("compartment", "niche"), whole=True)
+
+
+@app.command()
+def check(
+    store: Store,
+    image: Image = ["he_image"],  # noqa: B006 - typer copies it
+    table: TableName = "table",
+    coordinate_system: System = ["global"],  # noqa: B006
+    microns_per_pixel: Microns = None,
+) -> None:
+    """Tell whether image and cells are registered. Exit code 1 if they are not."""
+    from sigmma_sc import SIGMMA, pp
+
+    sdata = _read(store)
+    with warnings.catch_warnings():
+        # The verdict is printed below.
+        warnings.simplefilter("ignore")
+        SIGMMA.setup_spatialdata(
+            sdata, _by_region(image), table, _by_region(coordinate_system), microns_per_pixel=microns_per_pixel
+        )
+    report = pp.check_registration(sdata)
+    for slide, row in report.iterrows():
+        console.print(
+            f"[bold]{slide}[/bold]: {row.verdict} ({row.on_image:.1%} of the cells under the image)\n  {row.advice}"
+        )
+    if report.verdict.isin(["shifted", "misregistered"]).any():
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    store: Store,
+    out: Out,
+    image: Image = ["he_image"],  # noqa: B006
+    table: TableName = "table",
+    coordinate_system: System = ["global"],  # noqa: B006
+    microns_per_pixel: Microns = None,
+    tile_size: TileSize = 128.0,
+    features_key: Features = None,
+    sample_key: Sample = None,
+    encoder: Encoder = "stain-stats",
+    weights: Weights = None,
+    encoder_arg: EncoderArg = [],  # noqa: B006
+    epochs: Epochs = 60,
+    split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Train on a store; write model, embeddings, niches and figures to a folder. The store itself is not changed.
+
+    OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
+    cells' shapes, and the table of tiles), niches.png, retrieval.csv and history.csv.
+    """
+    from sigmma_sc import SIGMMA
+
+    require_free(out, overwrite)
+    sdata = _read(store)
+    SIGMMA.setup_spatialdata(
+        sdata,
+        _by_region(image),
+        table,
+        _by_region(coordinate_system),
+        features_key=features_key,
+        sample_key=sample_key,
+        microns_per_pixel=microns_per_pixel,
+        tile_size=tile_size,
+    )
+    model = SIGMMA(sdata, _encoder(encoder, weights, encoder_arg), seed=seed)
+    model.train(max_epochs=epochs, split=split)
+    finish(model, sdata, out)
+
+
+@app.command()
+def embed(
+    store: Store,
+    model: Annotated[Path, typer.Option(help="Folder of a trained model (model/ of 'train').")],
+    out: Out,
+    image: Image = [],  # noqa: B006
+    table: TableName = "table",
+    coordinate_system: System = ["global"],  # noqa: B006
+    microns_per_pixel: Microns = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Embed a store with a trained model; write as 'train' does. The store itself is not changed."""
+    import json
+
+    from sigmma_sc import SIGMMA
+    from sigmma_sc.tissue.setup import Setup
+
+    require_free(out, overwrite)
+    sdata = _read(store)
+    if not (model / "model.json").exists():
+        raise SetupError(f"{model} holds no saved model. Give the folder model/ that 'sigmma-sc train' wrote.")
+    trained = Setup.from_json(json.loads((model / "model.json").read_text())["setup"])
+    SIGMMA.setup_spatialdata(
+        sdata,
+        _by_region(image) if image else trained.image_key,
+        table,
+        _by_region(coordinate_system),
+        trained.layer,
+        trained.features_key,
+        trained.sample_key,
+        microns_per_pixel,
+        trained.tile_size,
+        trained.grids,
+    )
+    finish(SIGMMA.load(model, sdata), sdata, out)
+
+
+@app.command()
+def encoders() -> None:
+    """List the image encoders known by name."""
+    from sigmma_sc import list_encoders
+
+    print_table(
+        "Image encoders", list_encoders().reset_index()[["name", "architecture", "dim", "licence", "gated", "page"]]
+    )
+
+
+def main() -> None:
+    """Entry point: errors of ours are a sentence, not a traceback."""
+    try:
+        app()
+    except SigmmaError as error:
+        console.print(f"[bold red]{type(error).__name__}[/bold red]: {error}", highlight=False)
+        sys.exit(2)
+
+
+def _read(store: Path) -> SpatialData:
+    import spatialdata
+
+    if not store.exists():
+        raise SetupError(f"{store} does not exist.")
+    return spatialdata.read_zarr(store)
+
+
+def _by_region(values: list[str]) -> str | dict[str, str]:
+    """One name, or REGION=NAME pairs."""
+    if len(values) == 1 and "=" not in values[0]:
+        return values[0]
+    if not all("=" in value for value in values):
+        raise SetupError(f"{values!r}: give one name, or REGION=NAME for each region.")
+    return dict(value.split("=", 1) for value in values)
+
+
+def _encoder(name: str, weights: Path | None, arguments: list[str]) -> Any:
+    from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
+    from sigmma_sc.nn.registry import REGISTRY
+
+    if name in REGISTRY:
+        if arguments:
+            raise SetupError(f"--encoder-arg goes with a timm model; {name!r} is registered with all its arguments.")
+        return get_encoder(name, weights)
+    if wrong := [argument for argument in arguments if "=" not in argument]:
+        raise SetupError(f"--encoder-arg {wrong[0]} must read NAME=VALUE, e.g. pad_type=same.")
+    options = dict(argument.split("=", 1) for argument in arguments)
+    return ImageEncoder.from_timm(
+        name, weights, pretrained=weights is None, **{k: _value(v) for k, v in options.items()}
+    )
+
+
+def _value(text: str) -> Any:
+    """A number, numbers separated by commas, true or false, or the text itself."""
+    if "," in text:
+        return tuple(_value(part) for part in text.split(","))
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Store = Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with an H&E image and a table of cells.")]
+Out = Annotated[Path, typer.Option(help="Folder to make for the results.")]
+Image = Annotated[
+    list[str], typer.Option("--image", help="Name of the H&E image, or REGION=NAME for each of several regions.")
+]
+System = Annotated[
+    list[str],
+    typer.Option("--coordinate-system", help="System that image and cells share, or REGION=NAME for each region."),
+]
+TableName = Annotated[str, typer.Option("--table", help="Name of the table of cells.")]
+Microns = Annotated[
+    float | None, typer.Option(help="µm per H&E pixel at full resolution, if the transforms cannot say.")
+]
+TileSize = Annotated[float, typer.Option(help="Side of a tile in µm; spots 200 µm apart need about 800.")]
+Features = Annotated[str | None, typer.Option(help="Key of obsm with cell embeddings; PCA of the counts without it.")]
+Sample = Annotated[str | None, typer.Option(help="Column of obs that names donor or section.")]
+Encoder = Annotated[str, typer.Option(help="Image encoder: a name of 'sigmma-sc encoders', or of a timm model.")]
+Weights = Annotated[Path | None, typer.Option(help="Local checkpoint of the encoder (.safetensors, .pt, .pth, .bin).")]
+EncoderArg = Annotated[
+    list[str], typer.Option("--encoder-arg", help="NAME=VALUE for timm.create_model, or mean=…/std=… as three numbers.")
+]
+Epochs = Annotated[int, typer.Option(help="Most epochs; training ends earlier when the validation loss stops falling.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]

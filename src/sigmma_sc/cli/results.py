@@ -1,0 +1,117 @@
+"""What a run leaves behind: a folder of results, and tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from sigmma_sc._checks import ExistsError
+from sigmma_sc._files import fresh_folder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+console = Console()
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """Refuse, before any work, a folder that holds something else or may not be replaced."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ExistsError(f"{out} exists. Choose another --out, or pass --overwrite to replace it.")
+    if not out.is_dir() or (any(out.iterdir()) and not (out / "model" / "model.json").exists()):
+        raise ExistsError(f"{out} exists and holds no results of sigmma-sc; it is not replaced. Choose another --out.")
+
+
+def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
+    """Embed, cluster, draw, score and write, all or nothing.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    sdata
+        What it embeds.
+    out
+        Folder of results.
+    truth
+        Columns of ``obs`` to compare the niches with.
+    whole
+        Write the images too.
+    """
+    from sigmma_sc import tl
+    from sigmma_sc.tissue.setup import get_table, stored_setup
+
+    setup = stored_setup(sdata)
+    model.write_embeddings(sdata, overwrite=True)
+    adata = get_table(sdata, setup)
+    tl.niches(adata, setup.scales)
+    # Of a slide it was not trained on, every tile is a test tile.
+    split = "all" if model.data.split == "none" else "test"
+    recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
+    with fresh_folder(out) as folder:
+        model.save(folder / "model")
+        recall.to_csv(folder / "retrieval.csv", index=False)
+        pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
+        _draw(adata, setup.scales, truth, folder)
+        # The user has the images already.
+        kept = (
+            sdata if whole else sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
+        )
+        kept.write(folder / "cells.zarr")
+    print_retrieval(recall, split)
+    if truth:
+        print_table("Leiden niches against the truth", _agreement(adata, setup.scales, truth))
+    console.print(f"Written to [bold]{out}[/bold]: {', '.join(sorted(p.name for p in out.iterdir()))}")
+
+
+def _draw(adata: Any, scales: tuple[str, ...], truth: tuple[str, ...], folder: Path) -> None:
+    """A map of niches for every region."""
+    from sigmma_sc import pl
+
+    if "spatial" not in adata.obsm:
+        console.print("No obsm['spatial'], so no map of niches is drawn.")
+        return
+    for region, part in adata.obs.groupby(adata.uns["spatialdata_attrs"]["region_key"], observed=True):
+        name = "niches.png" if len(part) == adata.n_obs else f"niches_{region}.png"
+        pl.niches(adata[part.index], scales, reference=truth, save=folder / name)
+
+
+def _agreement(adata: Any, scales: tuple[str, ...], truth: tuple[str, ...]) -> pd.DataFrame:
+    from sigmma_sc.metrics.niches import niche_agreement
+
+    rows = [
+        {"scale": s, "truth": t, **niche_agreement(adata.obs[f"sigmma_niche_{s}"], adata.obs[t])}
+        for s in scales
+        for t in truth
+    ]
+    return pd.DataFrame(rows)[["scale", "truth", "ari", "nmi"]].round(3)
+
+
+def print_retrieval(recall: pd.DataFrame, split: str) -> None:
+    """Print recall of every slide with its pool and chance level."""
+    percents = [c.removeprefix("recall@") for c in recall if c.startswith("recall@")]
+    for slide, rows in recall.groupby("slide", sort=False):
+        chance = ", ".join(f"{rows[f'chance@{p}'].iloc[0]:.3f}" for p in percents)
+        print_table(
+            f"{slide}: retrieval among {rows['pool'].iloc[0]} {split} tiles (chance {chance})",
+            rows[["direction", "scale", *(f"recall@{p}" for p in percents), "median_rank"]]
+            .rename(columns={f"recall@{p}": f"R@{p}" for p in percents} | {"median_rank": "median rank"})
+            .round(3),
+        )
+
+
+def print_table(title: str, frame: pd.DataFrame) -> None:
+    """Print a data frame without its index."""
+    shown = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        shown.add_column(str(column))
+    for row in frame.itertuples(index=False):
+        shown.add_row(*map(str, row))
+    console.print(shown)

@@ -1,0 +1,108 @@
+"""The main job on the development tissue. Figures for whole sections are in benchmarks/, not here."""
+
+import warnings
+
+import numpy as np
+import pytest
+import scanpy as sc
+from spatialdata.transformations import Identity, Scale, set_transformation
+
+from sigmma_sc import SIGMMA, pp
+from sigmma_sc._checks import RegistrationWarning
+
+pytestmark = pytest.mark.real
+
+
+def verdict(sdata, **setup):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RegistrationWarning)
+        SIGMMA.setup_spatialdata(sdata, **setup)
+    return pp.check_registration(sdata)
+
+
+def test_a_rotated_image_is_registered(real):
+    sdata = real("lung_xenium_mini")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RegistrationWarning)
+        SIGMMA.setup_spatialdata(sdata, microns_per_pixel=2.125)
+    report = pp.check_registration(sdata).iloc[0]
+    assert report.verdict == "registered"
+    assert report.on_image == 1
+    assert np.hypot(report.shift_x, report.shift_y) < 5
+
+
+def test_a_lost_alignment_is_told_with_what_to_do(real):
+    sdata = real("lung_xenium_mini")
+    set_transformation(sdata["he_image"], Identity(), "global")
+    with pytest.warns(RegistrationWarning, match="alignment"):
+        SIGMMA.setup_spatialdata(sdata, microns_per_pixel=2.125)
+    assert pp.check_registration(sdata).verdict.iloc[0] in {"misregistered", "shifted"}
+
+
+def test_a_section_of_single_cells_is_registered_and_a_shift_of_20_um_is_not(real):
+    sdata = real("pancreas_xenium")
+    assert verdict(sdata).verdict.iloc[0] == "registered"
+    circles = sdata["cell_circles"]
+    sdata.shapes["cell_circles"] = circles.set_geometry(circles.translate(xoff=20))
+    set_transformation(sdata["cell_circles"], Scale([1 / 0.2125] * 2, axes=("x", "y")), "global")
+    report = verdict(sdata).iloc[0]
+    assert report.verdict == "shifted"
+    # The curve peaks where the cells ought to be: 20 µm back.
+    assert abs(report.shift_x) == pytest.approx(20, abs=4)
+    assert abs(report.shift_y) < 4
+
+
+def test_bins_that_tile_the_plane_cannot_tell(real):
+    assert verdict(real("kidney_visiumhd"), microns_per_pixel=2.006).verdict.iloc[0] == "cannot tell"
+
+
+def test_five_sections_of_one_patient_train_together(real, mobilenet):
+    sdata = real("breast_st")
+    sections = ["C2", "C3", "C4", "C5", "C6"]
+    SIGMMA.setup_spatialdata(
+        sdata,
+        image_key={f"{s}_spots": f"{s}_he" for s in sections},
+        coordinate_system={f"{s}_spots": s for s in sections},
+        sample_key="section",
+        microns_per_pixel=0.687,
+        tile_size=800,
+    )
+    model = SIGMMA(sdata, mobilenet, min_cells=3, n_latent=64)
+    model.train(max_epochs=15, batch_size=32, split={"test": ["C6"], "val": ["C5"]}, enable_progress_bar=False)
+    history = {k: v.iloc[:, 0] for k, v in model.history.items()}
+    assert history["train_loss_macro"].iloc[-1] < 0.7 * history["train_ln_batch"].iloc[-1]
+    model.write_embeddings()
+    table = sdata["table"]
+    assert table.obs.sigmma_covered.all()
+    assert all(np.isfinite(table.obsm[f"X_sigmma_{s}"]).all() for s in ("micro", "meso", "macro"))
+    tiles = sdata["sigmma_tiles"].obs
+    assert set(tiles.slide) == {f"{s}_spots" for s in sections}
+    assert set(tiles.split[tiles.slide == "C6_spots"]) <= {"test", "unused"}
+    assert set(tiles.split[tiles.slide == "C2_spots"]) <= {"train", "unused"}
+
+
+def test_tumour_and_exocrine_tissue_part_into_niches(real, mobilenet):
+    """A window of the pancreas that holds both."""
+    sdata = real("pancreas_xenium")
+    window = sdata.query.bounding_box(
+        axes=("x", "y"),
+        min_coordinate=[13_000, 4_000],
+        max_coordinate=[22_000, 10_500],
+        target_coordinate_system="global",
+    )
+    SIGMMA.setup_spatialdata(window)
+    model = SIGMMA(window, mobilenet, n_latent=64)
+    model.train(max_epochs=8, split="blocks", enable_progress_bar=False)
+    together = model.evaluate_retrieval().query("scale == 'all'")
+    assert (together["recall@15%"] > 2 * together["chance@15%"]).all()
+    model.write_embeddings()
+    adata = window["table"]
+    assert adata.obs.sigmma_covered.all()
+    sc.pp.neighbors(adata, use_rep="X_sigmma_meso")
+    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
+    sc.pp.normalize_total(adata)
+    sc.pp.log1p(adata)
+    # Each of these tissues has a niche where its marker stands far above the rest of the window.
+    for gene in ("AMY2A", "EPCAM", "INS", "PECAM1", "COL5A2", "IL7R"):
+        mean = sc.get.obs_df(adata, [gene, "leiden"]).groupby("leiden", observed=True)[gene].mean()
+        assert mean.max() > 2 * mean.median(), gene

@@ -1,0 +1,142 @@
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+
+from sigmma_sc import cli
+from sigmma_sc.datasets import simulate_tissue
+
+RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "slide.zarr"
+    simulate_tissue(n_cells=2500, seed=1).write(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(store):
+    out = store.parent / "results"
+    assert run("train", store, "--out", out, "--epochs", 2, "--split", "none") == 0
+    return out
+
+
+def run(*arguments):
+    """Run the command as the shell would; its exit code."""
+    argv, sys.argv = sys.argv, ["sigmma-sc", *map(str, arguments)]
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = argv
+    return 0
+
+
+def said(capsys):
+    """Printed words, however the terminal broke the lines."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_demo_writes_everything_and_prints_its_figures(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert run("demo", "--out", out, "--n-cells", 4000, "--epochs", 2) == 0
+    assert {p.name for p in out.iterdir()} == RESULTS
+    words = said(capsys)
+    assert "retrieval among" in words
+    assert "Leiden niches against the truth" in words
+    assert "he_image" in sd.read_zarr(out / "cells.zarr").images
+
+
+def test_train_leaves_the_store_alone(store, results):
+    assert {p.name for p in results.iterdir()} == RESULTS
+    assert not sd.read_zarr(store)["table"].obsm.keys() & {"X_sigmma_micro"}
+    written = sd.read_zarr(results / "cells.zarr")
+    assert np.isfinite(written["table"].obsm["X_sigmma_macro"]).all()
+    assert "sigmma_tiles" in written.tables
+    assert not written.images
+    assert len(pd.read_csv(results / "history.csv")) == 2
+
+
+def test_embed_gives_what_training_wrote(store, results, tmp_path):
+    assert run("embed", store, "--model", results / "model", "--out", tmp_path / "again") == 0
+    a, b = (sd.read_zarr(folder / "cells.zarr")["table"] for folder in (results, tmp_path / "again"))
+    for scale in ("micro", "meso", "macro"):
+        np.testing.assert_array_equal(a.obsm[f"X_sigmma_{scale}"], b.obsm[f"X_sigmma_{scale}"])
+        assert (a.obs[f"sigmma_niche_{scale}"] == b.obs[f"sigmma_niche_{scale}"]).all()
+
+
+def test_results_are_replaced_only_when_asked(store, results, capsys):
+    before = (results / "model" / "model.json").read_bytes()
+    arguments = ("train", store, "--out", results, "--epochs", 1, "--split", "none", "--seed", 1)
+    assert run(*arguments) == 2
+    assert "--overwrite" in said(capsys)
+    assert (results / "model" / "model.json").read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_never_replaced(store, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("ten years")
+    assert run("train", store, "--out", tmp_path, "--overwrite") == 2
+    assert "holds no results of sigmma-sc" in said(capsys)
+    assert (tmp_path / "thesis.tex").read_text() == "ten years"
+
+
+def test_overwrite_replaces(store, tmp_path):
+    out = tmp_path / "out"
+    for seed in (0, 1):
+        assert run("train", store, "--out", out, "--epochs", 1, "--split", "none", "--seed", seed, "--overwrite") == 0
+    assert '"seed": 1' in (out / "model" / "model.json").read_text()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]  # nothing is left beside it
+
+
+def test_check_tells_by_words_and_exit_code(store, tmp_path, capsys):
+    assert run("check", store) == 0
+    assert "registered" in said(capsys)
+    sdata = sd.read_zarr(store)
+    shifted = sdata["cell_circles"].copy()
+    shifted.geometry = shifted.translate(xoff=20.0)
+    moved = sd.SpatialData(images=dict(sdata.images), shapes={"cell_circles": shifted}, tables=dict(sdata.tables))
+    moved.write(tmp_path / "moved.zarr")
+    assert run("check", tmp_path / "moved.zarr") == 1
+    assert "shifted" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--image", "nope"], "nope"),
+        (["--image", "a", "--image", "b"], "REGION=NAME"),
+        (["--encoder", "uni", "--encoder-arg", "img_size=224"], "--encoder-arg goes with a timm model"),
+        (["--encoder", "resnet18", "--encoder-arg", "pad_type"], "NAME=VALUE"),
+        (["--encoder", "resnet18", "--weights", "nowhere.pt"], "nowhere.pt"),
+    ],
+)
+def test_mistakes_are_told_before_any_work(store, tmp_path, capsys, arguments, words):
+    assert run("train", store, "--out", tmp_path / "out", *arguments) == 2
+    assert words in said(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_store_and_missing_model(store, tmp_path, capsys):
+    assert run("check", tmp_path / "none.zarr") == 2
+    assert "does not exist" in said(capsys)
+    assert run("embed", store, "--model", tmp_path, "--out", tmp_path / "out") == 2
+    assert "holds no saved model" in said(capsys)
+
+
+def test_encoders_are_listed(capsys):
+    assert run("encoders") == 0
+    assert "stain-stats" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("same", "same"), ("224", 224), ("1e-5", 1e-5), ("0.5,0.5,0.5", (0.5, 0.5, 0.5)), ("true", True)],
+)
+def test_encoder_arguments_are_read(text, value):
+    assert cli._value(text) == value
+    assert type(cli._value(text)) is type(value)
