@@ -206,9 +206,7 @@ class SIGMMA:
         if batch_size < 2:
             raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
         stride = self.setup.tile_size / 2 if stride is None else stride
-        require_positive(stride, "stride")
-        if not 0.999 < self.setup.tile_size / stride / round(self.setup.tile_size / stride) < 1.001:
-            raise SetupError(f"stride={stride!r} µm must divide tile_size={self.setup.tile_size} µm.")
+        self._require_divides(stride)
         if early_stopping:
             # scvi-tools would watch an ELBO that we do not have.
             trainer_kwargs = {
@@ -236,7 +234,9 @@ class SIGMMA:
         """Move the towers."""
         self.module.to(device)
 
-    def get_latent_representation(self, sdata: Tissue | None = None, scale: str = "micro") -> Any:
+    def get_latent_representation(
+        self, sdata: Tissue | None = None, scale: str = "micro", stride: float | None = None
+    ) -> Any:
         """Cell embeddings of one scale.
 
         Parameters
@@ -245,6 +245,9 @@ class SIGMMA:
             Another object with the same setup; ``None`` for the one trained on.
         scale
             ``"micro"``, ``"meso"``, ``"macro"``, or ``"all"`` side by side.
+        stride
+            Average each cell over all grids of tiles moved by this step in µm, which removes the seams at tile borders at
+            ``(tile_size / stride)²`` times the cost; ``None`` for one grid.
 
         Returns
         -------
@@ -254,7 +257,7 @@ class SIGMMA:
         from sigmma_sc.train.write import cell_matrices
 
         require_choice(scale, (*self.setup.scales, "all"), "scale")
-        embeddings = self._embed(sdata, images=False)
+        embeddings = self._embed(sdata, images=False, stride=stride)
         tissue = _objects(self.sdata if sdata is None else sdata)
         out = {}
         for name, one in tissue.items():
@@ -299,7 +302,9 @@ class SIGMMA:
         centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
         return AnnData(X=matrix, obs=obs, obsm={"spatial": centres})
 
-    def write_embeddings(self, sdata: Tissue | None = None, overwrite: bool = False) -> None:
+    def write_embeddings(
+        self, sdata: Tissue | None = None, overwrite: bool = False, stride: float | None = None
+    ) -> None:
         """Write embeddings into the object.
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``; tiles get ``tables["sigmma_tiles"]`` with
@@ -312,6 +317,8 @@ class SIGMMA:
             Another object; ``None`` for the one trained on.
         overwrite
             Replace what an earlier call wrote.
+        stride
+            As for :meth:`get_latent_representation`; tile embeddings are not affected.
 
         Raises
         ------
@@ -324,10 +331,15 @@ class SIGMMA:
         found = [key for one in tissue.values() for key in existing_keys(one, self.setup)]
         if found and not overwrite:
             raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
-        embeddings = self._embed(sdata)
+        embeddings = self._embed(sdata, stride=stride)
         for one in tissue.values():
             here = [e for e in embeddings if e.slide.sdata is one]
-            params = {**self.setup.to_json(), **self.config, "image_encoder": self.image_encoder.name}
+            params = {
+                **self.setup.to_json(),
+                **self.config,
+                "image_encoder": self.image_encoder.name,
+                "inference_stride": stride,
+            }
             if any(e.slide.region is not None for e in here):
                 write_cells(get_table(one, self.setup), cell_matrices(self, one, here), params)
             write_tiles(one, here, [tile_obs(self, e) for e in here], params)
@@ -448,9 +460,19 @@ class SIGMMA:
                 register(one, Setup(**{**self.setup.__dict__, "microns_per_pixel": None}))
         return sdata
 
-    def _embed(self, sdata: Tissue | None, images: bool = True, cells: bool = True) -> list[SlideEmbedding]:
+    def _embed(
+        self, sdata: Tissue | None, images: bool = True, cells: bool = True, stride: float | None = None
+    ) -> list[SlideEmbedding]:
         module = self._trained()
-        return self.data.embed(module, self._resolve(sdata), images, cells)
+        if stride is not None:
+            self._require_divides(stride)
+        return self.data.embed(module, self._resolve(sdata), images, cells, stride)
+
+    def _require_divides(self, stride: float) -> None:
+        require_positive(stride, "stride")
+        steps = self.setup.tile_size / stride
+        if not 0.999 < steps / max(1, round(steps)) < 1.001:
+            raise SetupError(f"stride={stride!r} µm must divide tile_size={self.setup.tile_size} µm.")
 
 
 def _objects(sdata: Tissue) -> dict[str, SpatialData]:

@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from sklearn import neighbors
 
 from sigmma_sc._checks import SetupError
-from sigmma_sc.metrics.niches import niche_agreement, spatial_contiguity
+from sigmma_sc.metrics.niches import niche_agreement, seam_ratio, spatial_contiguity
 
 
 def graph(n, pairs, both=True):
@@ -107,3 +108,26 @@ def test_contiguity_refuses_what_does_not_fit():
         spatial_contiguity([0, 1], np.ones((2, 2)))
     with pytest.raises(SetupError, match="None of the 1 neighbour pairs"):
         spatial_contiguity([0, None, 1], graph(3, [(0, 1)]))
+
+
+def test_seam_by_hand():
+    # Cells in a row, tiles of 8: a step of 3 at the border between 7.5 and 8.5, steps of 1 elsewhere.
+    xy = np.column_stack([np.arange(0.5, 16), np.full(16, 0.5)])
+    z = np.arange(16.0)[:, None] + 2.0 * (xy[:, :1] > 8)
+    chain = graph(16, [(k, k + 1) for k in range(15)])
+    result = seam_ratio(z, xy, 8.0, chain, control=0.25)  # control lines at 2 and 10
+    assert result == {"ratio": 3.0, "at_borders": 3.0, "at_control": 1.0, "n_borders": 1, "n_control": 2}
+
+
+def test_no_seam_is_a_ratio_of_one():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, 64, (4000, 2))
+    near = neighbors.kneighbors_graph(xy, 6)
+    assert seam_ratio(xy, xy, 8.0, near)["ratio"] == pytest.approx(1, abs=0.05)
+
+
+def test_seam_refusals():
+    with pytest.raises(SetupError, match="same cells"):
+        seam_ratio(np.zeros((3, 2)), np.zeros((4, 2)), 1.0, graph(3, [(0, 1)]))
+    with pytest.raises(SetupError, match="across a border"):
+        seam_ratio(np.zeros((3, 2)), np.zeros((3, 2)), 1.0, graph(3, [(0, 1)]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sigmma_sc.tissue.tiling import block_of, covering_tiles, crops_of_tiles, lattice_tiles
+from sigmma_sc.tissue.tiling import block_of, covering_tiles, crops_of_tiles, lattice_tiles, shifted_tiles
 
 
 def members(tiles, t):
@@ -78,3 +78,16 @@ def test_tiles_turn_with_the_slide(rng):
     assert {frozenset(members(a, t)) for t in range(25)} == {frozenset(members(b, t)) for t in range(25)}
     same_a = own_a[:, None] == own_a[None]
     np.testing.assert_array_equal(same_a, own_b[:, None] == own_b[None])
+
+
+def test_moved_grids_hold_every_chosen_cell_once(rng):
+    xy = rng.uniform(0, 100, (300, 2))
+    chosen = np.flatnonzero(xy[:, 0] < 80)
+    tiles = shifted_tiles(xy, chosen, 16.0, np.array([3.0, 7.0]))
+    assert sorted(tiles.cells) == list(chosen)
+    for t in range(len(tiles)):
+        members = tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]]
+        assert len(members)  # no tile is empty
+        inside = ((xy[chosen] >= tiles.origins[t]) & (xy[chosen] < tiles.origins[t] + 16)).all(axis=1)
+        np.testing.assert_array_equal(members, chosen[inside])
+    np.testing.assert_allclose((tiles.origins - (3, 7)) % 16, 0, atol=1e-9)

@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import torch
 from sigmma_sc import SIGMMA, ImageEncoder
 from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.metrics import seam_ratio
+from sigmma_sc.tissue.graph import spatial_graph
 
 SCALES = ("micro", "meso", "macro")
 
@@ -129,6 +132,43 @@ def test_a_far_cell_changes_nothing_in_other_tiles(trained):
     far = np.abs(slide.xy - slide.xy[17]).max(1)[keep] > 3 * model.data.side(slide)
     np.testing.assert_allclose(a[far], b[far], atol=2e-5)
     assert np.abs(a - b)[own[keep] == own[17]].max() > 1e-3
+
+
+def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
+    _, model = trained
+    slide = model._slides[0]
+    side = model.data.side(slide)
+    far = {"width": slide.width + 4 * side, "height": slide.height + 4 * side}
+    expected = 0
+    for x in (0.0, 0.5):
+        for y in (0.0, 0.5):
+            # Cells moved one way lie in the tiles of a grid moved the other way.
+            moved = replace(slide, xy=slide.xy + side * (1 - np.array([x, y])), **far)
+            h = model.data._embed_slide(model.module.eval(), moved, images=False, cells=True, stride=None).cells
+            expected = expected + h["macro"] / 4
+    with torch.no_grad():
+        found = model.get_latent_representation(scale="macro", stride=64)
+    plain = model.get_latent_representation(scale="macro")
+    inside = (slide.xy < side * np.floor(np.array([slide.width, slide.height]) / side)).all(1)  # not in shifted tiles
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-4)
+    assert np.abs(found - plain).max() > 0.1
+    np.testing.assert_array_equal(model.get_latent_representation(scale="macro", stride=128), plain)
+    with pytest.raises(SetupError, match="must divide"):
+        model.get_latent_representation(stride=50)
+
+
+def test_overlapping_inference_removes_seams(trained):
+    _, model = trained
+    slide = model._slides[0]
+    near = spatial_graph(slide.xy * slide.microns_per_pixel, 6, None)
+    ratio = {
+        stride: seam_ratio(
+            model.get_latent_representation(scale="macro", stride=stride), slide.xy, model.data.side(slide), near
+        )["ratio"]
+        for stride in (None, 32)
+    }
+    assert ratio[None] > 1.3
+    assert ratio[32] < 1.1
 
 
 def test_write_embeddings(trained, tmp_path):

@@ -12,6 +12,7 @@ _HOME = {
     "expression_probe": "expression",
     "summarise_expression": "expression",
     "niche_agreement": "niches",
+    "seam_ratio": "niches",
     "spatial_contiguity": "niches",
 }
 __all__ = sorted(_HOME)

@@ -78,6 +78,62 @@ def spatial_contiguity(labels: ArrayLike, adjacency: sparse.sparray | sparse.spm
     }
 
 
+def seam_ratio(
+    embedding: ArrayLike,
+    xy: ArrayLike,
+    side: float,
+    adjacency: sparse.sparray | sparse.spmatrix,
+    control: float = 0.125,
+) -> dict[str, float]:
+    """How much farther apart neighbours are in embedding when the border of a tile runs between them.
+
+    The control are neighbours with a line of the same grid, moved by a part of a tile, between them: such pairs are as far
+    apart in space. Cells embedded tile by tile show a ratio above 1, a seam; without seams it is 1.
+
+    Parameters
+    ----------
+    embedding
+        ``(n, d)``.
+    xy
+        ``(n, 2)`` positions, in the frame of the tiles and with the first tile's corner at 0.
+    side
+        Side of a tile, in the units of ``xy``.
+    adjacency
+        ``(n, n)`` neighbours; a pair counts once.
+    control
+        Offset of the control grid in tile sides; an eighth runs through the middle of the smallest blocks by default.
+
+    Returns
+    -------
+    ``ratio`` of mean distances, ``at_borders``, ``at_control``, and the number of pairs of each.
+    """
+    z, xy = np.asarray(embedding, dtype=np.float64), np.asarray(xy, dtype=np.float64)
+    n = len(z)
+    if xy.shape != (n, 2) or adjacency.shape != (n, n):
+        raise SetupError(
+            f"embedding {z.shape}, xy {xy.shape} and adjacency {adjacency.shape} must name the same cells."
+        )
+    neighbours = sparse.csr_array(adjacency) != 0
+    u, v = sparse.triu(neighbours + neighbours.T, k=1).nonzero()
+    distance = np.linalg.norm(z[u] - z[v], axis=1)
+    known = np.isfinite(distance)
+    borders, lines = (
+        known & (np.floor(xy[u] / side - offset) != np.floor(xy[v] / side - offset)).any(axis=1)
+        for offset in (0.0, control)
+    )
+    borders, lines = borders & ~lines, lines & ~borders
+    if not borders.any() or not lines.any():
+        raise SetupError(f"No neighbours stand across a border of tiles of side {side!r}. Check its units.")
+    at_borders, at_control = float(distance[borders].mean()), float(distance[lines].mean())
+    return {
+        "ratio": at_borders / at_control,
+        "at_borders": at_borders,
+        "at_control": at_control,
+        "n_borders": int(borders.sum()),
+        "n_control": int(lines.sum()),
+    }
+
+
 def _codes(labels: ArrayLike) -> NDArray[np.intp]:
     """Labels as integers from 0, missing ones as -1."""
     return pd.factorize(pd.Series(labels))[0]

@@ -81,6 +81,27 @@ def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float
     return _with_cells(origins, np.zeros(len(origins), np.int64), xy, side), own
 
 
+def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: float, shift: NDArray[np.float64]) -> Tiles:
+    """Every chosen cell in one tile of a grid moved by ``shift`` px, whether the tile lies on the image or not.
+
+    Parameters
+    ----------
+    xy
+        Cells in px, ``(n_cells, 2)``.
+    chosen
+        Cells to place, ascending positions.
+    side
+        Tile side in px.
+    shift
+        Corner of some tile of the grid, px.
+    """
+    corner = np.floor((xy[chosen] - shift) / side).astype(np.int64)
+    origins, tile, counts = np.unique(corner, axis=0, return_inverse=True, return_counts=True)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    cells = chosen[np.argsort(tile.ravel(), kind="stable")]
+    return Tiles(side, origins * side + shift, np.zeros(len(origins), np.int64), indptr, cells)
+
+
 def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float, stride: float) -> Tiles:
     """Tiles at every lattice point of step ``stride`` px that lie wholly on the image; phase = offset in the lattice."""
     per_side = max(1, round(side / stride))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
 from sigmma_sc.tissue.split import held_out_samples, resolve_split, split_slide
-from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles
+from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles, shifted_tiles
 from sigmma_sc.train.batches import SlideTensors, make_batch
 from sigmma_sc.train.features import PatchFeatures
 from sigmma_sc.train.nodes import CountsPCA, embedding_of
@@ -144,15 +144,22 @@ class TissueData:
         return SlideTensors(tiles, slide.xy, nodes, adjacency, patches, index)
 
     @torch.no_grad()
-    def embed(self, module: Towers, tissue: Any, images: bool, cells: bool) -> list[SlideEmbedding]:
-        """Embed every slide of an object in one tower or both; only what is asked for is computed."""
+    def embed(
+        self, module: Towers, tissue: Any, images: bool, cells: bool, stride: float | None = None
+    ) -> list[SlideEmbedding]:
+        """Embed every slide of an object in one tower or both; only what is asked for is computed.
+
+        With a ``stride`` in µm, a cell's embedding is the mean over the tiles of all grids moved by that step.
+        """
         module.eval()
         return [
-            self._embed_slide(module, slide, images, cells and slide.region is not None)
+            self._embed_slide(module, slide, images, cells and slide.region is not None, stride)
             for slide in self.slides(tissue)
         ]
 
-    def _embed_slide(self, module: Towers, slide: Slide, images: bool, cells: bool) -> SlideEmbedding:
+    def _embed_slide(
+        self, module: Towers, slide: Slide, images: bool, cells: bool, stride: float | None
+    ) -> SlideEmbedding:
         device = next(module.parameters()).device
         tiles, own = self.covering(slide)
         data = self.tensors(slide, tiles, device, images, cells)
@@ -160,25 +167,47 @@ class TissueData:
         sizes = {"image": len(tiles) * images, "transcriptome": len(tiles) * cells, "cells": len(slide.xy) * cells}
         for kind, n in sizes.items():
             getattr(out, kind).update({s: np.zeros((n, self.config["n_latent"]), np.float32) for s in module.scales})
-        for start in range(0, len(tiles), INFERENCE_TILES):
-            which = np.arange(start, min(start + INFERENCE_TILES, len(tiles)))
+        for which in _chunks(len(tiles)):
             if images:
                 for s, z in module.embed_images(data.patch_batch(which).to(device)).items():
                     out.image[s][which] = z.cpu().numpy()
             if cells:
-                self._embed_cells(module, data, which, own, out)
+                position, h, z = self._cells(module, data, which)
+                # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
+                mine = own[position] == np.repeat(which, tiles.n_cells[which])
+                for s in module.scales:
+                    out.transcriptome[s][which] = z[s]
+                    out.cells[s][position[mine]] = h[s][mine]
+        if cells and stride is not None:
+            self._average(module, data, out, stride)
         return out
 
-    def _embed_cells(
-        self, module: Towers, data: SlideTensors, which: NDArray[np.int64], own: NDArray[np.int64], out: SlideEmbedding
-    ) -> None:
+    def _cells(
+        self, module: Towers, data: SlideTensors, which: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], dict[str, NDArray], dict[str, NDArray]]:
+        """Cells of some tiles, their embeddings, and the tiles' own."""
         device = next(module.parameters()).device
         batch = make_batch(data, which, self.setup.grids)
         buckets = [bucket.to(device) for bucket in batch["buckets"]]
-        h, z = module.embed_cells(batch["x"].to(device), buckets, len(which))
-        position = batch["cells"].numpy()
-        # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
-        mine = own[position] == which[batch["tile"].numpy()]
+        embedded = module.embed_cells(batch["x"].to(device), buckets, len(which))
+        h, z = ({s: values.cpu().numpy() for s, values in part.items()} for part in embedded)
+        return batch["cells"].numpy(), h, z
+
+    def _average(self, module: Towers, data: SlideTensors, out: SlideEmbedding, stride: float) -> None:
+        """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
+        side, per_side = data.tiles.side, round(self.setup.tile_size / stride)
+        steps = np.arange(per_side) * side / per_side
+        shifts = [np.array([x, y]) for x in steps for y in steps if x or y]
+        for shift in shifts:
+            moved = replace(data, tiles=shifted_tiles(data.xy, np.flatnonzero(out.covered), side, shift))
+            for which in _chunks(len(moved.tiles)):
+                position, h, _ = self._cells(module, moved, which)
+                for s in module.scales:
+                    out.cells[s][position] += h[s]
         for s in module.scales:
-            out.transcriptome[s][which] = z[s].cpu().numpy()
-            out.cells[s][position[mine]] = h[s].cpu().numpy()[mine]
+            out.cells[s] /= len(shifts) + 1
+
+
+def _chunks(n: int) -> list[NDArray[np.int64]]:
+    """Positions of tiles, a batch of inference at a time."""
+    return np.split(np.arange(n), range(INFERENCE_TILES, n, INFERENCE_TILES))
