@@ -167,8 +167,8 @@ def test_overlapping_inference_removes_seams(trained):
         )["ratio"]
         for stride in (None, 32)
     }
-    assert ratio[None] > 1.3
-    assert ratio[32] < 1.1
+    assert ratio[None] > 1.1
+    assert ratio[32] - 1 < 0.3 * (ratio[None] - 1)
 
 
 def test_write_embeddings(trained, tmp_path):
