@@ -118,8 +118,10 @@ def count_transcripts(path: Path) -> pd.DataFrame:
 
     Returns
     -------
-    Columns ``cell_id`` and ``feature_name`` (str) and ``n``; controls, unassigned and poor transcripts are left out.
+    Columns ``cell_id`` and ``feature_name`` (categories of str, sorted) and ``n``; controls, unassigned and poor
+    transcripts are left out.
     """
+    import pandas as pd
     import pyarrow.dataset as ds
     from pyarrow.acero import AggregateNodeOptions, Declaration, FilterNodeOptions, ScanNodeOptions
 
@@ -134,9 +136,19 @@ def count_transcripts(path: Path) -> pd.DataFrame:
             Declaration("aggregate", AggregateNodeOptions([([], "hash_count_all", None, "n")], keys=names)),
         ]
     )
-    counts = plan.to_table().to_pandas()
-    counts[names] = counts[names].apply(_text)
-    return counts[~counts.feature_name.str.contains(NOT_GENES) & ~counts.cell_id.isin(NO_CELL)]
+    table = plan.to_table()
+    counts = pd.DataFrame({"n": table["n"].to_numpy()})
+    for name in names:
+        # Each name is held once: as strings, they would take more room than all the counts.
+        codes = table[name].combine_chunks().dictionary_encode()
+        categories = _text(pd.Series(codes.dictionary.to_pandas()))
+        counts[name] = pd.Categorical.from_codes(codes.indices.to_numpy(), pd.Index(categories, dtype=object))
+    counts = counts[~counts.feature_name.str.contains(NOT_GENES).astype(bool) & ~counts.cell_id.isin(NO_CELL)]
+    return counts.assign(**{name: _sorted(counts[name].cat.remove_unused_categories()) for name in names})
+
+
+def _sorted(names: pd.Series) -> pd.Series:
+    return names.cat.reorder_categories(sorted(names.cat.categories))
 
 
 def _good(columns: list[str], path: Path) -> Any:
@@ -170,8 +182,8 @@ def _named_polygons(path: Path, transcripts: Path, counts: pd.DataFrame) -> GeoS
     if not polygons.index.is_unique:
         twice = polygons.index[polygons.index.duplicated()][0]
         raise SetupError(f"{path} has several polygons of cell {twice!r}. Download it again: a cell has one polygon.")
-    cells = np.unique(counts.cell_id.to_numpy(dtype=object))
-    lost = cells[~np.isin(cells, polygons.index.to_numpy())]
+    cells = counts.cell_id.cat.categories
+    lost = cells[polygons.index.get_indexer(cells) < 0]
     if len(lost) == len(cells):
         raise SetupError(
             f"No cell of {transcripts} is in {path}: the cells are {', '.join(map(repr, cells[:3]))}, …, the polygons "
@@ -223,10 +235,10 @@ def _table(counts: pd.DataFrame, cells: pd.Index, sample_id: str, metadata: dict
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
-    genes = pd.Index(np.unique(counts.feature_name.to_numpy(dtype=object)), dtype=object)
-    row = cells.get_indexer(counts.cell_id)
+    named, genes = counts.cell_id.cat, pd.Index(counts.feature_name.cat.categories, dtype=object)
+    row = cells.get_indexer(named.categories)[named.codes]
     kept = row >= 0
-    entries = counts.n.to_numpy(np.float32)[kept], (row[kept], genes.get_indexer(counts.feature_name)[kept])
+    entries = counts.n.to_numpy(np.float32)[kept], (row[kept], counts.feature_name.cat.codes[kept])
     obs = pd.DataFrame({"cell_id": cells}, index=cells, dtype=object)
     for column, value in {"region": "cell_boundaries", "sample": sample_id, "patient": metadata.get("patient")}.items():
         if value is not None:
