@@ -51,6 +51,16 @@ def test_sample_comes_back_as_single_cells(write_hest, truth, numbered):
     np.testing.assert_allclose(sdata["cell_boundaries"].area, (6 * truth.microns) ** 2)
 
 
+def test_names_are_plain_objects(write_hest):
+    """Else a store written with pandas 3 can be read, but not written again, by anndata 0.12."""
+    sdata = sg.io.hest(write_hest(), "TENX95")
+    table = sdata["table"]
+    categories = [column.cat.categories for _, column in table.obs.items() if column.dtype == "category"]
+    assert len(categories) == 3
+    for names in (table.obs_names, table.var_names, sdata["cell_boundaries"].index, table.obs["cell_id"], *categories):
+        assert names.dtype == object
+
+
 def test_polygons_without_names(write_hest, truth):
     """The GeoJSON does not say whose a polygon is; the transcripts in it do."""
     sdata = sg.io.hest(write_hest(geojson=True), "TENX95")

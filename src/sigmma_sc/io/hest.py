@@ -142,7 +142,7 @@ def count_transcripts(path: Path) -> pd.DataFrame:
         # Each name is held once: as strings, they would take more room than all the counts.
         codes = table[name].combine_chunks().dictionary_encode()
         categories = _text(pd.Series(codes.dictionary.to_pandas()))
-        counts[name] = pd.Categorical.from_codes(codes.indices.to_numpy(), pd.Index(categories, dtype=object))
+        counts[name] = pd.Categorical.from_codes(codes.indices.to_numpy(), _plain(categories))
     counts = counts[~counts.feature_name.str.contains(NOT_GENES).astype(bool) & ~counts.cell_id.isin(NO_CELL)]
     return counts.assign(**{name: _sorted(counts[name].cat.remove_unused_categories()) for name in names})
 
@@ -169,6 +169,13 @@ def _text(names: pd.Series) -> pd.Series:
     return names.astype(str)
 
 
+def _plain(names: Any) -> pd.Index:
+    """Names as plain objects: the older anndata cannot write again what pandas 3 makes of strings."""
+    import pandas as pd
+
+    return pd.Index(np.asarray(names, dtype=object), dtype=object)
+
+
 def _named_polygons(path: Path, transcripts: Path, counts: pd.DataFrame) -> GeoSeries:
     """Polygons in H&E px, by the names of their cells."""
     if path.suffix == ".parquet":
@@ -176,7 +183,7 @@ def _named_polygons(path: Path, transcripts: Path, counts: pd.DataFrame) -> GeoS
 
         frame = geopandas.read_parquet(path)
         names = frame["cell_id"] if "cell_id" in frame else frame.index.to_series()
-        polygons = frame.geometry.set_axis(_text(names).to_numpy(dtype=object))
+        polygons = frame.geometry.set_axis(_plain(_text(names)))
     else:
         polygons = _vote(_read_geojson(path), transcripts)
     if not polygons.index.is_unique:
@@ -226,7 +233,7 @@ def _vote(polygons: GeoSeries, path: Path) -> GeoSeries:
     votes = points.iloc[point].assign(polygon=polygon).groupby(["cell_id", "polygon"]).size()
     best = votes.sort_values(ascending=False, kind="stable").reset_index().drop_duplicates("cell_id")
     best = best.sort_values("polygon")
-    return polygons.iloc[best.polygon].set_axis(best.cell_id.to_numpy(dtype=object))
+    return polygons.iloc[best.polygon].set_axis(_plain(best.cell_id))
 
 
 def _table(counts: pd.DataFrame, cells: pd.Index, sample_id: str, metadata: dict) -> AnnData:
@@ -235,14 +242,14 @@ def _table(counts: pd.DataFrame, cells: pd.Index, sample_id: str, metadata: dict
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
-    named, genes = counts.cell_id.cat, pd.Index(counts.feature_name.cat.categories, dtype=object)
+    named, genes = counts.cell_id.cat, _plain(counts.feature_name.cat.categories)
     row = cells.get_indexer(named.categories)[named.codes]
     kept = row >= 0
     entries = counts.n.to_numpy(np.float32)[kept], (row[kept], counts.feature_name.cat.codes[kept])
     obs = pd.DataFrame({"cell_id": cells}, index=cells, dtype=object)
     for column, value in {"region": "cell_boundaries", "sample": sample_id, "patient": metadata.get("patient")}.items():
         if value is not None:
-            obs[column] = pd.Categorical([str(value)] * len(obs))
+            obs[column] = pd.Categorical.from_codes(np.zeros(len(obs), int), _plain([str(value)]))
     return AnnData(csr_matrix(entries, shape=(len(cells), len(genes))), obs=obs, var=pd.DataFrame(index=genes))
 
 
