@@ -74,6 +74,7 @@ if os.environ.get("READTHEDOCS") or os.environ.get("SIGMMA_DOCS_INTERSPHINX"):
         "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
         "sklearn": ("https://scikit-learn.org/stable/", None),
         "spatialdata": ("https://spatialdata.scverse.org/en/stable/", None),
+        "spatialdata-io": ("https://spatialdata.scverse.org/projects/io/en/stable/", None),
         "squidpy": ("https://squidpy.readthedocs.io/en/stable/", None),
         "torch": ("https://docs.pytorch.org/docs/stable/", None),
     }
@@ -87,7 +88,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"Ellipsis|(anndata|collections|lightning|matplotlib|np|numpy|os|pandas|pathlib|pd|scanpy|scipy|scvi|sklearn|spatialdata"
-        r"|squidpy|timm|torch|typing)\..*",
+        r"|spatialdata_io|squidpy|timm|torch|typing)\..*",
     ),
 ]
 

@@ -1,6 +1,7 @@
 """Errors and warnings about a user's input. Each message names the offending value and the fix."""
 
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 
 
 class SigmmaError(Exception):
@@ -33,6 +34,10 @@ class ExistsError(SigmmaError, FileExistsError):
 
 class EncoderError(SigmmaError, ValueError):
     """An image encoder cannot be built, loaded or used as described."""
+
+
+class MissingPackageError(SigmmaError, ImportError):
+    """A package of an optional extra is not installed."""
 
 
 class RegistrationWarning(UserWarning):
@@ -78,3 +83,11 @@ def require_positive(value: float, what: str) -> None:
     """Raise :class:`SetupError` unless ``value`` is a positive finite number."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise SetupError(f"{what}={value!r} must be a positive number.")
+
+
+def require_package(module: str, extra: str) -> None:
+    """Raise :class:`MissingPackageError` unless ``module`` of the optional ``extra`` is installed."""
+    if find_spec(module) is None:
+        raise MissingPackageError(
+            f'This needs the package {module!r}. Install it with pip install "sigmma-sc[{extra}]".'
+        )
