@@ -246,7 +246,7 @@ class SIGMMA:
         scale
             ``"micro"``, ``"meso"``, ``"macro"``, or ``"all"`` side by side.
         stride
-            Average each cell over all grids of tiles moved by this step in µm, which removes the seams at tile borders at
+            Average each cell over all grids of tiles moved by this step in µm, which lowers the seams at tile borders at
             ``(tile_size / stride)²`` times the cost; ``None`` for one grid.
 
         Returns
