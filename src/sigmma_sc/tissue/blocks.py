@@ -1,0 +1,104 @@
+"""In which order to decode an image, so that every stored chunk is decoded once and little is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BLOCK = 2048
+"""Chunks smaller than this are decoded together, px a side."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A rectangle of whole chunks, in px of the level read.
+
+    Attributes
+    ----------
+    row, column
+        Where in the grid of blocks.
+    low, high
+        Corners (x, y). The last row and column reach over the image's edge, as windows do.
+    need_low, need_high
+        Corners (x, y) of what the windows need of this block.
+    windows
+        Which windows end in this block: with it and its neighbours above and to the left, they are complete.
+    """
+
+    row: int
+    column: int
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    need_low: NDArray[np.int64]
+    need_high: NDArray[np.int64]
+    windows: NDArray[np.int64]
+
+
+def plan_blocks(
+    chunks: tuple[tuple[int, ...], tuple[int, ...]], low: NDArray[np.int64], high: NDArray[np.int64], reach: int
+) -> list[Block]:
+    """Blocks that windows need, row by row.
+
+    A window is handed out with the block that holds its bottom right corner. It then needs of earlier blocks no more
+    than ``reach`` px above and to the left of that block, which is all that a reader has to keep.
+
+    Parameters
+    ----------
+    chunks
+        Chunk lengths along y and x.
+    low, high
+        Corners (x, y) of the windows in px, ``(n, 2)`` each; no window lies further than ``reach`` from the image.
+    reach
+        Side of the largest window.
+    """
+    columns = _joined(chunks[1], max(BLOCK, reach))
+    # Where a chunk is as wide as the slide (TIFF strips), a block is kept low.
+    rows = _joined(chunks[0], max(reach, BLOCK**2 // int(np.diff(columns).max())))
+    edges, shape = (columns, rows), np.array([len(columns), len(rows)]) - 1
+    first, last = (
+        np.column_stack(
+            [np.searchsorted(e, at[:, d].clip(0, e[-1] - 1), side="right") - 1 for d, e in enumerate(edges)]
+        )
+        for at in (low, high - 1)
+    )
+    window, at = _pairs(first, last)
+    number = at[:, 1] * shape[0] + at[:, 0]
+    need_low, need_high = np.full((shape.prod(), 2), np.iinfo(np.int64).max), np.full((shape.prod(), 2), -reach)
+    np.minimum.at(need_low, number, low[window])
+    np.maximum.at(need_high, number, high[window])
+    ends_in = last[:, 1] * shape[0] + last[:, 0]
+    order = np.argsort(ends_in, kind="stable")
+    blocks = []
+    for n in np.unique(number):
+        row, column = divmod(int(n), int(shape[0]))
+        corner = np.array([columns[column], rows[row]])
+        far = np.array([columns[column + 1], rows[row + 1]]) + reach * (np.array([column, row]) == shape - 1)
+        members = order[slice(*np.searchsorted(ends_in[order], [n, n + 1]))]
+        box_low, box_high = need_low[n].clip(corner, far), need_high[n].clip(corner, far)
+        blocks.append(Block(row, column, corner, far, box_low, box_high, members))
+    return blocks
+
+
+def _joined(chunks: tuple[int, ...], least: int) -> NDArray[np.int64]:
+    """Edges of blocks: whole chunks, joined until they measure at least ``least`` px."""
+    edges = [0]
+    ends = np.cumsum(chunks)
+    for end in ends:
+        if end - edges[-1] >= least or end == ends[-1]:
+            edges.append(int(end))
+    return np.array(edges)
+
+
+def _pairs(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every window with every block it touches: which window ``(p,)``, and the block's (column, row), ``(p, 2)``."""
+    across = last - first + 1
+    count = across.prod(axis=1)
+    window = np.repeat(np.arange(len(first)), count)
+    nth = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
+    row, column = np.divmod(nth, across[window, 0])
+    return window, first[window] + np.column_stack([column, row])
