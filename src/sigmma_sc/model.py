@@ -49,7 +49,8 @@ class SIGMMA:
     n_neighs, radius
         Spatial edges: nearest neighbours, or all cells within a radius in µm (for bins on a lattice).
     min_cells
-        Tiles with fewer cells are neither trained nor evaluated on; inference covers them all the same.
+        Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a tenth of which is stained;
+        inference covers them all the same.
     dropout, temperature, edge_temperature
         Of heads and node features; τ of InfoNCE (0.07); τ of the edge sampler (our choices).
     seed
@@ -284,7 +285,7 @@ class SIGMMA:
         Returns
         -------
         AnnData with one row a tile of the grid that covers each image; ``obs`` has slide, corner in px (x, y), number of
-        cells and split, ``obsm["spatial"]`` the centre in px.
+        cells, share of stained tissue and split, ``obsm["spatial"]`` the centre in px.
         """
         from anndata import AnnData
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sigmma_sc.tissue.graph import spatial_graph
+from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
 from sigmma_sc.tissue.split import held_out_samples, resolve_split, split_slide
 from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles, shifted_tiles
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.setup import Setup
 
 INFERENCE_TILES = 64
+
+MIN_TISSUE = 0.1
+"""Share of a tile that must be stained for it to be trained or scored on."""
 
 
 @dataclass
@@ -68,6 +72,7 @@ class TissueData:
         self.nodes: CountsPCA | None = None
         self.split: str | dict[str, list[str]] | None = None
         self.roles: dict[str, NDArray] = {}
+        self._masks: dict[tuple[int, str], tuple[object, TissueMask]] = {}
 
     def slides(self, tissue: Any) -> list[Slide]:
         """Slides of an object or of objects by name, in order."""
@@ -85,6 +90,18 @@ class TissueData:
         """Side of a tile in px of the slide."""
         return self.setup.tile_size / slide.microns_per_pixel
 
+    def tissue(self, slide: Slide, tiles: Tiles) -> NDArray[np.float64]:
+        """Share of each tile that is stained tissue."""
+        key = (id(slide.sdata), slide.image_key)
+        if key not in self._masks:
+            # The object is kept beside its mask, so that its id cannot come to mean another one.
+            self._masks[key] = slide.sdata, tissue_mask(slide)
+        return self._masks[key][1].share(tiles.origins, tiles.side)
+
+    def usable(self, slide: Slide, tiles: Tiles) -> NDArray[np.bool_]:
+        """Tiles fit to be trained and scored on: enough cells, and not on bare glass."""
+        return (tiles.n_cells >= self.config["min_cells"]) & (self.tissue(slide, tiles) >= MIN_TISSUE)
+
     def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
         """Decide once which tiles train, validate and test."""
         samples = [slide.sample for slide in slides]
@@ -98,7 +115,7 @@ class TissueData:
         )
         for slide in slides:
             tiles, _ = self.covering(slide)
-            usable = tiles.n_cells >= self.config["min_cells"]
+            usable = self.usable(slide, tiles)
             if held is None:
                 self.roles[slide.name] = split_slide(tiles, usable, resolved, self.config["seed"])
             else:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def chosen_tiles(model: Any, sdata: Any, split: str) -> Chosen:
-    """Embedded slides, each with its tiles of a split that hold enough cells.
+    """Embedded slides, each with its tiles of a split that hold tissue and enough cells.
 
     Of a slide that was not trained on, every such tile is chosen, whatever the split.
     """
@@ -31,7 +31,7 @@ def chosen_tiles(model: Any, sdata: Any, split: str) -> Chosen:
     chosen = []
     for e in model._embed(sdata):
         role = model.data.roles_of(e.slide, len(e.tiles))
-        usable = e.tiles.n_cells >= model.config["min_cells"]
+        usable = model.data.usable(e.slide, e.tiles)
         everything = split == "all" or (sdata is not None and (role == "unseen").all())
         chosen.append((e, np.flatnonzero(usable if everything else usable & (role == split))))
     if not any(len(which) for _, which in chosen):

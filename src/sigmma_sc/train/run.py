@@ -108,5 +108,4 @@ def _training_tiles(data: TissueData, slide: Slide, covering: Tiles, role: NDArr
     """Tiles at every step of the lattice that lie on training tiles and keep the guard band from all that is held out."""
     tiles = lattice_tiles(slide.xy, slide.width, slide.height, data.side(slide), stride / slide.microns_per_pixel)
     held_out = covering.origins[np.isin(role, ["val", "test"])]
-    keep = (tiles.n_cells >= data.config["min_cells"]) & ~near(tiles, held_out)
-    return tiles.take(np.flatnonzero(keep))
+    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out)))

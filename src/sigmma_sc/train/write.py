@@ -60,13 +60,14 @@ def cell_matrices(
 
 
 def tile_obs(model: Any, e: SlideEmbedding) -> pd.DataFrame:
-    """Slide, corner in px, number of cells and split of each tile."""
+    """Slide, corner in px, number of cells, share of tissue and split of each tile."""
     obs = pd.DataFrame(
         {
             "slide": e.slide.name,
             "x": e.tiles.origins[:, 0],
             "y": e.tiles.origins[:, 1],
             "n_cells": e.tiles.n_cells,
+            "tissue": model.data.tissue(e.slide, e.tiles),
             "split": model.data.roles_of(e.slide, len(e.tiles)).astype(object),
         }
     )
