@@ -101,12 +101,12 @@ def match(
         Factor on pixel size, window and reach, which are 1, 200 and 40 µm.
     """
     under = ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1)
-    image = _Image.of(slide, coarse)
+    image = Zoom.of(slide, coarse)
     reach, half = (round(coarse * length / image.microns) for length in (REACH, WINDOW / 2))
     shifts = np.arange(-reach, reach + 1) * image.microns
     curves, counts, density, around = [], [], [np.empty(0)], [np.full(1, GLASS)]
     for corner, cells in _windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
-        stain, optical = image.read(corner - reach, 2 * (half + reach), coarse)
+        stain, optical = image.stains(corner - reach, 2 * (half + reach), coarse)
         column, row = (np.floor(xy[cells] / image.px).astype(np.int64) - corner).T
         curves.append(_curve(stain, row, column, half, None if totals is None else _centred_ranks(totals(cells))))
         counts.append(len(cells))
@@ -133,16 +133,25 @@ def match(
 
 
 @dataclass(frozen=True)
-class _Image:
-    """The pyramid level, and blocks of its pixels, that come closest to the wanted pixel size from below."""
+class Zoom:
+    """An image seen at one pixel size.
+
+    Attributes
+    ----------
+    level, block
+        Pyramid level, and side of the blocks of its pixels that are averaged.
+    px, microns
+        Pixels of level 0, and µm, that one pixel measures.
+    """
 
     level: xr.DataArray
     block: int
-    px: float  # px of level 0 per pixel
-    microns: float  # µm per pixel
+    px: float
+    microns: float
 
     @classmethod
-    def of(cls, slide: Slide, microns: float) -> _Image:
+    def of(cls, slide: Slide, microns: float) -> Zoom:
+        """Choose level and block for pixels of at most ``microns`` µm, or the image's own if they are larger."""
         levels = image_levels(slide.sdata, slide.image_key)
         scales = np.array([slide.width / level.sizes["x"] for level in levels])
         number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
@@ -150,15 +159,19 @@ class _Image:
         px = block * float(scales[number])
         return cls(levels[number], block, px, px * slide.microns_per_pixel)
 
-    def read(self, corner: NDArray[np.int64], side: int, coarse: float) -> tuple[NDArray, NDArray]:
-        """Haematoxylin above its surroundings, and optical density, of a square ``(side, side)``."""
-        from scipy.ndimage import gaussian_filter, uniform_filter
+    def pixels(self, corner: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
+        """RGB ``(side, side, 3)`` of the square whose upper left pixel is ``corner`` (x, y)."""
         from skimage.measure import block_reduce
 
         x, y = corner * self.block
         pixels = read_window(self.level, x, y, x + side * self.block, y + side * self.block)
-        if self.block > 1:
-            pixels = block_reduce(pixels, (self.block, self.block, 1), np.mean).round().astype(np.uint8)
+        return block_reduce(pixels, (self.block, self.block, 1), np.mean).round().astype(np.uint8)
+
+    def stains(self, corner: NDArray[np.int64], side: int, coarse: float) -> tuple[NDArray, NDArray]:
+        """Haematoxylin above its surroundings, and smoothed optical density, of the same square, ``(side, side)`` each."""
+        from scipy.ndimage import gaussian_filter, uniform_filter
+
+        pixels = self.pixels(corner, side)
         stain = haematoxylin(pixels)
         optical = -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=2)
         stain = stain - gaussian_filter(stain, coarse * NUCLEI / self.microns)
