@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 WINDOW, REACH = 200.0, 40.0
 """Side of the windows and largest shift of the curve, µm."""
 
-NUCLEI = 15.0
-"""Haematoxylin is taken against its mean within about this many µm, so that dense tissue is no peak, a nucleus is."""
+SURROUNDINGS = 50.0
+"""Haematoxylin is taken against its mean in a square of this side, µm, so that a nucleus is a peak and dense tissue none."""
 
 SMOOTHING = 1.5
 """Standard deviation of the smoothing of the curve, µm."""
@@ -169,12 +169,12 @@ class Zoom:
 
     def stains(self, corner: NDArray[np.int64], side: int, coarse: float) -> tuple[NDArray, NDArray]:
         """Haematoxylin above its surroundings, and smoothed optical density, of the same square, ``(side, side)`` each."""
-        from scipy.ndimage import gaussian_filter, uniform_filter
+        from scipy.ndimage import uniform_filter
 
         pixels = self.pixels(corner, side)
-        stain = haematoxylin(pixels)
+        stain = haematoxylin(pixels).astype(np.float32)
         optical = -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=2)
-        stain = stain - gaussian_filter(stain, coarse * NUCLEI / self.microns)
+        stain = stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
         return stain, uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
 
 
@@ -191,21 +191,26 @@ def _windows(
     """Corners of squares of ``2 * half`` px around random cells, and the cells in each that no earlier one held."""
     free = np.ones(len(xy), dtype=bool)
     column, row = np.floor(xy[cells]).astype(np.int64).T
-    for k in np.random.default_rng(seed).permutation(len(cells))[:n_windows]:
+    left = n_windows
+    for k in np.random.default_rng(seed).permutation(len(cells)):
+        if not left:
+            return
+        if not free[cells[k]]:
+            continue
         corner = np.array([column[k], row[k]]) - half
         right, below = corner + 2 * half
         inside = cells[(column >= corner[0]) & (column < right) & (row >= corner[1]) & (row < below)]
         inside = inside[free[inside]]
         free[inside] = False
-        if len(inside):
-            yield corner, inside
+        left -= 1
+        yield corner, inside
 
 
 def _curve(stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDArray | None) -> NDArray[np.float64]:
     """Sum over cells of weight · stain at every shift, ``(2 * reach + 1,) * 2``."""
     from scipy.signal import correlate
 
-    points = np.zeros((2 * half, 2 * half))
+    points = np.zeros((2 * half, 2 * half), dtype=np.float32)
     np.add.at(points, (row, column), 1.0 if weight is None else weight)
     return correlate(stain, points, mode="valid", method="fft")
 
