@@ -97,7 +97,7 @@ def test_shifts_that_differ_from_place_to_place_are_no_registration(slide):
     """As under a pixel size that is a little wrong: here both thirds at the sides lie 16 µm off, in opposite directions."""
     third = np.floor(3 * slide.xy[:, 0] / slide.width) - 1
     found = registration(replace(slide, xy=slide.xy + np.outer(third, (32, 0))))
-    assert found.match.agreement < 0.5
+    assert found.match.agreement == pytest.approx(2 / 3, abs=0.08)
     assert found.verdict == "misregistered"
     assert "pixel size" in found.advice
 
@@ -111,8 +111,8 @@ def test_bins_tell_by_their_counts(slide):
     assert found.verdict == "shifted", found.advice
     assert found.match.best_shift == pytest.approx((20, 0), abs=4)
     shuffled = np.random.default_rng(1).permutation(counts)
-    assert registration(bins, lambda cells: shuffled[cells], n_windows=8).verdict == "cannot tell"
-    assert registration(bins, None, n_windows=8).verdict == "cannot tell"
+    assert registration(bins, lambda cells: shuffled[cells], n_windows=3).verdict == "cannot tell"
+    assert registration(bins, None, n_windows=3).verdict == "cannot tell"
 
 
 def test_wide_spots_never_count_as_registered(slide):

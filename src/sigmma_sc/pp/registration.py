@@ -42,8 +42,8 @@ def check_registration(sdata: SpatialData | dict[str, SpatialData], seed: int = 
     One row a slide: ``verdict`` (``"registered"``, ``"shifted"``, ``"misregistered"``, ``"cannot tell"``), ``on_image``
     (share of cells under the image), ``on_tissue`` (share of those looked at that lie on stained tissue), ``score`` (height
     of the curve at zero in standard deviations of far shifts), ``shift_x``, ``shift_y`` (µm along the image's axes at which
-    the curve peaks), ``best_score`` (its height there), ``agreement`` (share of the windows whose own peak lies there, below
-    a half if the pixel size is wrong), ``advice`` (in words). Scores and shifts of wide spots are NaN.
+    the curve peaks), ``best_score`` (its height there), ``agreement`` (share of the windows with a peak of
+    their own that have it there, low if the pixel size is wrong), ``advice`` (in words). Scores and shifts of wide spots are NaN.
 
     Raises
     ------

@@ -38,6 +38,9 @@ MIN_ON_IMAGE, MIN_ON_TISSUE = 0.9, 0.5
 MOST, GAIN = 0.95, 0.1
 """Share on tissue, and its gain, that make another orientation the right one where nothing finer can be seen."""
 
+MIN_AGREEMENT = 0.75
+"""With a smaller share of the windows that have their peak at the common place, there is no common shift."""
+
 MIN_CELLS = 50
 """Below this many cells, the lack of a peak means nothing."""
 
@@ -122,10 +125,10 @@ def lattice_pitch(xy: NDArray[np.float64]) -> float:
 
 def _by_peak(found: Match) -> tuple[str, str]:
     x, y = found.best_shift
-    if found.agreement < 0.5:
+    if found.agreement < MIN_AGREEMENT:
         return MISREGISTERED, (
-            f"image and cells fit at one place and not at another: only {found.agreement:.0%} of the places that show a shift "
-            f"show that of ({x:+.0f}, {y:+.0f}) µm. The pixel size or the rotation of the alignment is wrong. {MEND}"
+            f"image and cells fit at one place and not at another: only {found.agreement:.0%} of the places with a peak "
+            f"have it at ({x:+.0f}, {y:+.0f}) µm. The pixel size or the rotation of the alignment is wrong. {MEND}"
         )
     if np.hypot(x, y) <= TOLERANCE:
         return REGISTERED, f"image and cells are registered: haematoxylin peaks at the cells (score {found.score:.1f})."
