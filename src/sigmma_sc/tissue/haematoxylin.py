@@ -111,7 +111,9 @@ def match(
         curves.append(_curve(stain, row, column, half, None if totals is None else _centred_ranks(totals(cells))))
         counts.append(len(cells))
         density.append(optical[row + reach, column + reach])
-        around.append(optical[::4, ::4].ravel())
+        # Beyond its edge the image is read as pure white, which no glass is.
+        (left, top), (right, bottom) = np.maximum(reach - corner, 0), image.size - corner + reach
+        around.append(optical[top:bottom:4, left:right:4].ravel())
     glass = min(GLASS, np.quantile(np.concatenate(around), 0.01))
     on_tissue = np.concatenate(density) > glass + STAINED
     sigma = coarse * SMOOTHING / image.microns
@@ -158,6 +160,11 @@ class Zoom:
         block = max(1, int(microns / (scales[number] * slide.microns_per_pixel)))
         px = block * float(scales[number])
         return cls(levels[number], block, px, px * slide.microns_per_pixel)
+
+    @property
+    def size(self) -> NDArray[np.int64]:
+        """Width and height in whole pixels."""
+        return np.array([self.level.sizes["x"], self.level.sizes["y"]]) // self.block
 
     def pixels(self, corner: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
         """RGB ``(side, side, 3)`` of the square whose upper left pixel is ``corner`` (x, y)."""

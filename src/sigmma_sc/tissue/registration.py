@@ -35,7 +35,7 @@ SIGNIFICANT = 7.0
 MIN_ON_IMAGE, MIN_ON_TISSUE = 0.9, 0.5
 """With a smaller share of cells under the image, or on tissue, nothing else is asked."""
 
-MOST, GAIN = 0.95, 0.1
+MOST, GAIN = 0.85, 0.1
 """Share on tissue, and its gain, that make another orientation the right one where nothing finer can be seen."""
 
 MIN_AGREEMENT = 0.75
@@ -103,7 +103,7 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
     if found.best_score >= SIGNIFICANT:
         return Registration(*_by_peak(found), found)
     if better := _better_orientation(slide, found, look, blind):
-        told = f"image and cells are not registered; they would be if {better}. {MEND}"
+        told = f"image and cells are not registered; they fit better if {better}. {MEND}"
         return Registration(MISREGISTERED, told, found)
     return Registration(*_without_peak(found, np.isfinite(pitch), blind), found)
 
