@@ -49,7 +49,7 @@ class SIGMMA:
     n_neighs, radius
         Spatial edges: nearest neighbours, or all cells within a radius in µm (for bins on a lattice).
     min_cells
-        Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a tenth of which is stained;
+        Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a twentieth of which is stained;
         inference covers them all the same.
     dropout, temperature, edge_temperature
         Of heads and node features; τ of InfoNCE (0.07); τ of the edge sampler (our choices).

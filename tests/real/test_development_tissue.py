@@ -1,59 +1,12 @@
 """The main job on the development tissue. Figures for whole sections are in benchmarks/, not here."""
 
-import warnings
-
 import numpy as np
 import pytest
 import scanpy as sc
-from spatialdata.transformations import Identity, Scale, set_transformation
 
-from sigmma_sc import SIGMMA, pp
-from sigmma_sc._checks import RegistrationWarning
+from sigmma_sc import SIGMMA
 
 pytestmark = pytest.mark.real
-
-
-def verdict(sdata, **setup):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RegistrationWarning)
-        SIGMMA.setup_spatialdata(sdata, **setup)
-    return pp.check_registration(sdata)
-
-
-def test_a_rotated_image_is_registered(real):
-    sdata = real("lung_xenium_mini")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RegistrationWarning)
-        SIGMMA.setup_spatialdata(sdata, microns_per_pixel=2.125)
-    report = pp.check_registration(sdata).iloc[0]
-    assert report.verdict == "registered"
-    assert report.on_image == 1
-    assert np.hypot(report.shift_x, report.shift_y) < 5
-
-
-def test_a_lost_alignment_is_told_with_what_to_do(real):
-    sdata = real("lung_xenium_mini")
-    set_transformation(sdata["he_image"], Identity(), "global")
-    with pytest.warns(RegistrationWarning, match="alignment"):
-        SIGMMA.setup_spatialdata(sdata, microns_per_pixel=2.125)
-    assert pp.check_registration(sdata).verdict.iloc[0] in {"misregistered", "shifted"}
-
-
-def test_a_section_of_single_cells_is_registered_and_a_shift_of_20_um_is_not(real):
-    sdata = real("pancreas_xenium")
-    assert verdict(sdata).verdict.iloc[0] == "registered"
-    circles = sdata["cell_circles"]
-    sdata.shapes["cell_circles"] = circles.set_geometry(circles.translate(xoff=20))
-    set_transformation(sdata["cell_circles"], Scale([1 / 0.2125] * 2, axes=("x", "y")), "global")
-    report = verdict(sdata).iloc[0]
-    assert report.verdict == "shifted"
-    # The curve peaks where the cells ought to be: 20 µm back.
-    assert abs(report.shift_x) == pytest.approx(20, abs=4)
-    assert abs(report.shift_y) < 4
-
-
-def test_bins_that_tile_the_plane_cannot_tell(real):
-    assert verdict(real("kidney_visiumhd"), microns_per_pixel=2.006).verdict.iloc[0] == "cannot tell"
 
 
 def test_five_sections_of_one_patient_train_together(real, mobilenet):

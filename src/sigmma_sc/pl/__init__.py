@@ -1,5 +1,6 @@
 """Figures."""
 
 from sigmma_sc.pl.niches import niches
+from sigmma_sc.pl.registration import registration
 
-__all__ = ["niches"]
+__all__ = ["niches", "registration"]

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import MissingKeyError, PixelSizeError, SetupError, require_key
+from sigmma_sc._checks import PixelSizeError, SetupError, require_key
 
 if TYPE_CHECKING:
     import xarray as xr
-    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 MAX_ANISOTROPY = 1.01
 """Largest tolerated ratio of the two axis scales of an image transform."""
+
+MAX_CONDITION = 1e6
+"""A transform whose axes differ by more than this factor maps the plane onto a line."""
 
 PLAUSIBLE_MICRONS = (0.05, 10.0)
 """µm per H&E pixel outside this range is taken for a mistake."""
@@ -72,8 +74,12 @@ class Slide:
 def image_levels(sdata: SpatialData, image_key: str) -> list[xr.DataArray]:
     """Pyramid levels of an image, full resolution first, each ``(c, y, x)`` and lazy."""
     require_key(image_key, sdata.images, "image_key")
-    image = sdata.images[image_key]
-    if hasattr(image, "dims") and not hasattr(image, "children"):
+    return raster_levels(sdata.images[image_key])
+
+
+def raster_levels(image: Any) -> list[xr.DataArray]:
+    """Pyramid levels of an image or of labels, full resolution first; a single one where there is no pyramid."""
+    if not hasattr(image, "children"):
         return [image]
     return [next(iter(node.ds.data_vars.values())) for _, node in sorted(image.children.items(), key=_level_number)]
 
@@ -107,8 +113,11 @@ def affine_to(element: Any, coordinate_system: str, what: str) -> NDArray[np.flo
         raise SetupError(
             f"The transform of {what} to {coordinate_system!r} is not affine in the plane: {error}"
         ) from error
-    if abs(np.linalg.det(matrix[:2, :2])) < 1e-12:
-        raise SetupError(f"The transform of {what} to {coordinate_system!r} is singular: {matrix[:2].tolist()}.")
+    if not np.isfinite(matrix).all() or np.linalg.cond(matrix[:2, :2]) > MAX_CONDITION:
+        raise SetupError(
+            f"The transform of {what} to {coordinate_system!r} cannot be inverted: {matrix[:2].tolist()}. Set it with "
+            "spatialdata.transformations.set_transformation."
+        )
     return matrix
 
 
@@ -123,49 +132,11 @@ def axis_scale(matrix: NDArray[np.float64], what: str) -> float:
     singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if singular[0] > MAX_ANISOTROPY * singular[1]:
         raise PixelSizeError(
-            f"The transform of {what} stretches one axis by {singular[0] / singular[1]:.3f} against the other. A square tile "
-            "in µm would be no square in pixels: resample the image to square pixels, or correct the transform."
+            f"The transform of {what} stretches one axis by {singular[0] / singular[1]:.3f} against the other; more than "
+            f"{MAX_ANISOTROPY} is refused, for a square tile in µm would be no square in pixels, and one number could not say "
+            "how many µm a pixel measures. Resample the image to square pixels, or correct the transform."
         )
     return float(np.sqrt(singular[0] * singular[1]))
-
-
-def cell_element(sdata: SpatialData, table: AnnData, region: str, rows: NDArray[np.int64]) -> tuple[Any, NDArray]:
-    """Find the shapes that give the cells' positions, and the key of each row in their index.
-
-    A raster of labels is never read for its centroids, which would cost tens of bytes a pixel: shapes of the same
-    cells stand in for it, matched by the instance key or by ``obs["cell_id"]``.
-
-    Returns
-    -------
-    The shapes element, and one index value a row.
-    """
-    attrs = table.uns["spatialdata_attrs"]
-    keys = table.obs[attrs["instance_key"]].to_numpy()[rows]
-    if region in sdata.shapes:
-        return sdata.shapes[region], keys
-    candidates = [keys] + ([table.obs["cell_id"].to_numpy()[rows]] if "cell_id" in table.obs else [])
-    for shapes in sdata.shapes.values():
-        for values in candidates:
-            if len(values) and (shapes.index.get_indexer(values) >= 0).all():
-                return shapes, values
-    raise MissingKeyError(
-        f"Region {region!r} of the table is no shapes element, and no shapes of sdata hold its cells "
-        f"(looked among {', '.join(map(repr, sdata.shapes)) or 'none'}). Add the cell circles or boundaries to "
-        "sdata.shapes, with the table's instance key (or obs['cell_id']) as their index."
-    )
-
-
-def centroids(shapes: Any, keys: NDArray, region: str) -> NDArray[np.float64]:
-    """Centroids ``(n, 2)`` of the shapes named by ``keys``, in the element's own units, in the order of ``keys``."""
-    where = shapes.index.get_indexer(keys)
-    if (where < 0).any():
-        missing = keys[where < 0]
-        raise MissingKeyError(
-            f"{len(missing):,} of {len(keys):,} cells of the table are not in the index of {region!r}, e.g. {missing[0]!r} "
-            f"(the index holds e.g. {shapes.index[0]!r}). Match the table's instance key to the index of the shapes."
-        )
-    points = shapes.geometry.centroid
-    return np.column_stack([points.x.to_numpy(), points.y.to_numpy()])[where]
 
 
 def microns_per_unit(cells_to_cs: NDArray[np.float64]) -> float | None:
@@ -189,7 +160,8 @@ def resolve_pixel_size(
         The transforms cannot say, or the value is implausible.
     """
     scale = axis_scale(image_to_cs, f"image {what!r}")
-    unit = None if cells_to_cs is None else microns_per_unit(cells_to_cs)
+    # What is stated needs no word from the cells, whose transform may then be of any kind.
+    unit = None if cells_to_cs is None or stated is not None else microns_per_unit(cells_to_cs)
     if stated is None and unit is None:
         raise PixelSizeError(
             f"The transforms cannot say how many µm a pixel of image {what!r} measures: the cells are not in µm, or there "

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 RESOLUTION = 8.0
 """µm per pixel of the mask: a few cells."""
 
-PALE = 0.07
-"""Saturation that is tissue on any slide. Where tissue fills the image, Otsu's threshold would part it in two halves."""
+GLASS, STAINED = 0.06, 0.03
+"""Optical density that glass has at most, however dim the lamp, and that tissue has more than glass."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,11 @@ class TissueMask:
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
-    """Find stained pixels by Otsu's threshold of the saturation (as CLAM does; Lu et al. 2021, Nat Biomed Eng 5:555).
+    """Find stained pixels by their optical density, which glass does not have.
 
     The coarsest level of at most 8 µm per pixel is read, chunk by chunk, and averaged down to about 8 µm.
     """
     import dask.array as da
-    from skimage.filters import threshold_otsu
 
     levels = image_levels(slide.sdata, slide.image_key)
     microns = level_scales(levels) * slide.microns_per_pixel
@@ -63,7 +62,15 @@ def tissue_mask(slide: Slide) -> TissueMask:
     factor = max(1, min(round(RESOLUTION / microns[number]), *levels[number].shape[1:]))
     planes = da.asarray(levels[number].data)[:3].map_blocks(to_uint8, dtype=np.uint8)
     small = da.coarsen(np.mean, planes, {1: factor, 2: factor}, trim_excess=True).compute()
-    brightest = small.max(axis=0)
-    saturation = (brightest - small.min(axis=0)) / np.maximum(brightest, 1)
-    threshold = min(PALE, threshold_otsu(saturation)) if np.ptp(saturation) > 0 else PALE
-    return TissueMask(saturation > threshold, factor * microns[number] / slide.microns_per_pixel)
+    density = optical_density(small.transpose(1, 2, 0))
+    return TissueMask(is_tissue(density, density), factor * microns[number] / slide.microns_per_pixel)
+
+
+def optical_density(pixels: NDArray) -> NDArray[np.floating]:
+    """Mean optical density of RGB pixels ``(..., 3)``."""
+    return -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=-1)
+
+
+def is_tissue(density: NDArray, around: NDArray) -> NDArray[np.bool_]:
+    """Which optical densities are those of stained tissue, given densities of the image at large, glass among them."""
+    return density > min(GLASS, np.quantile(around, 0.01)) + STAINED

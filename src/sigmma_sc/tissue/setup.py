@@ -16,20 +16,15 @@ from sigmma_sc._checks import (
     require_key,
     require_positive,
 )
-from sigmma_sc.tissue.frame import (
-    Slide,
-    affine_to,
-    apply_affine,
-    cell_element,
-    centroids,
-    image_levels,
-    resolve_pixel_size,
-)
+from sigmma_sc.tissue.cells import locate_cells
+from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, image_levels, resolve_pixel_size
+from sigmma_sc.tissue.pixels import to_uint8
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 
@@ -68,7 +63,7 @@ def register(sdata: SpatialData, setup: Setup) -> list[Slide]:
     _check_numbers(setup)
     slides = resolve_slides(sdata, setup)
     for slide in slides:
-        _warn_unregistered(slide)
+        _warn_unregistered(setup, slide)
     sdata.attrs[_keys.SETUP] = setup.to_json()
     return slides
 
@@ -173,12 +168,13 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         raise SetupError(
             f"The table annotates region {region!r} but has no row with obs[{region_key!r}] == {region!r}."
         )
-    element, keys = cell_element(sdata, table, region, rows)
+    stated = _of(setup.microns_per_pixel, region, "microns_per_pixel")
     image_to_cs = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
-    cells_to_cs = affine_to(element, system, f"region {region!r}")
-    xy = apply_affine(np.linalg.inv(image_to_cs) @ cells_to_cs, centroids(element, keys, region))
+    unit = None if stated is None else stated / axis_scale(image_to_cs, f"image {image_key!r}")
+    xy, cells_to_cs = locate_cells(sdata, table, region, rows, system, unit)
+    xy = apply_affine(np.linalg.inv(image_to_cs), xy)
     if not np.isfinite(xy).all():
-        bad = keys[~np.isfinite(xy).all(axis=1)]
+        bad = table.obs_names[rows][~np.isfinite(xy).all(axis=1)]
         raise SetupError(
             f"{len(bad):,} cells of region {region!r} have no finite position, e.g. {bad[0]!r}. Remove them first."
         )
@@ -188,9 +184,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         image_key=image_key,
         coordinate_system=system,
         region=region,
-        microns_per_pixel=resolve_pixel_size(
-            image_to_cs, cells_to_cs, _of(setup.microns_per_pixel, region, "microns_per_pixel"), image_key
-        ),
+        microns_per_pixel=resolve_pixel_size(image_to_cs, cells_to_cs, stated, image_key),
         width=level.sizes["x"],
         height=level.sizes["y"],
         rows=rows,
@@ -221,16 +215,31 @@ def _sample_of(table: AnnData, rows: np.ndarray, sample_key: str | None, default
 
 
 def _check_channels(level: Any, image_key: str) -> None:
-    names = [str(c).lower() for c in level.coords["c"].values] if "c" in level.coords else []
-    if level.sizes.get("c", 0) < 3 or (names[:3] not in (["r", "g", "b"], ["0", "1", "2"]) and level.sizes["c"] != 3):
+    """Refuse what is no H&E: a third dimension, too few or too many channels, other colours first, other types."""
+    if "z" in level.dims:
+        raise SetupError(f"Image {image_key!r} has three dimensions. Parse one plane of it with Image2DModel.")
+    names = [str(c).lower() for c in level.coords["c"].values] if "c" in level.coords else list("0123")
+    names = names[: level.sizes["c"]]
+    first = [{"red": "r", "green": "g", "blue": "b"}.get(name, name) for name in names[:3]]
+    # Three channels of any name are taken for RGB, four without names for RGB and alpha.
+    if len(names) < 3 or (first != ["r", "g", "b"] and len(names) > 3 and names != list("0123")):
         raise SetupError(
-            f"Image {image_key!r} has {level.sizes.get('c', 0)} channels ({', '.join(names) or 'unnamed'}), H&E needs red, green "
-            "and blue first. Choose the H&E with image_key=…; a fluorescence image is not H&E."
+            f"Image {image_key!r} has {level.sizes['c']} channels ({', '.join(names)}), H&E needs red, green and blue "
+            "first. Choose the H&E with image_key=…; a fluorescence image is not H&E."
         )
+    if first != ["r", "g", "b"] and sorted(first) == ["b", "g", "r"]:
+        raise SetupError(
+            f"Image {image_key!r} has its channels in the order {', '.join(names[:3])}. Reorder them, so that red, green and "
+            "blue come first, and parse it again."
+        )
+    try:
+        to_uint8(np.empty(0, level.dtype))
+    except SetupError as error:
+        raise SetupError(f"Image {image_key!r}: {error}") from error
 
 
-def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarray) -> None:
-    if np.allclose(image_to_cs, np.eye(3)) and not np.allclose(cells_to_cs, np.eye(3)):
+def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarray | None) -> None:
+    if cells_to_cs is not None and np.allclose(image_to_cs, np.eye(3)) and not np.allclose(cells_to_cs, np.eye(3)):
         warnings.warn(
             f"The H&E {slide.image_key!r} has an identity transform to {slide.coordinate_system!r} while the cells of "
             f"{slide.region!r} do not: typical of a slide whose alignment file was missing when it was read. Set the alignment "
@@ -240,12 +249,22 @@ def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarra
         )
 
 
-def _warn_unregistered(slide: Slide) -> None:
+def totals_of(setup: Setup, slide: Slide) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
+    """Reader of the counts of a slide's cells, given as ascending positions; ``None`` where the table has no genes."""
+    table = slide.sdata.tables[setup.table_key]
+    if table.n_vars == 0:
+        return None
+    counts = table.X if setup.layer is None else table.layers[setup.layer]
+    # Rows are taken first, so that only those of a few windows are ever read.
+    return lambda cells: np.asarray(counts[slide.rows[cells]].sum(axis=1), dtype=float).ravel()
+
+
+def _warn_unregistered(setup: Setup, slide: Slide) -> None:
     """Look once at whether nuclei lie under the cells, and say so loudly when they do not."""
     if slide.region is None:
         return
     from sigmma_sc.tissue.registration import MISREGISTERED, SHIFTED, registration
 
-    report = registration(slide)
+    report = registration(slide, totals_of(setup, slide))
     if report.verdict in (MISREGISTERED, SHIFTED):
         warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=4)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INFERENCE_TILES = 64
 
-MIN_TISSUE = 0.1
+MIN_TISSUE = 0.05
 """Share of a tile that must be stained for it to be trained or scored on."""
 
 

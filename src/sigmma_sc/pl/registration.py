@@ -1,0 +1,123 @@
+"""Cells on the image, beside the curve that tells whether they lie on their nuclei."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc._checks import MissingKeyError, SetupError, require_positive
+from sigmma_sc.pp.registration import checked_slides, overlay_windows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from spatialdata import SpatialData
+
+    from sigmma_sc.tissue.registration import Registration
+
+CELL, MOVED = "#FFE100", "#00E5FF"
+
+
+def registration(
+    sdata: SpatialData | dict[str, SpatialData],
+    slide: str | None = None,
+    n_windows: int = 3,
+    window: float | None = None,
+    seed: int = 0,
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Show cells on the image in a few windows, and haematoxylin at the cells against their shift.
+
+    Parameters
+    ----------
+    sdata
+        Object, or objects by name, prepared with :meth:`sigmma_sc.SIGMMA.setup_spatialdata`.
+    slide
+        Name of a row of :func:`sigmma_sc.pp.check_registration`; by default the first.
+    n_windows
+        Windows around random cells.
+    window
+        Side of a window in µm; by default 100, or five bins where that is more.
+    seed
+        Of the choice of windows.
+    ax
+        Axes to draw in, one for each window and one for the curve.
+    show
+        Show the figure; by default when it is neither saved nor drawn in axes that were given.
+    save
+        File to write.
+
+    Returns
+    -------
+    The axes: the windows, then the curve.
+
+    Raises
+    ------
+    SetupError
+        The object has no setup, or the number of axes does not fit.
+    MissingKeyError
+        There is no such slide.
+    """
+    import matplotlib.pyplot as plt
+
+    require_positive(n_windows, "n_windows")
+    if window is not None:
+        require_positive(window, "window")
+    if ax is not None and len(ax) != n_windows + 1:
+        raise SetupError(f"ax holds {len(ax)} axes; {n_windows} windows and the curve need {n_windows + 1}.")
+    first = next(checked_slides(sdata, seed, slide), None)
+    if first is None:
+        raise MissingKeyError(
+            f"slide={slide!r} does not exist. The rows of sg.pp.check_registration(sdata) have the names."
+        )
+    one, report = first
+    axes = ax
+    if axes is None:
+        size = (3.4 * (n_windows + 1) + 0.8, 3.9)
+        axes = plt.subplots(1, n_windows + 1, figsize=size, squeeze=False, layout="constrained")[1].flat
+    axes = list(axes)
+    windows = list(overlay_windows(one, n_windows, window, seed))
+    for k, (pixels, points, extent) in enumerate(windows):
+        _overlay(axes[k], pixels, points, extent, report)
+        axes[k].set_title(f"window {k + 1}" if k else f"{one.name}: {report.verdict}", fontsize=10)
+    for unused in axes[len(windows) : n_windows]:
+        unused.set_axis_off()
+    _curve(axes[-1], report)
+    if save is not None:
+        axes[0].figure.savefig(save, dpi=150)
+    if show or (show is None and save is None and ax is None):
+        plt.show()
+    elif save is not None and ax is None:
+        plt.close(axes[0].figure)
+    return axes
+
+
+def _overlay(ax: Axes, pixels: np.ndarray, points: np.ndarray, extent: float, report: Registration) -> None:
+    ax.imshow(pixels, extent=(0, extent, extent, 0))
+    ax.scatter(*points.T, s=14, c=CELL, edgecolors="black", linewidths=0.5, label="cells")
+    if report.verdict == "shifted":
+        moved = points + report.match.best_shift
+        ax.scatter(*moved.T, s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="cells moved to the peak")
+        ax.legend(loc="lower left", fontsize=7)
+    ax.set(xlim=(0, extent), ylim=(extent, 0), xticks=[], yticks=[], xlabel=f"{extent:.0f} µm")
+
+
+def _curve(ax: Axes, report: Registration) -> None:
+    match = report.match
+    if not np.isfinite(match.score):
+        ax.set_axis_off()
+        ax.text(0.5, 0.5, "spots this wide,\nor bins without counts,\nshow no shift", ha="center", va="center")
+        return
+    reach = match.shifts[-1] + (match.shifts[1] - match.shifts[0]) / 2
+    drawn = ax.imshow(match.curve, extent=(-reach, reach, reach, -reach), cmap="magma")
+    ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label="haematoxylin above its surroundings")
+    ax.plot(*match.best_shift, "o", mfc="none", mec=MOVED, ms=10)
+    ax.axhline(0, color="white", lw=0.5)
+    ax.axvline(0, color="white", lw=0.5)
+    ax.set(xlabel="shift of the cells along x, µm", ylabel="along y, µm")
+    ax.set_title(f"score {match.score:.1f} at zero, {match.best_score:.1f} at the peak", fontsize=10)

@@ -1,0 +1,241 @@
+"""Haematoxylin under the cells and under the same cells shifted, measured on windows of the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.pixels import read_window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import xarray as xr
+    from numpy.typing import NDArray
+
+    from sigmma_sc.tissue.frame import Slide
+
+WINDOW, REACH = 200.0, 40.0
+"""Side of the windows and largest shift of the curve, µm."""
+
+SURROUNDINGS = 50.0
+"""Haematoxylin is taken against its mean in a square of this side, µm, so that a nucleus is a peak and dense tissue none."""
+
+SMOOTHING = 1.5
+"""Standard deviation of the smoothing of the curve, µm."""
+
+OWN_PEAK, OWN_CELLS, OWN_WINDOWS = 7.0, 50, 5
+"""Score and cells with which a window has a peak of its own, and how many such windows can disagree."""
+
+GLASS, STAINED = 0.06, 0.04
+"""Optical density that glass has at most, and that tissue has more than glass."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How haematoxylin goes with the cells at every shift.
+
+    Attributes
+    ----------
+    on_image
+        Share of cells under the image.
+    on_tissue
+        Share of the cells in the windows that lie on stained tissue.
+    score
+        Haematoxylin at zero shift, in standard deviations of the curve at shifts far from its peak.
+    best_shift
+        Shift (x, y) of the cells along the image's axes at which the curve peaks, µm.
+    best_score
+        Height of that peak, on the scale of ``score``.
+    agreement
+        Share of the windows with a peak of their own that have it near ``best_shift``; 1 if fewer than five have one.
+    shifts
+        Shifts of the curve along x and y, µm, ``(n,)``.
+    curve
+        Haematoxylin above its surroundings at the shifted cells, ``(n, n)`` as (y, x): mean over cells, or covariance with
+        the rank of the counts.
+    n_cells
+        Cells in the windows.
+    """
+
+    on_image: float
+    on_tissue: float
+    score: float
+    best_shift: tuple[float, float]
+    best_score: float
+    agreement: float
+    shifts: NDArray[np.float64]
+    curve: NDArray[np.float64]
+    n_cells: int
+
+    def without_peak(self) -> Match:
+        """The same where the curve can mean nothing."""
+        nan = float("nan")
+        return replace(self, score=nan, best_shift=(nan, nan), best_score=nan, agreement=nan)
+
+
+def match(
+    slide: Slide,
+    xy: NDArray[np.float64],
+    totals: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None,
+    n_windows: int,
+    seed: int,
+    coarse: float = 1.0,
+) -> Match:
+    """Measure haematoxylin under cells at ``xy`` and at shifts of them, by correlation of the two in each window.
+
+    Parameters
+    ----------
+    slide
+        Whose image to read.
+    xy
+        Cells in px of level 0, ``(n_cells, 2)``.
+    totals
+        Weighs the cells of a window by the ranks of their counts; ``None`` weighs all alike.
+    n_windows, seed
+        Windows around random cells; each cell counts in one of them.
+    coarse
+        Factor on pixel size, window and reach, which are 1, 200 and 40 µm.
+    """
+    under = ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1)
+    image = Zoom.of(slide, coarse)
+    reach, half = (round(coarse * length / image.microns) for length in (REACH, WINDOW / 2))
+    shifts = np.arange(-reach, reach + 1) * image.microns
+    curves, counts, density, around = [], [], [np.empty(0)], [np.full(1, GLASS)]
+    for corner, cells in _windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
+        stain, optical = image.stains(corner - reach, 2 * (half + reach), coarse)
+        column, row = (np.floor(xy[cells] / image.px).astype(np.int64) - corner).T
+        curves.append(_curve(stain, row, column, half, None if totals is None else _centred_ranks(totals(cells))))
+        counts.append(len(cells))
+        density.append(optical[row + reach, column + reach])
+        # Beyond its edge the image is read as pure white, which no glass is.
+        (left, top), (right, bottom) = np.maximum(reach - corner, 0), image.size - corner + reach
+        around.append(optical[top:bottom:4, left:right:4].ravel())
+    glass = min(GLASS, np.quantile(np.concatenate(around), 0.01))
+    on_tissue = np.concatenate(density) > glass + STAINED
+    sigma = coarse * SMOOTHING / image.microns
+    total = np.sum(curves, axis=0) if curves else np.zeros((len(shifts), len(shifts)))
+    score, best, best_score = _peak(total, shifts, sigma)
+    own = [_peak(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
+    apart = [np.hypot(s[0] - best[0], s[1] - best[1]) for s, height in own if height >= OWN_PEAK]
+    return Match(
+        on_image=float(under.mean()),
+        on_tissue=float(on_tissue.mean()) if len(on_tissue) else 0.0,
+        score=score,
+        best_shift=best,
+        best_score=best_score,
+        agreement=float(np.mean(np.array(apart) <= 8.0)) if len(apart) >= OWN_WINDOWS else 1.0,
+        shifts=shifts,
+        curve=total / max(1, sum(counts)),
+        n_cells=sum(counts),
+    )
+
+
+@dataclass(frozen=True)
+class Zoom:
+    """An image seen at one pixel size.
+
+    Attributes
+    ----------
+    level, block
+        Pyramid level, and side of the blocks of its pixels that are averaged.
+    px, microns
+        Pixels of level 0, and µm, that one pixel measures.
+    """
+
+    level: xr.DataArray
+    block: int
+    px: float
+    microns: float
+
+    @classmethod
+    def of(cls, slide: Slide, microns: float) -> Zoom:
+        """Choose level and block for pixels of at most ``microns`` µm, or the image's own if they are larger."""
+        levels = image_levels(slide.sdata, slide.image_key)
+        scales = np.array([slide.width / level.sizes["x"] for level in levels])
+        number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
+        block = max(1, int(microns / (scales[number] * slide.microns_per_pixel)))
+        px = block * float(scales[number])
+        return cls(levels[number], block, px, px * slide.microns_per_pixel)
+
+    @property
+    def size(self) -> NDArray[np.int64]:
+        """Width and height in whole pixels."""
+        return np.array([self.level.sizes["x"], self.level.sizes["y"]]) // self.block
+
+    def pixels(self, corner: NDArray[np.int64], side: int) -> NDArray[np.uint8]:
+        """RGB ``(side, side, 3)`` of the square whose upper left pixel is ``corner`` (x, y)."""
+        from skimage.measure import block_reduce
+
+        x, y = corner * self.block
+        pixels = read_window(self.level, x, y, x + side * self.block, y + side * self.block)
+        return block_reduce(pixels, (self.block, self.block, 1), np.mean).round().astype(np.uint8)
+
+    def stains(self, corner: NDArray[np.int64], side: int, coarse: float) -> tuple[NDArray, NDArray]:
+        """Haematoxylin above its surroundings, and smoothed optical density, of the same square, ``(side, side)`` each."""
+        from scipy.ndimage import uniform_filter
+
+        pixels = self.pixels(corner, side)
+        stain = haematoxylin(pixels).astype(np.float32)
+        optical = -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=2)
+        stain = stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
+        return stain, uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
+
+
+def haematoxylin(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Haematoxylin of RGB pixels ``(h, w, 3)`` by colour deconvolution (Ruifrok & Johnston 2001, as scikit-image does it)."""
+    from skimage.color import rgb2hed
+
+    return rgb2hed(pixels)[..., 0]
+
+
+def _windows(
+    xy: NDArray[np.float64], cells: NDArray[np.int64], half: int, n_windows: int, seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Corners of squares of ``2 * half`` px around random cells, and the cells in each that no earlier one held."""
+    free = np.ones(len(xy), dtype=bool)
+    column, row = np.floor(xy[cells]).astype(np.int64).T
+    left = n_windows
+    for k in np.random.default_rng(seed).permutation(len(cells)):
+        if not left:
+            return
+        if not free[cells[k]]:
+            continue
+        corner = np.array([column[k], row[k]]) - half
+        right, below = corner + 2 * half
+        inside = cells[(column >= corner[0]) & (column < right) & (row >= corner[1]) & (row < below)]
+        inside = inside[free[inside]]
+        free[inside] = False
+        left -= 1
+        yield corner, inside
+
+
+def _curve(stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDArray | None) -> NDArray[np.float64]:
+    """Sum over cells of weight · stain at every shift, ``(2 * reach + 1,) * 2``."""
+    from scipy.signal import correlate
+
+    points = np.zeros((2 * half, 2 * half), dtype=np.float32)
+    np.add.at(points, (row, column), 1.0 if weight is None else weight)
+    return correlate(stain, points, mode="valid", method="fft")
+
+
+def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    from scipy.stats import rankdata
+
+    return rankdata(values) / len(values) - (len(values) + 1) / (2 * len(values))
+
+
+def _peak(curve: NDArray, shifts: NDArray, sigma: float) -> tuple[float, tuple[float, float], float]:
+    """Score at zero, place of the peak and its score; the scale is that of shifts farther than half the reach from it."""
+    from scipy.ndimage import gaussian_filter
+
+    smooth = gaussian_filter(curve, sigma, mode="nearest")
+    y, x = np.unravel_index(np.argmax(smooth), smooth.shape)
+    far = np.hypot(*np.meshgrid(shifts - shifts[x], shifts - shifts[y])) > shifts[-1] / 2
+    spread = smooth[far].std()
+    scores = (smooth - smooth[far].mean()) / spread if spread > 0 else np.zeros_like(smooth)
+    zero = len(shifts) // 2
+    return float(scores[zero, zero]), (float(shifts[x]), float(shifts[y])), float(scores[y, x])
