@@ -17,6 +17,11 @@ from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.pixels import read_window
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sigmma_sc._checks.RegistrationWarning"),
+    pytest.mark.filterwarnings("ignore:The table is annotating:UserWarning"),
+]
+
 WIDTH, HEIGHT = 96, 64
 XY = np.array([[10.5, 5.5], [80.5, 20.5], [30.5, 60.5], [95.5, 0.5], [50.25, 33.75]])
 """Cells in pixels of the image."""

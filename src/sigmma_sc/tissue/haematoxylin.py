@@ -30,7 +30,7 @@ SMOOTHING = 1.5
 OWN_PEAK, OWN_CELLS, OWN_WINDOWS = 7.0, 50, 5
 """Score and cells with which a window has a peak of its own, and how many such windows can disagree."""
 
-GLASS, STAINED = 0.06, 0.04
+GLASS, STAINED = 0.06, 0.03
 """Optical density that glass has at most, and that tissue has more than glass."""
 
 

@@ -167,16 +167,18 @@ def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
 
 def _better_orientation(slide: Slide, found: Match, look: Callable[[NDArray], Match], blind: bool) -> str | None:
     """Words for the mirroring or turn of the image under which it would fit, if any does."""
-    least = max(MOST, found.on_tissue + GAIN)
+    least = max(MOST, found.on_tissue + GAIN) if blind else SIGNIFICANT
     if blind and least > 1:
         return None
+    better = None
     for words, xy in _orientations(slide):
         if ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1).mean() < MIN_ON_IMAGE:
             continue
         other = look(xy)
-        if other.on_tissue >= least if blind else other.best_score >= SIGNIFICANT:
-            return words
-    return None
+        fit = other.on_tissue if blind else other.best_score
+        if fit >= least:
+            least, better = fit, words
+    return better
 
 
 def _orientations(slide: Slide) -> Iterator[tuple[str, NDArray[np.float64]]]:
