@@ -45,8 +45,9 @@ def read_crops(
     as long as the iterator, and Dask's default scheduler is not asked, so a task of a Dask worker may read crops.
 
     Memory holds two blocks, each one chunk or enough small ones to measure 2,048 px a side, with a margin of the largest
-    crop's side; a strip across the slide as high as that; and one group of crops. For chunks of 4,096 px and crops of 256 px
-    on a slide 60,000 px wide these are 115 + 47 + 25 MB, whatever the slide's height and the number of crops.
+    crop's side; a strip across the slide as high as that; the chunks being decoded; and one group of crops. For chunks of
+    4,096 px and crops of 256 px on a slide 60,000 px wide these are 115 + 47 + 50 + 25 MB, whatever the slide's height and
+    the number of crops.
 
     Parameters
     ----------
@@ -139,27 +140,27 @@ def _canvases(
     corner
         Where the canvas begins, (x, y) in px.
     canvas
-        ``(3, h, w)`` pixels of the block, with enough of its neighbours above and to the left for all its windows; overwritten
+        ``(h, w, 3)`` pixels of the block, with enough of its neighbours above and to the left for all its windows; overwritten
         when the iterator moves on.
     """
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
     width, height = reach + np.max([block.high - block.low for block in blocks], axis=0)
     # Two buffers take turns: memory that was used before is several times faster to write than new memory.
-    buffers = [np.empty((3, height, width), np.uint8) for _ in blocks[:2]]
-    above = np.full((3, reach, data.shape[2] + reach), GLASS, np.uint8)
+    buffers = [np.empty((height, width, 3), np.uint8) for _ in blocks[:2]]
+    above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
     before, previous = None, None
     with ThreadPoolExecutor(1) as ahead:
         turn = ahead.submit(_decode, data, blocks[0], reach, buffers[0], workers)
         for n, block in enumerate(blocks):
             canvas = turn.result()
             # Neighbours that were skipped are needed by no window, so what stands in their place does not matter.
-            canvas[:, :, :reach] = previous[:, :, -reach:] if before == (block.row, block.column - 1) else GLASS
+            canvas[:, :reach] = previous[:, -reach:] if before == (block.row, block.column - 1) else GLASS
             if n + 1 < len(blocks):
                 turn = ahead.submit(_decode, data, blocks[n + 1], reach, buffers[(n + 1) % 2], workers)
             across = slice(block.low[0], block.high[0])
-            canvas[:, :reach, reach:] = above[:, :, across]
-            above[:, :, across] = canvas[:, -reach:, reach:]
+            canvas[:reach, reach:] = above[:, across]
+            above[:, across] = canvas[-reach:, reach:]
             previous, before = canvas, (block.row, block.column)
             yield block, block.low - reach, canvas
 
@@ -169,9 +170,9 @@ def _decode(
 ) -> NDArray[np.uint8]:
     """Write what is needed of a block into the lower right of a canvas, beyond ``reach`` px above and to the left."""
     width, height = reach + block.high - block.low
-    canvas = buffer[:, :height, :width]
+    canvas = buffer[:height, :width]
     (left, top), (right, bottom) = block.need_low - block.low + reach, block.need_high - block.low + reach
-    _read_into(canvas[:, top:bottom, left:right], data, *block.need_low, workers)
+    _read_into(canvas[top:bottom, left:right], data, *block.need_low, workers)
     return canvas
 
 
@@ -185,54 +186,49 @@ def _cut(
 ) -> None:
     """Resample the box that begins at ``inner`` of a window of the canvas; ``out`` ``(size, size, 3)`` is written."""
     # Resampled from its own surroundings, so that a crop's pixels do not depend on what else is read with it.
-    around = canvas[:, low[1] : high[1], low[0] : high[0]]
-    if around.shape[1:] == out.shape[:2] and not inner.any():
-        _interleave(around, out)
+    around = canvas[low[1] : high[1], low[0] : high[0]]
+    if around.shape == out.shape and not inner.any():
+        out[:] = around
         return
     x, y = inner
     box = (x, y, x + side, y + side)
-    image = Image.fromarray(_interleave(around, np.empty((*around.shape[1:], 3), np.uint8)))
-    out[:] = np.asarray(image.resize(out.shape[:2], Image.Resampling.BICUBIC, box=box))
-
-
-def _interleave(planes: NDArray[np.uint8], out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Copy ``(3, h, w)`` to ``(h, w, 3)`` plane by plane, which is many times faster than one transposed assignment."""
-    for channel, plane in enumerate(planes):
-        out[..., channel] = plane
-    return out
+    out[:] = np.asarray(Image.fromarray(around).resize(out.shape[:2], Image.Resampling.BICUBIC, box=box))
 
 
 def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
     """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window that may reach beyond the image, where it is glass."""
-    planes = np.empty((3, y1 - y0, x1 - x0), np.uint8)
+    out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
     with ThreadPoolExecutor() as workers:
-        _read_into(planes, level.data, x0, y0, workers)
-    return _interleave(planes, np.empty((*planes.shape[1:], 3), np.uint8))
+        _read_into(out, level.data, x0, y0, workers)
+    return out
 
 
 def _read_into(out: NDArray[np.uint8], data: da.Array, x0: int, y0: int, workers: Executor) -> None:
-    """Fill ``out`` ``(3, h, w)`` with the window of a level ``(c, y, x)`` that begins at (x0, y0)."""
+    """Fill ``out`` ``(h, w, 3)`` with the window of a level ``(c, y, x)`` that begins at (x0, y0)."""
     import dask.array as da
 
-    (_, height, width), (_, h, w) = data.shape, out.shape
+    (_, height, width), (h, w, _) = data.shape, out.shape
     left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + w, width), min(y0 + h, height)
     if (left, top, right, bottom) != (x0, y0, x0 + w, y0 + h):
         out[:] = GLASS
     if left < right and top < bottom:
-        inside = _Target(out[:, top - y0 : bottom - y0, left - x0 : right - x0])
+        inside = _RGB(out[top - y0 : bottom - y0, left - x0 : right - x0])
         # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all be
         # waiting here.
         da.store(data[:3, top:bottom, left:right], inside, lock=False, scheduler=workers)
 
 
-class _Target:
-    """Takes chunks of any type into 8-bit pixels, each in the thread that decoded it."""
+class _RGB:
+    """Takes chunks ``(c, y, x)`` of any type into 8-bit pixels ``(y, x, 3)``, each in the thread that decoded it."""
 
     def __init__(self, pixels: NDArray[np.uint8]):
         self.pixels = pixels
 
-    def __setitem__(self, index: tuple[slice, ...], chunk: NDArray) -> None:
-        self.pixels[index] = to_uint8(chunk)
+    def __setitem__(self, index: tuple[slice, slice, slice], chunk: NDArray) -> None:
+        channels, y, x = index
+        # Plane by plane, which is many times faster than one transposed assignment.
+        for channel, plane in zip(range(3)[channels], to_uint8(chunk), strict=True):
+            self.pixels[y, x, channel] = plane
 
     def __dask_tokenize__(self) -> int:
         return id(self)  # Dask would otherwise hash the pixels
