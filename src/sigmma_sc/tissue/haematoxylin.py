@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.mask import GLASS, is_tissue, optical_density
 from sigmma_sc.tissue.pixels import read_window
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ SMOOTHING = 1.5
 
 OWN_PEAK, OWN_CELLS, OWN_WINDOWS = 7.0, 50, 5
 """Score and cells with which a window has a peak of its own, and how many such windows can disagree."""
-
-GLASS, STAINED = 0.06, 0.03
-"""Optical density that glass has at most, and that tissue has more than glass."""
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,7 @@ def match(
         # Beyond its edge the image is read as pure white, which no glass is.
         (left, top), (right, bottom) = np.maximum(reach - corner, 0), image.size - corner + reach
         around.append(optical[top:bottom:4, left:right:4].ravel())
-    glass = min(GLASS, np.quantile(np.concatenate(around), 0.01))
-    on_tissue = np.concatenate(density) > glass + STAINED
+    on_tissue = is_tissue(np.concatenate(density), np.concatenate(around))
     sigma = coarse * SMOOTHING / image.microns
     total = np.sum(curves, axis=0) if curves else np.zeros((len(shifts), len(shifts)))
     score, best, best_score = _peak(total, shifts, sigma)
@@ -180,7 +177,7 @@ class Zoom:
 
         pixels = self.pixels(corner, side)
         stain = haematoxylin(pixels).astype(np.float32)
-        optical = -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=2)
+        optical = optical_density(pixels)
         stain = stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
         return stain, uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
 
