@@ -9,7 +9,7 @@ import numpy as np
 
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.mask import GLASS, is_tissue, optical_density
-from sigmma_sc.tissue.pixels import read_window
+from sigmma_sc.tissue.pixels import level_scales, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,7 +152,7 @@ class Zoom:
     def of(cls, slide: Slide, microns: float) -> Zoom:
         """Choose level and block for pixels of at most ``microns`` µm, or the image's own if they are larger."""
         levels = image_levels(slide.sdata, slide.image_key)
-        scales = np.array([slide.width / level.sizes["x"] for level in levels])
+        scales = level_scales(levels)
         number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
         block = max(1, int(microns / (scales[number] * slide.microns_per_pixel)))
         px = block * float(scales[number])
