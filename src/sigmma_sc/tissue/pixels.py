@@ -217,7 +217,7 @@ def _read_into(out: NDArray[np.uint8], data: da.Array, x0: int, y0: int, workers
         window = slice(0, 3), slice(top, bottom), slice(left, right)
         stored = _stored(data)
         if stored is not None:
-            inside[:, :, :] = stored[window]
+            inside[:, :, :] = np.asarray(stored[window])
         else:
             # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all
             # be waiting here.
