@@ -138,12 +138,14 @@ def test_pixels_do_not_depend_on_chunks_blocks_or_neighbours(monkeypatch, pictur
 
 @pytest.mark.parametrize("chunks", [(3, 64, 64), (1, 128, 128), (3, 200, 900)])
 @pytest.mark.parametrize("block", [1, 300])
-def test_each_chunk_is_fetched_once_and_only_if_needed(monkeypatch, picture, crops, chunks, block):
+@pytest.mark.parametrize("through_dask", [False, True])
+def test_each_chunk_is_fetched_once_and_only_if_needed(monkeypatch, picture, crops, chunks, block, through_dask):
     monkeypatch.setattr(blocks, "BLOCK", block)
     store = CountingStore(MemoryStore())
     array = zarr.create_array(store, shape=picture.shape, chunks=chunks, dtype=np.uint8)
     array[:] = picture
-    slide = slide_of(da.from_zarr(array))
+    lazy = da.from_zarr(array)
+    slide = slide_of(lazy.map_blocks(np.positive) if through_dask else lazy)
     store.fetched.clear()
     lattice = np.array([(x, y, 48.3) for x in range(-5, 900, 30) for y in range(-5, 700, 30)], float)
     read_all(slide, np.concatenate([crops, lattice]), 32)
@@ -168,11 +170,22 @@ def test_remote_store_and_lazy_tiff(tmp_path, picture, crops):
         np.testing.assert_array_equal(read_all(slide_of(lazy, ("y", "x", "c")), crops, 40), expected)
 
 
-def test_within_dask_tasks(tmp_path, picture, crops):
+def test_what_dask_computes_on_a_store_is_not_skipped(picture, crops):
+    lazy = da.from_zarr(zarr.array(picture, chunks=(3, 128, 128)))
+    np.testing.assert_array_equal(read_all(slide_of(lazy), crops, 40), read_all(slide_of(picture), crops, 40))
+    inverted = read_all(slide_of(255 - lazy), crops, 40)
+    np.testing.assert_array_equal(inverted, read_all(slide_of(255 - picture), crops, 40))
+    part = slide_of(lazy[:, 100:500, 50:450])
+    np.testing.assert_array_equal(read_all(part, crops, 40), read_all(slide_of(picture[:, 100:500, 50:450]), crops, 40))
+
+
+@pytest.mark.parametrize("through_dask", [False, True])
+def test_within_dask_tasks(tmp_path, picture, crops, through_dask):
     distributed = pytest.importorskip("distributed")
     path = tmp_path / "slide.zarr"
     slide_of(picture, chunks=(3, 128, 128)).sdata.write(path)
-    slide = slide_of(sd.read_zarr(path)["he"].data)
+    lazy = sd.read_zarr(path)["he"].data
+    slide = slide_of(lazy.map_blocks(np.positive) if through_dask else lazy)
     expected = read_all(slide, crops, 40)
     # One thread, which the reading task holds: a reader that asked the cluster to decode would wait for ever.
     with (

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import zarr
 from PIL import Image
 
 from sigmma_sc._checks import SetupError
@@ -149,7 +150,7 @@ def _canvases(
     # Two buffers take turns: memory that was used before is several times faster to write than new memory.
     buffers = [np.empty((height, width, 3), np.uint8) for _ in blocks[:2]]
     above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
-    before, previous = None, None
+    before, previous = None, buffers[-1]
     with ThreadPoolExecutor(1) as ahead:
         turn = ahead.submit(_decode, data, blocks[0], reach, buffers[0], workers)
         for n, block in enumerate(blocks):
@@ -172,7 +173,7 @@ def _decode(
     width, height = reach + block.high - block.low
     canvas = buffer[:height, :width]
     (left, top), (right, bottom) = block.need_low - block.low + reach, block.need_high - block.low + reach
-    _read_into(canvas[top:bottom, left:right], data, *block.need_low, workers)
+    _read_into(canvas[top:bottom, left:right], data, int(block.need_low[0]), int(block.need_low[1]), workers)
     return canvas
 
 
@@ -213,9 +214,24 @@ def _read_into(out: NDArray[np.uint8], data: da.Array, x0: int, y0: int, workers
         out[:] = GLASS
     if left < right and top < bottom:
         inside = _RGB(out[top - y0 : bottom - y0, left - x0 : right - x0])
-        # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all be
-        # waiting here.
-        da.store(data[:3, top:bottom, left:right], inside, lock=False, scheduler=workers)
+        window = slice(0, 3), slice(top, bottom), slice(left, right)
+        stored = _stored(data)
+        if stored is not None:
+            inside[:, :, :] = np.asarray(stored[window])
+        else:
+            # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all
+            # be waiting here.
+            da.store(data[window], inside, lock=False, scheduler=workers)  # type: ignore[arg-type]
+
+
+def _stored(data: da.Array) -> zarr.Array | None:
+    """The zarr array that a lazy one reads, unless Dask computes something in between.
+
+    Read as a window, zarr decodes the chunks in its own threads and spares the upkeep of a Dask task for each, half of the
+    time for chunks of 512 px.
+    """
+    source = data.dask.layers.get(f"original-{data.name}", {}).get(f"original-{data.name}")
+    return source if isinstance(source, zarr.Array) and len(data.dask.layers) == 2 else None
 
 
 class _RGB:
