@@ -179,8 +179,10 @@ def _write_zarr(out, truth, prefix, number):
         table[:, :2] = truth.xy
         root.create_array("cell_summary", data=table, attributes={"column_names": columns})
         masks = root.create_group("masks")
-        mask = np.zeros((64, 64), np.uint32)
-        mask[0, :n] = np.arange(1, n + 1)
+        x, y = np.floor(truth.xy / truth.pixel).astype(int).T
+        mask = np.zeros((y.max() + 20, x.max() + 20), np.uint32)
+        for k in range(n):
+            mask[max(y[k] - 14, 0) : y[k] + 15, max(x[k] - 14, 0) : x[k] + 15] = k + 1
         for k in "01":
             masks.create_array(k, data=mask)
             if number >= (2,):

@@ -75,7 +75,8 @@ def check(
     report = pp.check_registration(sdata)
     for slide, row in report.iterrows():
         console.print(
-            f"[bold]{slide}[/bold]: {row.verdict} ({row.on_image:.1%} of the cells under the image)\n  {row.advice}"
+            f"[bold]{slide}[/bold]: {row.verdict} ({row.on_image:.1%} of the cells under the image, {row.on_tissue:.1%} on "
+            f"tissue)\n  {row.advice}"
         )
     if report.verdict.isin(["shifted", "misregistered"]).any():
         raise typer.Exit(1)
