@@ -8,11 +8,12 @@ import pytest
 import spatialdata as sd
 import torch
 
-from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
 from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupError
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
+from sigmma_sc.train.features import PatchFeatures
 
 SCALES = ("micro", "meso", "macro")
 
@@ -209,6 +210,17 @@ def test_cells_off_the_image_get_nan_and_a_warning(trained):
         z = model.get_latent_representation(other)
     assert np.isnan(z[5]).all()
     assert np.isfinite(np.delete(z, 5, axis=0)).all()
+
+
+def test_batches_are_chosen_once(monkeypatch):
+    """A crop has the same features whether it is read with few others or with many."""
+    features = PatchFeatures(get_encoder("stain-stats"), progress=False)
+    monkeypatch.setattr(features, "_seconds", lambda batch, last: -batch)
+    cpu = torch.device("cpu")
+    assert features._fastest(10, cpu) == features._fastest(10**6, cpu) == (32, False)
+    features.batch = None
+    monkeypatch.setattr(features, "_seconds", lambda batch, last: batch - last)
+    assert features._fastest(10**6, cpu) == features._fastest(10, cpu) == (4, True)
 
 
 def test_images_alone_can_be_embedded(trained):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GPU_BATCH = 128
 CPU_BATCHES = (4, 8, 32)
-MEASURE_FROM = 2000
+MEASURE_FROM = 1000
 """Crops from which measuring the fastest batch on a CPU pays off."""
 
 
@@ -81,12 +81,12 @@ class PatchFeatures:
         """Batch size and memory layout; on a CPU they change the speed several times over, so they are measured once."""
         if device.type != "cpu":
             return GPU_BATCH, True
-        if self.batch is None and n_crops >= MEASURE_FROM:
-            self.batch = min(
-                ((batch, last) for batch in CPU_BATCHES for last in (False, True)),
-                key=lambda choice: self._seconds(*choice),
-            )
-        return self.batch or (CPU_BATCHES[-1], False)
+        if self.batch is None:
+            # Chosen once, even for few crops: another batch later would give the same crop other last bits.
+            choices = [(batch, last) for batch in CPU_BATCHES for last in (False, True)]
+            few = n_crops < MEASURE_FROM
+            self.batch = (CPU_BATCHES[-1], False) if few else min(choices, key=lambda choice: self._seconds(*choice))
+        return self.batch
 
     def _seconds(self, batch: int, channels_last: bool) -> float:
         """Seconds per crop, the better of two runs."""
