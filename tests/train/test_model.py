@@ -212,15 +212,13 @@ def test_cells_off_the_image_get_nan_and_a_warning(trained):
     assert np.isfinite(np.delete(z, 5, axis=0)).all()
 
 
-def test_batches_are_chosen_once(monkeypatch):
-    """A crop has the same features whether it is read with few others or with many."""
-    features = PatchFeatures(get_encoder("stain-stats"), progress=False)
-    monkeypatch.setattr(features, "_seconds", lambda batch, last: -batch)
-    cpu = torch.device("cpu")
-    assert features._fastest(10, cpu) == features._fastest(10**6, cpu) == (32, False)
-    features.batch = None
-    monkeypatch.setattr(features, "_seconds", lambda batch, last: batch - last)
-    assert features._fastest(10**6, cpu) == features._fastest(10, cpu) == (4, True)
+def test_a_crop_has_the_same_features_in_any_company():
+    slide = SIGMMA(small())._slides[0]
+    crops = np.array([[x, y, 60.0] for y in range(0, 300, 60) for x in range(0, 300, 60)])
+    every = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops, torch.device("cpu"))
+    for some in ([3], [7, 1], range(24, 11, -1)):
+        few = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops[some], torch.device("cpu"))
+        assert torch.equal(few, every[list(some)])
 
 
 def test_images_alone_can_be_embedded(trained):

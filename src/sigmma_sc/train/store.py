@@ -49,7 +49,6 @@ def _describe(model: Any) -> dict[str, Any]:
             "dim": encoder.dim,
             "spec": encoder.spec,
             "fingerprint": encoder.fingerprint(),
-            "batch": data.features.batch,
         },
         "n_nodes": model.module.node_standardise.mean.shape[0],
         "split": data.split,
@@ -104,8 +103,6 @@ def load(cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | 
     )
     model.module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
     model.module.eval()
-    batch = described["encoder"]["batch"]
-    model.data.features.batch = None if batch is None else tuple(batch)
     model.data.split = described["split"]
     model.data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
     model.history_ = {
