@@ -24,27 +24,29 @@ def batch_of(counts, seed=0, side=128.0, n_features=6):
 
 
 def reference(tower, x, indptr, blocks, source, target):
-    """The method written out cell by cell and pair by pair, in evaluation."""
+    """The method written out cell by cell and pair by pair, in evaluation: every pair weighs its probability."""
     n, tile = len(x), np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    edges = [set() for _ in range(n)]
+    edges = [{} for _ in range(n)]
     for s, t in zip(source, target, strict=True):
-        edges[t].add(s)
+        edges[t][s] = 1.0
     h, cells, pooled, sets = x, [], [], []
     for k, layer in enumerate(tower.layers):
         if k:
             sampler = tower.samplers[k - 1]
-            new = [set(e) for e in edges]
+            new = [dict(e) for e in edges]
             for v in range(n):
                 for u in range(n):
-                    if u == v or tile[u] != tile[v] or blocks[k][u] != blocks[k][v] or u in edges[v]:
+                    if u == v or tile[u] != tile[v] or blocks[k][u] != blocks[k][v]:
                         continue
                     hidden = torch.relu(sampler.target(h[v]) + sampler.source(h[u]))
-                    if hidden @ sampler.weight + sampler.bias > 0:
-                        new[v].add(u)
+                    added = torch.sigmoid(hidden @ sampler.weight + sampler.bias).item()
+                    absent = 1 - edges[v].get(u, 0.0)
+                    new[v][u] = 1 - absent * (1 - added)
             edges = new
         rows = []
         for v in range(n):
-            mean = sum((h[u] for u in edges[v]), torch.zeros(h.shape[1])) / max(len(edges[v]), 1e-8)
+            total = sum((w * h[u] for u, w in edges[v].items()), torch.zeros(h.shape[1]))
+            mean = total / max(sum(edges[v].values()), 1e-8)
             rows.append(torch.nn.functional.gelu(layer.own(h[v]) + layer.neighbours(mean)))
         h = torch.stack(rows)
         cells.append(h)
@@ -63,12 +65,12 @@ def test_tower_equals_the_method_written_out():
     torch.manual_seed(0)
     tower = CellGraphTower(6, 8).eval()
     with torch.no_grad():
-        for sampler in tower.samplers:  # so that about half of the candidates are taken
+        for sampler in tower.samplers:  # so that probabilities differ between pairs
             sampler.target.weight.mul_(5), sampler.source.weight.mul_(5), sampler.weight.normal_()
         cells, tiles = tower(x, list(make_buckets(indptr, blocks, source, target)), 7)
         ref_cells, ref_tiles, sets = reference(tower, x, indptr, blocks, source, target)
-    added = [sum(map(len, s)) for s in sets]
-    assert added[0] < added[1] < added[2] < 30 * 29 * 2 + 17 * 16 + 2  # some edges were added, and not all
+    weights = np.array([w for edges in sets[1] for w in edges.values()])
+    assert weights.min() < 0.3 < 0.7 < np.sort(weights[weights < 1])[-1]
     for a, b in zip(cells + tiles, ref_cells + ref_tiles, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert (tiles[0][0] == 0).all()  # an empty tile pools to zero
@@ -88,15 +90,19 @@ def test_edges_are_nested_and_never_cross_a_block(training):
     tower = CellGraphTower(6, 8, dropout=0.0).train(training)
     for bucket in make_buckets(indptr, blocks, source, target):
         _, graphs = tower.embed(x, bucket)
-        kept = [g.detach() > 0.5 for g in graphs]
-        assert (kept[0] == bucket.micro).all()
+        weights = [g.detach() for g in graphs]
+        kept = [g > 1e-6 for g in weights]
+        assert (weights[0] == bucket.micro).all()
         for k in range(3):
             same = bucket.blocks[k][:, :, None] == bucket.blocks[k][:, None, :]
             real = bucket.mask[:, :, None] & bucket.mask[:, None, :]
             assert not (kept[k] & ~(same & real)).any()
             assert not torch.diagonal(kept[k], dim1=1, dim2=2).any()
-        assert not (kept[0] & ~kept[1]).any()
-        assert not (kept[1] & ~kept[2]).any()
+        assert (weights[1][kept[0]] == 1).all()
+        assert (weights[2] >= weights[1] - 1e-6).all()
+        if training:  # drawn, not weighed
+            assert all(((g - g.round()).abs() < 1e-6).all() for g in weights)
+            assert weights[0].sum() < weights[1].sum() < weights[2].sum()
 
 
 def test_embeddings_permute_with_the_cells():
@@ -167,6 +173,23 @@ def test_sampled_edges_follow_the_bernoulli_probability():
         mean = torch.stack([sampler(h, candidates, sample=True) for _ in range(4000)]).mean(0)
     expected = torch.sigmoid(logits) * candidates
     assert (mean - expected).abs().max() < 4 * 0.5 / 4000**0.5  # four standard errors
+
+
+def test_evaluation_weighs_edges_by_how_often_they_are_drawn():
+    x, indptr, blocks, source, target, _ = batch_of([12], seed=7)
+    (bucket,) = make_buckets(indptr, blocks, source, target)
+    torch.manual_seed(0)
+    tower = CellGraphTower(6, 8, dropout=0.0)
+    with torch.no_grad():
+        for layer in tower.layers:  # else what is drawn at meso would change what may be drawn at macro
+            layer.neighbours.weight.zero_()
+        _, expected = tower.eval().embed(x, bucket)
+        tower.train()
+        draws = [tower.embed(x, bucket)[1] for _ in range(4000)]
+    for k in (1, 2):
+        drawn = torch.stack([graphs[k] for graphs in draws]).mean(0)
+        assert (drawn - expected[k]).abs().max() < 4.5 * 0.5 / 4000**0.5  # four and a half standard errors
+        assert 0 < expected[k][expected[k] > 0].min() < 0.9
 
 
 def test_straight_through_gradient_reaches_the_edge_mlp():

@@ -77,7 +77,9 @@ class EdgeSampler(nn.Module):
     """Stochastic edge addition ψ: which candidate pairs become edges (paper, section 4).
 
     The MLP of ``[h_u ‖ h_v]`` has one hidden layer; its first linear map is A h_v + B h_u, computed per cell. Sampling is
-    a binary Gumbel softmax in logits (logistic noise) with a straight-through hard sample (Jang et al. 2016).
+    a binary Gumbel softmax in logits (logistic noise) with a straight-through hard sample (Jang et al. 2016). In
+    evaluation a pair weighs its probability, the mean of the draws (our choice: the sign of a logit near zero is a matter
+    of the seed).
 
     Parameters
     ----------
@@ -98,7 +100,7 @@ class EdgeSampler(nn.Module):
         self.temperature = temperature
 
     def forward(self, h: Tensor, candidates: Tensor, sample: bool) -> Tensor:
-        """Edge indicators ``(t, p, p)``, zero outside the candidates.
+        """Edge weights ``(t, p, p)``, zero outside the candidates.
 
         Parameters
         ----------
@@ -107,11 +109,11 @@ class EdgeSampler(nn.Module):
         candidates
             Pairs that may be linked, ``(t, p, p)`` bool.
         sample
-            Draw (with straight-through gradient), or keep a pair iff its probability exceeds one half.
+            Draw 0 or 1 with straight-through gradient, or return the probability.
         """
         logits = PairScore.apply(self.target(h), self.source(h), self.weight) + self.bias
         if not sample:
-            return ((logits > 0) & candidates).to(h.dtype)
+            return torch.where(candidates, torch.sigmoid(logits), 0.0)
         uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
         noisy = logits + uniform.log() - (-uniform).log1p()
         soft = torch.sigmoid(noisy / self.temperature)
@@ -227,10 +229,10 @@ class CellGraphTower(nn.Module):
         for k, layer in enumerate(self.layers):
             if k > 0 and self.edges != "none":
                 block = bucket.blocks[k]
-                # An edge that is already there is no candidate, so that edge sets are nested.
-                candidates = pairs & (block[:, :, None] == block[:, None, :]) & (weights.detach() < 0.5)
+                candidates = pairs & (block[:, :, None] == block[:, None, :])
                 added = self.samplers[k - 1](h, candidates, self.training) if self.samplers else candidates.to(h.dtype)
-                weights = torch.where(candidates, added, weights)
+                # The union of what was linked and what is added, also in probability: edge sets are nested.
+                weights = weights + (1 - weights) * added
             h = layer(h, weights)
             hs.append(h)
             graphs.append(weights)
