@@ -80,7 +80,11 @@ def make_batch(slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, 
 
 
 def make_buckets(
-    indptr: NDArray[np.int64], blocks: NDArray[np.int64], source: NDArray[np.int64], target: NDArray[np.int64]
+    indptr: NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    source: NDArray[np.int64],
+    target: NDArray[np.int64],
+    spread: float = BUCKET_SPREAD,
 ) -> Iterator[Bucket]:
     """Group tiles of nearly equal size.
 
@@ -92,13 +96,15 @@ def make_buckets(
         Block of each node at every grid, ``(n_scales, n_nodes)``.
     source, target
         Spatial edges between nodes.
+    spread
+        Largest tile of a bucket over its smallest.
     """
     counts = np.diff(indptr)
     tile_of = np.repeat(np.arange(len(counts)), counts)
     order = np.argsort(counts, kind="stable")
     start = 0
     while start < len(order):
-        limit = max(4, BUCKET_SPREAD * counts[order[start]])
+        limit = max(4, spread * counts[order[start]])
         stop = start + int(np.searchsorted(counts[order[start:]], limit, side="right"))
         members = order[start:stop]
         start = stop
