@@ -262,3 +262,21 @@ def to_uint8(pixels: NDArray) -> NDArray[np.uint8]:
     if np.issubdtype(pixels.dtype, np.floating):
         return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8)
     raise SetupError(f"The image holds {pixels.dtype} values. H&E must be uint8, uint16, or floats in [0, 1].")
+
+
+def require_full_range(level: xr.DataArray) -> None:
+    """Raise :class:`SetupError` if :func:`to_uint8` would turn an image black or white, judged by the middle of a level."""
+    if level.dtype == np.uint8:
+        return
+    _, height, width = level.shape
+    middle = level[:3, max(0, height // 2 - 256) : height // 2 + 256, max(0, width // 2 - 256) : width // 2 + 256]
+    most = middle.max(skipna=False).to_numpy().item()
+    if np.issubdtype(level.dtype, np.floating):
+        if not most <= 1:
+            raise SetupError(f"Its values reach {most:g}, floats must lie in [0, 1]. Divide them by their full range.")
+    # Glass and tissue are bright: values this low are those of 8 bits, or of a camera of 10 to 12, in a wider type.
+    elif 0 < most < 2**12:
+        raise SetupError(
+            f"Its 16-bit values reach {most} of 65535 only, and would be read as black. Bring them to their full range, or to "
+            "8 bits with astype(numpy.uint8)."
+        )

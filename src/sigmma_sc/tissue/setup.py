@@ -20,7 +20,7 @@ from sigmma_sc._checks import (
 from sigmma_sc.tissue.cells import locate_cells
 from sigmma_sc.tissue.counts import counts_by_rows, take_rows
 from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, image_levels, resolve_pixel_size
-from sigmma_sc.tissue.pixels import to_uint8
+from sigmma_sc.tissue.pixels import require_full_range, to_uint8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -236,6 +236,7 @@ def _check_channels(level: Any, image_key: str) -> None:
         )
     try:
         to_uint8(np.empty(0, level.dtype))
+        require_full_range(level)
     except SetupError as error:
         raise SetupError(f"Image {image_key!r}: {error}") from error
 
