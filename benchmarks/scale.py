@@ -5,9 +5,9 @@ Without arguments, two synthetic slides of one density are written chunk by chun
 embedding asks for is read once, in a process of its own. Goal: less than 3 GB at the peak, and a time per cell within 1.3 times
 that of the small slide. Given stores of one's own, their set-up and tiling are measured.
 
-    python benchmarks/scale.py                         # some 25 minutes on two cores, 9 GB of the folder for temporary files
+    python benchmarks/scale.py                         # some 25 minutes on two cores, and 11 GB of the folder for temporary files
     python benchmarks/scale.py --only-setup            # without reading the crops
-    python benchmarks/scale.py kidney.zarr pancreas.zarr
+    python benchmarks/scale.py pancreas.zarr kidney.zarr=2.006      # µm per pixel where the transforms do not say
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from typing import Any
 SIZES = {"small": (18_974, 100_000), "large": (60_000, 1_000_000)}
 """Side in px and number of cells."""
 
-MICRONS = 0.5
+MICRONS, MORPHOLOGY = 0.5, 0.25
+"""µm per pixel of the H&E, and of the picture that gives the coordinate system its unit."""
+
 PATCH, NUCLEI = 1024, 300
 """Side of the patch that is repeated, and its nuclei: a few more than the cells wanted."""
 
@@ -43,7 +45,7 @@ def build(path: Path, side: int, n_cells: int) -> None:
     import numpy as np
     from spatialdata import SpatialData
     from spatialdata.models import Image2DModel, ShapesModel
-    from spatialdata.transformations import Identity, Scale
+    from spatialdata.transformations import Scale
 
     rng = np.random.default_rng(0)
     nuclei = rng.uniform(0, PATCH, (NUCLEI, 2))
@@ -60,10 +62,10 @@ def build(path: Path, side: int, n_cells: int) -> None:
         c_coords=["r", "g", "b"],
         chunks=CHUNKS,
         scale_factors=PYRAMID,
-        transformations={"global": Identity()},
+        transformations={"global": Scale([MICRONS / MORPHOLOGY] * 2, ("x", "y"))},
     )
-    to_pixels = {"global": Scale([1 / MICRONS, 1 / MICRONS], ("x", "y"))}
-    cells = ShapesModel.parse(xy, geometry=0, radius=5.0, index=names, transformations=to_pixels)
+    to_system = {"global": Scale([1 / MORPHOLOGY] * 2, ("x", "y"))}
+    cells = ShapesModel.parse(xy, geometry=0, radius=5.0, index=names, transformations=to_system)
     SpatialData(images={"he_image": image}, shapes={"cells": cells}, tables={"table": table(names, rng)}).write(path)
 
 
@@ -108,8 +110,8 @@ def table(names: list[str], rng: Any) -> Any:
     return TableModel.parse(adata, region="cells", region_key="region", instance_key="cell_id")
 
 
-def measure(path: Path, only_setup: bool) -> dict[str, Any]:
-    """Seconds and peak memory so far of each stage, GB, on the first slide of a store."""
+def measure(path: str, only_setup: bool) -> dict[str, Any]:
+    """Seconds and peak memory so far of each stage, GB, on the first slide of a store given as PATH or PATH=MICRONS."""
     import spatialdata
 
     from sigmma_sc.tissue.graph import spatial_graph
@@ -125,8 +127,10 @@ def measure(path: Path, only_setup: bool) -> dict[str, Any]:
         stages[name] = time.perf_counter() - start, peak_gb()
         return result
 
+    path, _, microns = path.partition("=")
     sdata = stage("open", spatialdata.read_zarr, path)
-    setup = Setup("he_image", "table", "global", None, None, None, None, 128.0, (4, 2, 1))
+    stated = float(microns) if microns else None
+    setup = Setup("he_image", "table", "global", None, None, None, stated, 128.0, (4, 2, 1))
     slide = stage("setup_spatialdata", register, sdata, setup)[0]
     side = setup.tile_size / slide.microns_per_pixel
     where = slide.xy, slide.width, slide.height, side
@@ -137,6 +141,7 @@ def measure(path: Path, only_setup: bool) -> dict[str, Any]:
     crops = stage("distinct crops", crops_of_tiles, lattice, setup.grids)[0]
     adjacency = stage("spatial graph", spatial_graph, slide.xy * slide.microns_per_pixel)
     stage("edges in blocks", block_edges, slide, covering, adjacency, setup.grids[0])
+    stage("node features", node_features, sdata["table"], slide.rows)
     if not only_setup:
         stage("read crops", read_all, slide, crops)
     return {"n_cells": len(slide.xy), "n_tiles": len(lattice), "n_crops": len(crops), "stages": stages}
@@ -156,6 +161,13 @@ def block_edges(slide: Any, tiles: Any, adjacency: Any, grid: int) -> int:
         block = block_of(slide.xy[some.cells] - some.origins[tile], some.side, grid)
         n += len(edges_within(adjacency, some.cells, tile * grid**2 + block)[0])
     return n
+
+
+def node_features(counts: Any, rows: Any) -> Any:
+    """The default features of every cell."""
+    from sigmma_sc.train.nodes import CountsPCA
+
+    return CountsPCA.fit([(counts, rows)], None, seed=0).transform(counts, rows, None)
 
 
 def read_all(slide: Any, crops: Any) -> int:
@@ -216,7 +228,7 @@ def synthetic(only_setup: bool) -> None:
     print(f"\n{os.cpu_count()} cores\n\n{compare(found['small'], found['large'])}")
 
 
-def given(stores: list[Path]) -> None:
+def given(stores: list[str]) -> None:
     print(
         f"{os.cpu_count()} cores\n\n| store | cells | tiles | set-up, s | tiling, s | all but the crops, s | peak, GB |"
     )
@@ -226,7 +238,7 @@ def given(stores: list[Path]) -> None:
         seconds = {name: s for name, (s, _) in found["stages"].items()}
         tiling = seconds["covering tiles"] + seconds["tiles at every half"]
         print(
-            f"| {store.stem} | {found['n_cells']:,} | {found['n_tiles']:,} | {seconds['setup_spatialdata']:.1f} | {tiling:.1f} | "
+            f"| {Path(store.partition('=')[0]).stem} | {found['n_cells']:,} | {found['n_tiles']:,} | {seconds['setup_spatialdata']:.1f} | {tiling:.1f} | "
             f"{sum(seconds.values()):.1f} | {max(gb for _, gb in found['stages'].values()):.2f} |",
             flush=True,
         )
@@ -234,10 +246,10 @@ def given(stores: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stores", nargs="*", type=Path, help="SpatialData stores with he_image and table")
+    parser.add_argument("stores", nargs="*", help="SpatialData stores with he_image and table, as PATH or PATH=MICRONS")
     parser.add_argument("--only-setup", action="store_true", help="do not read the crops")
     parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.build:
