@@ -1,5 +1,7 @@
 """Node features are the same whatever holds the counts."""
 
+from types import SimpleNamespace
+
 import anndata as ad
 import dask.array as da
 import numpy as np
@@ -12,7 +14,9 @@ from spatialdata.models import TableModel
 from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.tissue.setup import Setup, resolve_slides
+from sigmma_sc.tissue.tiling import covering_tiles
 from sigmma_sc.train import nodes
+from sigmma_sc.train.evaluate import _counts
 from sigmma_sc.train.nodes import CountsPCA
 
 N = 1000
@@ -98,3 +102,17 @@ def test_normalised_values_are_refused_in_a_file_too(adata, rows, tmp_path):
     backed = in_file(adata, sp.csr_matrix(adata.X) / 3, tmp_path)
     with pytest.raises(SetupError, match="X holds .* normalised already"):
         features(backed, rows)
+
+
+def test_counts_pooled_over_tiles_equal_brute_force(tissue, monkeypatch):
+    monkeypatch.setattr(nodes, "CHUNK", 300)
+    setup = Setup("he_image", "table", "global", None, None, None, None, 128.0, (4, 2, 1))
+    slide = resolve_slides(tissue, setup)[0]
+    tiles, _ = covering_tiles(slide.xy, slide.width, slide.height, 128.0 / slide.microns_per_pixel)
+    which = np.flatnonzero(tiles.n_cells)[::2]
+    genes = list(tissue["table"].var_names[::-3])
+    chosen = [(SimpleNamespace(slide=slide, tiles=tiles), which)]
+    pooled = _counts(SimpleNamespace(setup=setup), chosen, genes)
+    counts = tissue["table"][:, genes].to_df().to_numpy()
+    brute = [counts[tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]]].sum(axis=0) for t in which]
+    np.testing.assert_array_equal(pooled.toarray(), brute)
