@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -76,7 +78,7 @@ def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float
     column, row = (np.minimum(xy[:, a] // side, counts[a] - 1).astype(np.int64) for a in (0, 1))
     inside = ((xy >= 0) & (xy < (width, height))).all(axis=1)
     own = np.where(inside, row * counts[0] + column, -1)
-    return _grid(*starts, np.zeros(counts[0] * counts[1], np.int64), xy, side), own
+    return _grid(starts, np.zeros(counts[0] * counts[1], np.int64), xy, side), own
 
 
 def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: float, shift: NDArray[np.float64]) -> Tiles:
@@ -111,14 +113,15 @@ def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float,
     ]
     gx, gy = np.meshgrid(*steps)
     phase = (gx % per_side) + per_side * (gy % per_side)
-    return _grid(*(step * stride for step in steps), phase.ravel().astype(np.int64), xy, side)
+    return _grid([step * stride for step in steps], phase.ravel().astype(np.int64), xy, side)
 
 
-def _grid(x: NDArray, y: NDArray, phase: NDArray[np.int64], xy: NDArray[np.float64], side: float) -> Tiles:
-    """Tiles that begin at each of the ascending ``x`` and ``y``, row by row, with their cells: x0 ≤ x < x0 + side, likewise y."""
+def _grid(starts: Sequence[NDArray], phase: NDArray[np.int64], xy: NDArray[np.float64], side: float) -> Tiles:
+    """Tiles that begin at each of the ascending ``starts`` along x and y, row by row, with their cells: x0 ≤ x < x0 + side."""
     # A hair wider than the half-open square, so that rounding of a shifted border tile loses no cell.
     reach = side * (1 + 1e-9)
-    (column, columns), (row, rows) = (_starts_of(starts, at, reach) for starts, at in zip((x, y), xy.T, strict=True))
+    (column, columns), (row, rows) = (_starts_of(along, at, reach) for along, at in zip(starts, xy.T, strict=True))
+    x, y = starts
     cell = np.repeat(np.arange(len(xy)), columns * rows)
     nth = np.arange(len(cell)) - np.repeat(np.cumsum(columns * rows) - columns * rows, columns * rows)
     down, across = np.divmod(nth, columns[cell])
