@@ -91,3 +91,29 @@ def test_moved_grids_hold_every_chosen_cell_once(rng):
         inside = ((xy[chosen] >= tiles.origins[t]) & (xy[chosen] < tiles.origins[t] + 16)).all(axis=1)
         np.testing.assert_array_equal(members, chosen[inside])
     np.testing.assert_allclose((tiles.origins - (3, 7)) % 16, 0, atol=1e-9)
+
+
+def test_tiles_taken_in_any_order_keep_their_cells(rng):
+    tiles, _ = covering_tiles(rng.uniform(0, 500, (400, 2)), 500, 500, 90.0)
+    which = np.array([7, 0, 35, 7, 12])
+    taken = tiles.take(which)
+    assert [members(taken, k) for k in range(5)] == [members(tiles, t) for t in which]
+    np.testing.assert_array_equal(taken.origins, tiles.origins[which])
+    assert len(tiles.take(np.empty(0, np.int64)).cells) == 0
+
+
+@pytest.mark.parametrize("size", [(500, 500), (517, 733), (90, 1000), (40, 40)])
+def test_covering_members_equal_brute_force_with_shifted_borders(rng, size):
+    xy = rng.uniform(-20, 1020, (800, 2))
+    tiles, _ = covering_tiles(xy, *size, 90.0)
+    for t, origin in enumerate(tiles.origins):
+        offset = xy - origin
+        brute = np.flatnonzero(((offset >= 0) & (offset < 90 * (1 + 1e-9))).all(1))
+        np.testing.assert_array_equal(tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]], brute)
+
+
+def test_crops_of_no_tiles():
+    tiles, _ = covering_tiles(np.empty((0, 2)), 100, 100, 50.0)
+    crops, index = crops_of_tiles(tiles.take(np.empty(0, np.int64)), (2, 1))
+    assert crops.shape == (0, 3)
+    assert index.shape == (0, 5)

@@ -40,8 +40,8 @@ class TissueMask:
     def share(self, origins: NDArray[np.float64], side: float) -> NDArray[np.float64]:
         """Share of each square ``(n, 2)`` of corners, px of level 0, that is tissue; what lies off the image is none."""
         height, width = self.mask.shape
-        total = np.zeros((height + 1, width + 1))
-        total[1:, 1:] = self.mask.cumsum(0).cumsum(1)
+        total = np.zeros((height + 1, width + 1), np.int32)
+        total[1:, 1:] = self.mask.cumsum(0, np.int32).cumsum(1, np.int32)
         low = np.round(origins / self.scale).astype(np.int64)
         high = np.maximum(np.round((origins + side) / self.scale).astype(np.int64), low + 1)
         area = np.prod(high - low, axis=1)
@@ -61,14 +61,18 @@ def tissue_mask(slide: Slide) -> TissueMask:
     number = max(0, int(np.searchsorted(microns, RESOLUTION * (1 + 1e-6), side="right")) - 1)
     factor = max(1, min(round(RESOLUTION / microns[number]), *levels[number].shape[1:]))
     planes = da.asarray(levels[number].data)[:3].map_blocks(to_uint8, dtype=np.uint8)
-    small = da.coarsen(np.mean, planes, {1: factor, 2: factor}, trim_excess=True).compute()
+    # Single precision, for a slide of glass 30 mm wide has many pixels of 8 µm.
+    small = da.coarsen(np.mean, planes, {1: factor, 2: factor}, trim_excess=True, dtype=np.float32).compute()
     density = optical_density(small.transpose(1, 2, 0))
     return TissueMask(is_tissue(density, density), factor * microns[number] / slide.microns_per_pixel)
 
 
 def optical_density(pixels: NDArray) -> NDArray[np.floating]:
     """Mean optical density of RGB pixels ``(..., 3)``."""
-    return -np.log10((pixels.astype(np.float32) + 1) / 256).mean(axis=-1)
+    density = pixels.astype(np.float32)
+    density += 1
+    density /= 256
+    return -np.log10(density, out=density).mean(axis=-1)
 
 
 def is_tissue(density: NDArray, around: NDArray) -> NDArray[np.bool_]:

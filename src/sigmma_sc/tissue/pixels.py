@@ -31,6 +31,9 @@ GLASS = 255
 GROUP = 128
 """Crops handed out at once."""
 
+TASKS = 16
+"""Parts in which threads cut a group: a task for each crop would cost as much as a small crop."""
+
 
 def read_crops(
     slide: Slide, crops: NDArray[np.float64], size: int
@@ -45,10 +48,10 @@ def read_crops(
     decoded once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. They live
     as long as the iterator, and Dask's default scheduler is not asked, so a task of a Dask worker may read crops.
 
-    Memory holds two blocks, each one chunk or enough small ones to measure 2,048 px a side, with a margin of the largest
-    crop's side; a strip across the slide as high as that; the chunks being decoded; and one group of crops. For chunks of
-    4,096 px and crops of 256 px on a slide 60,000 px wide these are 115 + 47 + 50 + 25 MB, whatever the slide's height and
-    the number of crops.
+    Memory holds three blocks, each one chunk or enough small ones to measure 2,048 px a side: the one that is cut, with a
+    margin of the largest crop's side, and two as they are decoded; a strip across the slide as high as that margin; the
+    chunks being decoded; and one group of crops. For chunks of 4,096 px and crops of 256 px on a slide 60,000 px wide these
+    are 160 + 47 + 50 + 25 MB, whatever the slide's height and the number of crops.
 
     Parameters
     ----------
@@ -84,8 +87,8 @@ def read_crops(
                         pixels = np.empty((len(index), size, size, 3), np.uint8)
                     now, waiting = np.split(waiting, [len(index) - filled])
                     places = slice(filled, filled + len(now))
-                    at = low[now] - corner, high[now] - corner, inner[now], boxes[now, 2]
-                    list(workers.map(partial(_cut, canvas), *at, pixels[places]))
+                    at = low[now] - corner, high[now] - corner, inner[now], boxes[now, 2], pixels[places]
+                    list(workers.map(partial(_cut, canvas), *(np.array_split(part, TASKS) for part in at)))
                     index[places] = now
                     filled += len(now)
                     if filled == len(index):
@@ -147,34 +150,29 @@ def _canvases(
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
     width, height = reach + np.max([block.high - block.low for block in blocks], axis=0)
-    # Two buffers take turns: memory that was used before is several times faster to write than new memory.
-    buffers = [np.empty((height, width, 3), np.uint8) for _ in blocks[:2]]
+    # Written again and again, for memory that was used before is several times faster to write than new memory.
+    buffer = np.empty((height, width, 3), np.uint8)
+    beside = np.empty((height, reach, 3), np.uint8)
     above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
-    before, previous = None, buffers[-1]
+    before = None
     with ThreadPoolExecutor(1) as ahead:
-        turn = ahead.submit(_decode, data, blocks[0], reach, buffers[0], workers)
+        turn = ahead.submit(_decode, data, blocks[0].need_low, blocks[0].need_high, workers)
         for n, block in enumerate(blocks):
-            canvas = turn.result()
-            # Neighbours that were skipped are needed by no window, so what stands in their place does not matter.
-            canvas[:, :reach] = previous[:, -reach:] if before == (block.row, block.column - 1) else GLASS
+            planes = turn.result()
             if n + 1 < len(blocks):
-                turn = ahead.submit(_decode, data, blocks[n + 1], reach, buffers[(n + 1) % 2], workers)
+                turn = ahead.submit(_decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers)
             across = slice(block.low[0], block.high[0])
+            canvas = buffer[: reach + block.high[1] - block.low[1], : reach + block.high[0] - block.low[0]]
+            # Neighbours that were skipped are needed by no window, so what stands in their place does not matter.
+            canvas[:, :reach] = beside[: len(canvas)] if before == (block.row, block.column - 1) else GLASS
             canvas[:reach, reach:] = above[:, across]
+            (left, top), (right, bottom) = block.need_low - block.low + reach, block.need_high - block.low + reach
+            _paint(canvas[top:bottom, left:right], planes, block.need_low)
+            del planes
             above[:, across] = canvas[-reach:, reach:]
-            previous, before = canvas, (block.row, block.column)
+            beside[: len(canvas)] = canvas[:, -reach:]
+            before = block.row, block.column
             yield block, block.low - reach, canvas
-
-
-def _decode(
-    data: da.Array, block: Block, reach: int, buffer: NDArray[np.uint8], workers: Executor
-) -> NDArray[np.uint8]:
-    """Write what is needed of a block into the lower right of a canvas, beyond ``reach`` px above and to the left."""
-    width, height = reach + block.high - block.low
-    canvas = buffer[:height, :width]
-    (left, top), (right, bottom) = block.need_low - block.low + reach, block.need_high - block.low + reach
-    _read_into(canvas[top:bottom, left:right], data, int(block.need_low[0]), int(block.need_low[1]), workers)
-    return canvas
 
 
 def _cut(
@@ -182,46 +180,54 @@ def _cut(
     low: NDArray[np.int64],
     high: NDArray[np.int64],
     inner: NDArray[np.float64],
-    side: float,
+    side: NDArray[np.float64],
     out: NDArray[np.uint8],
 ) -> None:
-    """Resample the box that begins at ``inner`` of a window of the canvas; ``out`` ``(size, size, 3)`` is written."""
-    # Resampled from its own surroundings, so that a crop's pixels do not depend on what else is read with it.
-    around = canvas[low[1] : high[1], low[0] : high[0]]
-    if around.shape == out.shape and not inner.any():
-        out[:] = around
-        return
-    x, y = inner
-    box = (x, y, x + side, y + side)
-    out[:] = np.asarray(Image.fromarray(around).resize(out.shape[:2], Image.Resampling.BICUBIC, box=box))
+    """Resample some boxes, each of which begins at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``."""
+    for (left, top), (right, bottom), (x, y), length, crop in zip(low, high, inner, side, out, strict=True):
+        # Resampled from its own surroundings, so that a crop's pixels do not depend on what else is read with it.
+        around = canvas[top:bottom, left:right]
+        if around.shape == crop.shape and not (x or y):
+            crop[:] = around
+        else:
+            box = (x, y, x + length, y + length)
+            crop[:] = Image.fromarray(around).resize(crop.shape[:2], Image.Resampling.BICUBIC, box=box)
 
 
 def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
     """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window that may reach beyond the image, where it is glass."""
     out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
     with ThreadPoolExecutor() as workers:
-        _read_into(out, level.data, x0, y0, workers)
+        low, high = np.array([x0, y0]), np.array([x1, y1])
+        _paint(out, _decode(level.data, low, high, workers), low)
     return out
 
 
-def _read_into(out: NDArray[np.uint8], data: da.Array, x0: int, y0: int, workers: Executor) -> None:
-    """Fill ``out`` ``(h, w, 3)`` with the window of a level ``(c, y, x)`` that begins at (x0, y0)."""
+def _decode(data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor) -> NDArray:
+    """Planes ``(3, h, w)`` of what of a window, corners (x, y), lies on a level ``(c, y, x)``; of any usual type."""
     import dask.array as da
 
-    (_, height, width), (h, w, _) = data.shape, out.shape
-    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + w, width), min(y0 + h, height)
-    if (left, top, right, bottom) != (x0, y0, x0 + w, y0 + h):
+    (left, top), (right, bottom) = (corner.clip(0, data.shape[:0:-1]) for corner in (low, high))
+    window = slice(0, 3), slice(top, bottom), slice(left, right)
+    stored = _stored(data)
+    if stored is not None:
+        return np.asarray(stored[window])
+    planes = _Planes(np.empty((3, bottom - top, right - left), np.uint8))
+    # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all be
+    # waiting here.
+    da.store(data[window], planes, lock=False, scheduler=workers)  # type: ignore[arg-type]
+    return planes.pixels
+
+
+def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> None:
+    """Fill a window ``(h, w, 3)`` that begins at ``low`` (x, y) with the planes that :func:`_decode` gave for it."""
+    left, top = (-low).clip(0)
+    _, height, width = planes.shape
+    if (height, width) != out.shape[:2]:
         out[:] = GLASS
-    if left < right and top < bottom:
-        inside = _RGB(out[top - y0 : bottom - y0, left - x0 : right - x0])
-        window = slice(0, 3), slice(top, bottom), slice(left, right)
-        stored = _stored(data)
-        if stored is not None:
-            inside[:, :, :] = np.asarray(stored[window])
-        else:
-            # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all
-            # be waiting here.
-            da.store(data[window], inside, lock=False, scheduler=workers)  # type: ignore[arg-type]
+    # Plane by plane, which is many times faster than one transposed assignment.
+    for channel, plane in enumerate(planes):
+        out[top : top + height, left : left + width, channel] = to_uint8(plane)
 
 
 def _stored(data: da.Array) -> zarr.Array | None:
@@ -234,17 +240,14 @@ def _stored(data: da.Array) -> zarr.Array | None:
     return source if isinstance(source, zarr.Array) and len(data.dask.layers) == 2 else None
 
 
-class _RGB:
-    """Takes chunks ``(c, y, x)`` of any type into 8-bit pixels ``(y, x, 3)``, each in the thread that decoded it."""
+class _Planes:
+    """Takes chunks of any type as bytes, each in the thread that computed it."""
 
     def __init__(self, pixels: NDArray[np.uint8]):
         self.pixels = pixels
 
     def __setitem__(self, index: tuple[slice, slice, slice], chunk: NDArray) -> None:
-        channels, y, x = index
-        # Plane by plane, which is many times faster than one transposed assignment.
-        for channel, plane in zip(range(3)[channels], to_uint8(chunk), strict=True):
-            self.pixels[y, x, channel] = plane
+        self.pixels[index] = to_uint8(chunk)
 
     def __dask_tokenize__(self) -> int:
         return id(self)  # Dask would otherwise hash the pixels
@@ -259,3 +262,21 @@ def to_uint8(pixels: NDArray) -> NDArray[np.uint8]:
     if np.issubdtype(pixels.dtype, np.floating):
         return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8)
     raise SetupError(f"The image holds {pixels.dtype} values. H&E must be uint8, uint16, or floats in [0, 1].")
+
+
+def require_full_range(level: xr.DataArray) -> None:
+    """Raise :class:`SetupError` if :func:`to_uint8` would turn an image black or white, judged by the middle of a level."""
+    if level.dtype == np.uint8:
+        return
+    _, height, width = level.shape
+    middle = level[:3, max(0, height // 2 - 256) : height // 2 + 256, max(0, width // 2 - 256) : width // 2 + 256]
+    most = middle.max(skipna=False).to_numpy().item()
+    if np.issubdtype(level.dtype, np.floating):
+        if not most <= 1:
+            raise SetupError(f"Its values reach {most:g}, floats must lie in [0, 1]. Divide them by their full range.")
+    # Glass and tissue are bright: values this low are those of 8 bits, or of a camera of 10 to 12, in a wider type.
+    elif 0 < most < 2**12:
+        raise SetupError(
+            f"Its 16-bit values reach {most} of 65535 only, and would be read as black. Bring them to their full range, or to "
+            "8 bits with astype(numpy.uint8)."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from sigmma_sc._checks import (
     require_positive,
 )
 from sigmma_sc.tissue.cells import locate_cells
+from sigmma_sc.tissue.counts import counts_by_rows, take_rows
 from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, image_levels, resolve_pixel_size
-from sigmma_sc.tissue.pixels import to_uint8
+from sigmma_sc.tissue.pixels import require_full_range, to_uint8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -234,6 +236,7 @@ def _check_channels(level: Any, image_key: str) -> None:
         )
     try:
         to_uint8(np.empty(0, level.dtype))
+        require_full_range(level)
     except SetupError as error:
         raise SetupError(f"Image {image_key!r}: {error}") from error
 
@@ -254,9 +257,9 @@ def totals_of(setup: Setup, slide: Slide) -> Callable[[NDArray[np.int64]], NDArr
     table = slide.sdata.tables[setup.table_key]
     if table.n_vars == 0:
         return None
-    counts = table.X if setup.layer is None else table.layers[setup.layer]
-    # Rows are taken first, so that only those of a few windows are ever read.
-    return lambda cells: np.asarray(counts[slide.rows[cells]].sum(axis=1), dtype=float).ravel()
+    # Opened at the first call, which most slides never see: a matrix stored by columns is turned round then.
+    counts = cache(partial(counts_by_rows, table, setup.layer))
+    return lambda cells: np.asarray(take_rows(counts(), slide.rows[cells]).sum(axis=1), dtype=float).ravel()
 
 
 def _warn_unregistered(setup: Setup, slide: Slide) -> None:

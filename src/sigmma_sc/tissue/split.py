@@ -88,10 +88,11 @@ def split_slide(tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int) -
         group = np.arange(len(tiles))
     else:
         group = _block_groups(tiles, usable) if kind == "blocks" else _end_groups(tiles, usable)
-    order = np.unique(group[usable])
+    groups, counts = np.unique(group[usable], return_counts=True)
+    order = groups
     if kind != "end":
-        order = np.random.default_rng(seed).permutation(order)
-    sizes = np.array([np.sum(usable & (group == g)) for g in order])
+        order = np.random.default_rng(seed).permutation(groups)
+    sizes = counts[np.searchsorted(groups, order)]
     if len(order) < 3:
         raise SetupError(
             f"A slide has {int(usable.sum())} tiles with enough cells, too few for split={kind!r}. Use a smaller tile_size, "

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 
@@ -43,9 +45,9 @@ class Tiles:
 
     def take(self, which: NDArray[np.int64]) -> Tiles:
         """The tiles at positions ``which``, in that order."""
-        lists = [self.cells[self.indptr[t] : self.indptr[t + 1]] for t in which]
-        indptr = np.concatenate([[0], np.cumsum(self.n_cells[which])]).astype(np.int64)
-        cells = np.concatenate(lists) if lists else np.empty(0, np.int64)
+        counts = self.n_cells[which]
+        indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        cells = self.cells[np.arange(indptr[-1]) + np.repeat(self.indptr[which] - indptr[:-1], counts)]
         return Tiles(self.side, self.origins[which], self.phase[which], indptr, cells)
 
 
@@ -73,12 +75,10 @@ def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float
         np.minimum(np.arange(n) * side, max(0.0, extent - side))
         for n, extent in zip(counts, (width, height), strict=True)
     ]
-    gx, gy = np.meshgrid(*starts)
-    origins = np.column_stack([gx.ravel(), gy.ravel()])
     column, row = (np.minimum(xy[:, a] // side, counts[a] - 1).astype(np.int64) for a in (0, 1))
     inside = ((xy >= 0) & (xy < (width, height))).all(axis=1)
     own = np.where(inside, row * counts[0] + column, -1)
-    return _with_cells(origins, np.zeros(len(origins), np.int64), xy, side), own
+    return _grid(starts, np.zeros(counts[0] * counts[1], np.int64), xy, side), own
 
 
 def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: float, shift: NDArray[np.float64]) -> Tiles:
@@ -96,10 +96,12 @@ def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: floa
         Corner of some tile of the grid, px.
     """
     corner = np.floor((xy[chosen] - shift) / side).astype(np.int64)
-    origins, tile, counts = np.unique(corner, axis=0, return_inverse=True, return_counts=True)
+    keys = _as_one(corner)
+    order = np.argsort(keys, kind="stable")
+    _, first, counts = np.unique(keys[order], return_index=True, return_counts=True)
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    cells = chosen[np.argsort(tile.ravel(), kind="stable")]
-    return Tiles(side, origins * side + shift, np.zeros(len(origins), np.int64), indptr, cells)
+    origins = corner[order[first]] * side + shift
+    return Tiles(side, origins, np.zeros(len(origins), np.int64), indptr, chosen[order])
 
 
 def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float, stride: float) -> Tiles:
@@ -111,26 +113,36 @@ def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float,
     ]
     gx, gy = np.meshgrid(*steps)
     phase = (gx % per_side) + per_side * (gy % per_side)
-    origins = np.column_stack([gx.ravel(), gy.ravel()]) * stride
-    return _with_cells(origins, phase.ravel().astype(np.int64), xy, side)
+    return _grid([step * stride for step in steps], phase.ravel().astype(np.int64), xy, side)
 
 
-def _with_cells(origins: NDArray, phase: NDArray, xy: NDArray, side: float) -> Tiles:
-    """Attach each tile's cells: x in [x0, x0 + side), likewise y."""
-    from scipy.spatial import cKDTree
-
+def _grid(starts: Sequence[NDArray], phase: NDArray[np.int64], xy: NDArray[np.float64], side: float) -> Tiles:
+    """Tiles that begin at each of the ascending ``starts`` along x and y, row by row, with their cells: x0 ≤ x < x0 + side."""
     # A hair wider than the half-open square, so that rounding of a shifted border tile loses no cell.
     reach = side * (1 + 1e-9)
-    near = (
-        cKDTree(xy).query_ball_point(origins + side / 2, side * 0.5001, p=np.inf, return_sorted=True) if len(xy) else []
-    )
-    lists = [np.asarray(found, np.int64) for found in near] or [np.empty(0, np.int64)] * len(origins)
-    tile = np.repeat(np.arange(len(origins)), [len(found) for found in lists])
-    cells = np.concatenate(lists) if len(lists) else np.empty(0, np.int64)
-    offset = xy[cells] - origins[tile]
-    keep = ((offset >= 0) & (offset < reach)).all(axis=1)
-    counts = np.bincount(tile[keep], minlength=len(origins))
-    return Tiles(side, origins, phase, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), cells[keep])
+    (column, columns), (row, rows) = (_starts_of(along, at, reach) for along, at in zip(starts, xy.T, strict=True))
+    x, y = starts
+    cell = np.repeat(np.arange(len(xy)), columns * rows)
+    nth = np.arange(len(cell)) - np.repeat(np.cumsum(columns * rows) - columns * rows, columns * rows)
+    down, across = np.divmod(nth, columns[cell])
+    tile = (row[cell] + down) * len(x) + column[cell] + across
+    counts = np.bincount(tile, minlength=len(x) * len(y))
+    cells = cell[np.argsort(tile, kind="stable")]
+    origins = np.column_stack([np.tile(x, len(y)), np.repeat(y, len(x))]).astype(float)
+    return Tiles(side, origins, phase, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), cells)
+
+
+def _starts_of(starts: NDArray, at: NDArray[np.float64], reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which of the ascending ``starts`` lie at most ``reach`` before each value: the first, and how many."""
+    first = np.searchsorted(starts, at - reach, side="right")
+    return first, np.searchsorted(starts, at, side="right") - first
+
+
+def _as_one(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs ``(n, 2)`` of whole numbers as one number each, in the same order: rows are many times slower to sort."""
+    low, high = (pairs.min(axis=0), pairs.max(axis=0)) if len(pairs) else (np.zeros(2, np.int64),) * 2
+    first, second = (pairs - low).T
+    return first * (high[1] - low[1] + 1) + second
 
 
 def block_of(offset: NDArray[np.float64], side: float, grid: int) -> NDArray[np.int64]:
@@ -165,12 +177,14 @@ def crops_of_tiles(tiles: Tiles, grids: tuple[int, ...]) -> tuple[NDArray[np.flo
     index
         ``(n_tiles, sum(b * b))``, the crop of each patch, grids in the given order, row-major within a grid.
     """
-    boxes = []
+    crops, index, n = [], [], 0
     for b in grids:
         step = tiles.side / b
         gy, gx = np.divmod(np.arange(b * b), b)
-        corners = tiles.origins[:, None, :] + np.stack([gx, gy], axis=-1)[None] * step
-        boxes.append(np.concatenate([corners, np.full((*corners.shape[:2], 1), step)], axis=-1))
-    flat = np.concatenate(boxes, axis=1).reshape(-1, 3)
-    _, first, inverse = np.unique(np.round(flat, 3), axis=0, return_index=True, return_inverse=True)
-    return flat[first], inverse.reshape(len(tiles), -1).astype(np.int64)
+        corners = (tiles.origins[:, None, :] + np.stack([gx, gy], axis=-1)[None] * step).reshape(-1, 2)
+        keys = _as_one(np.round(corners * 1000).astype(np.int64))
+        first, inverse = np.unique(keys, return_index=True, return_inverse=True)[1:]
+        crops.append(np.column_stack([corners[first], np.full(len(first), step)]))
+        index.append(n + inverse.reshape(len(tiles), b * b))
+        n += len(first)
+    return np.concatenate(crops), np.concatenate(index, axis=1).astype(np.int64)

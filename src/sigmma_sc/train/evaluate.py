@@ -88,5 +88,6 @@ def _counts(model: Any, chosen: Chosen, genes: list[str]) -> csr_matrix:
         member = csr_matrix(
             (np.ones(len(tiles.cells), np.float32), tiles.cells, tiles.indptr), shape=(len(tiles), len(e.slide.rows))
         )
-        pooled.append(member @ counts_of(table, e.slide.rows, model.setup.layer)[:, positions(table, genes)])
+        parts = counts_of(table, e.slide.rows, model.setup.layer)
+        pooled.append(sum(member[:, some] @ counts for some, counts in parts)[:, positions(table, genes)])
     return vstack(pooled, format="csr")

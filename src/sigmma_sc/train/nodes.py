@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc._checks import SetupError
+from sigmma_sc.tissue.counts import counts_by_rows, take_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
     from sigmma_sc.tissue.setup import Setup
 
@@ -53,7 +55,8 @@ class CountsPCA:
         counts = []
         for table, rows in parts:
             some = np.sort(rng.choice(rows, int(np.ceil(share * len(rows))), replace=False))
-            counts.append(counts_of(table, some, layer)[:, positions(table, genes)])
+            where = positions(table, genes)
+            counts += [part[:, where] for _, part in counts_of(table, some, layer)]
         counts = vstack(counts, format="csr")
         totals = np.asarray(counts.sum(axis=1)).ravel()
         if not (totals > 0).any():
@@ -71,9 +74,8 @@ class CountsPCA:
         where = positions(table, self.genes)
         out = np.empty((len(rows), len(self.components)), np.float32)
         offset = self.mean @ self.components.T
-        for start in range(0, len(rows), CHUNK):
-            part = counts_of(table, rows[start : start + CHUNK], layer)[:, where]
-            out[start : start + CHUNK] = log_normalise(part, self.target_sum) @ self.components.T - offset
+        for some, counts in counts_of(table, rows, layer):
+            out[some] = log_normalise(counts[:, where], self.target_sum) @ self.components.T - offset
         return out
 
 
@@ -89,26 +91,33 @@ def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
     return where
 
 
-def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None):
-    """Raw counts of some rows as a CSR matrix.
+def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None) -> Iterator[tuple[slice, csr_matrix]]:
+    """Raw counts of some ascending rows, some at a time, whether the table holds them in memory, in a file or lazily.
+
+    Yields
+    ------
+    some
+        Which of ``rows``.
+    counts
+        Theirs, ``(n, n_genes)`` float32.
 
     Raises
     ------
     SetupError
         The values are no counts: negative, or not whole.
     """
-    from scipy.sparse import csr_matrix
-
-    matrix = table.X if layer is None else table.layers[layer]
-    counts = csr_matrix(matrix[rows], dtype=np.float32)
-    some = counts.data[:100_000]
-    if len(some) and (some.min() < 0 or not np.array_equal(some, np.round(some))):
-        where = "X" if layer is None else f"layers[{layer!r}]"
-        raise SetupError(
-            f"{where} holds {some[some != np.round(some)][:1] or some.min()} where raw counts are needed: it seems normalised already. "
-            "Pass layer=… for the raw counts, or features_key=… for an embedding."
-        )
-    return counts
+    matrix = counts_by_rows(table, layer)
+    for start in range(0, len(rows), CHUNK):
+        some = slice(start, min(start + CHUNK, len(rows)))
+        counts = take_rows(matrix, rows[some]).astype(np.float32)
+        few = counts.data[:100_000]
+        if len(few) and (few.min() < 0 or not np.array_equal(few, np.round(few))):
+            where = "X" if layer is None else f"layers[{layer!r}]"
+            raise SetupError(
+                f"{where} holds {few[few != np.round(few)][:1] or few.min()} where raw counts are needed: it seems normalised "
+                "already. Pass layer=… for the raw counts, or features_key=… for an embedding."
+            )
+        yield some, counts
 
 
 def log_normalise(counts, target_sum: float):

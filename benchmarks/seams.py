@@ -1,0 +1,49 @@
+"""How much farther apart neighbours are embedded across a tile's border than beside it, without and with overlapping inference.
+
+    python benchmarks/seams.py STORE MODEL
+
+STORE is a SpatialData store, MODEL the folder of a model trained on it. Only cells are embedded, no image is read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+import spatialdata
+
+from sigmma_sc import SIGMMA
+from sigmma_sc.metrics import seam_ratio
+from sigmma_sc.tissue.graph import spatial_graph
+
+STRIDES = (None, 64, 32, 16)
+CONTROL = 1 / 16  # 8 µm into the smallest blocks, where no grid of any of these strides has a border
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store")
+    parser.add_argument("model")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    sdata = spatialdata.read_zarr(arguments.store)
+    model = SIGMMA.load(arguments.model, sdata)
+    (slide,) = model.data.slides(sdata)
+    near = spatial_graph(slide.xy * slide.microns_per_pixel)
+    scales = model.setup.scales
+    print(f"| stride, µm | {' | '.join(scales)} | s |\n|---|{'---:|' * (len(scales) + 1)}")
+    for stride in STRIDES:
+        start = time.perf_counter()
+        matrix = model.get_latent_representation(scale="all", stride=stride)[slide.rows]
+        seconds = time.perf_counter() - start
+        ratios = [
+            seam_ratio(part, slide.xy, model.data.side(slide), near, CONTROL)["ratio"]
+            for part in np.split(matrix, len(scales), axis=1)
+        ]
+        print(f"| {stride or 'none'} | {' | '.join(f'{r:.3f}' for r in ratios)} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Rows of a table's counts, wherever they are: in memory, in a file, or lazy. Never a dense matrix of all cells and genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigmma_sc._checks import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
+
+GAP = 1000
+"""Rows that are read along rather than skipped: opening another part of a file costs more."""
+
+DENSE = 2**24
+"""Values that are dense at once."""
+
+
+def counts_by_rows(table: AnnData, layer: str | None) -> Any:
+    """The counts of a table in a form whose rows can be read apart.
+
+    A matrix stored by columns, or lazy and cut between genes, is read as a whole and held as CSR, for any of its rows lies
+    everywhere. Others are left as they are.
+
+    Raises
+    ------
+    SetupError
+        The table has no counts there.
+    """
+    from anndata.abc import CSCDataset
+    from scipy.sparse import csr_matrix, issparse
+
+    matrix = table.X if layer is None else table.layers[layer]
+    if matrix is None:
+        raise SetupError(
+            "The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding in obsm."
+        )
+    if isinstance(matrix, CSCDataset):
+        matrix = matrix.to_memory()
+    if issparse(matrix):
+        return csr_matrix(matrix)
+    if hasattr(matrix, "dask") and len(matrix.chunks[1]) > 1:
+        return _computed(matrix)
+    return matrix
+
+
+def take_rows(matrix: Any, rows: NDArray[np.int64]) -> csr_matrix:
+    """Some rows of what :func:`counts_by_rows` gave.
+
+    Parameters
+    ----------
+    matrix
+        ``(n_cells, n_genes)``: NumPy, CSR, Dask over dense or sparse chunks, a backed sparse matrix, or a dense array of HDF5
+        or zarr.
+    rows
+        Ascending, ``(n,)``.
+
+    Returns
+    -------
+    ``(n, n_genes)``.
+    """
+    from scipy.sparse import csr_matrix, issparse, vstack
+
+    if issparse(matrix):
+        return matrix[rows]
+    if hasattr(matrix, "dask"):
+        return _computed(matrix[rows])
+    # Only slices are asked for: files are slow to give rows one by one.
+    parts = [csr_matrix(matrix[some[0] : some[-1] + 1][some - some[0]]) for some in _slabs(rows, matrix.shape[1])]
+    return vstack(parts, format="csr") if parts else csr_matrix((0, matrix.shape[1]), dtype=np.float32)
+
+
+def _computed(lazy: Any) -> csr_matrix:
+    """A Dask array, each chunk made sparse as soon as it is there."""
+    from scipy.sparse import csr_matrix
+
+    return csr_matrix(lazy.map_blocks(csr_matrix, dtype=lazy.dtype).compute())
+
+
+def _slabs(rows: NDArray[np.int64], n_genes: int) -> Iterator[NDArray[np.int64]]:
+    """Ascending rows cut where many are skipped, and where a slab would be too large if it were dense."""
+    most = max(1, DENSE // max(1, n_genes))
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > GAP) + 1):
+        start = 0
+        while start < len(run):
+            stop = int(np.searchsorted(run, run[start] + most))
+            yield run[start:stop]
+            start = stop

@@ -1,0 +1,117 @@
+"""Rows of counts, the same whatever holds the matrix."""
+
+import anndata as ad
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import zarr
+
+from sigmma_sc._checks import SetupError
+from sigmma_sc.tissue import counts
+from sigmma_sc.tissue.counts import counts_by_rows, take_rows
+
+N, GENES = 3000, 30
+
+
+@pytest.fixture(scope="module")
+def dense():
+    return np.random.default_rng(0).poisson(0.4, (N, GENES)).astype(np.float32)
+
+
+def stored(matrix, folder, form):
+    adata = ad.AnnData(matrix, obs=pd.DataFrame(index=[f"c{k}" for k in range(len(matrix.toarray()))]))
+    getattr(adata, f"write_{form}")(folder / f"table.{form}")
+    return folder / f"table.{form}"
+
+
+def dense_in_file(path, x):
+    adata = ad.AnnData(x)
+    adata.write_h5ad(path / "dense.h5ad")
+    return ad.read_h5ad(path / "dense.h5ad", backed="r").X
+
+
+FORMS = {
+    "numpy": lambda x, _: x,
+    "csr": lambda x, _: sp.csr_matrix(x),
+    "csc": lambda x, _: sp.csc_matrix(x),
+    "csr_array": lambda x, _: sp.csr_array(x),
+    "csc_array": lambda x, _: sp.csc_array(x),
+    "dask of dense": lambda x, _: da.from_array(x, chunks=(700, -1)),
+    "dask of dense, genes cut": lambda x, _: da.from_array(x, chunks=(700, 8)),
+    "dask of CSR": lambda x, _: da.from_array(x, chunks=(700, -1)).map_blocks(sp.csr_matrix),
+    "dask of CSC, genes cut": lambda x, _: da.from_array(x, chunks=(-1, 8)).map_blocks(sp.csc_matrix),
+    "h5py": lambda x, path: dense_in_file(path, x),
+    "zarr": lambda x, _: zarr.array(x, chunks=(512, 16)),
+    "CSR in h5ad": lambda x, path: ad.read_h5ad(stored(sp.csr_matrix(x), path, "h5ad"), backed="r").X,
+    "CSC in h5ad": lambda x, path: ad.read_h5ad(stored(sp.csc_matrix(x), path, "h5ad"), backed="r").X,
+    "CSR in zarr": lambda x, path: ad.io.sparse_dataset(zarr.open(stored(sp.csr_matrix(x), path, "zarr"))["X"]),
+    "CSC in zarr": lambda x, path: ad.io.sparse_dataset(zarr.open(stored(sp.csc_matrix(x), path, "zarr"))["X"]),
+    "lazy CSR": lambda x, path: ad.experimental.read_lazy(stored(sp.csr_matrix(x), path, "zarr")).X,
+    "lazy CSC": lambda x, path: ad.experimental.read_lazy(stored(sp.csc_matrix(x), path, "zarr")).X,
+}
+
+
+def table_of(matrix):
+    return ad.AnnData(matrix, obs=pd.DataFrame(index=[f"c{k}" for k in range(N)]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_every_kind_of_matrix(dense, form, tmp_path, monkeypatch, rng):
+    monkeypatch.setattr(counts, "DENSE", 400 * GENES)
+    matrix = counts_by_rows(table_of(FORMS[form](dense, tmp_path)), None)
+    for rows in (
+        np.arange(N),
+        np.sort(rng.choice(N, 500, replace=False)),
+        np.array([0, 1, 2, 1500, 2999]),
+        np.array([7]),
+        np.empty(0, np.int64),
+    ):
+        found = take_rows(matrix, rows)
+        assert sp.issparse(found)
+        assert found.format == "csr"
+        np.testing.assert_array_equal(found.toarray(), dense[rows])
+
+
+def test_layers(dense):
+    table = table_of(np.zeros_like(dense))
+    table.layers["counts"] = sp.csc_matrix(dense)
+    np.testing.assert_array_equal(take_rows(counts_by_rows(table, "counts"), np.array([3, 9])).toarray(), dense[[3, 9]])
+
+
+def test_a_table_without_x_is_refused():
+    with pytest.raises(SetupError, match="no X.*layer"):
+        counts_by_rows(ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])), None)
+
+
+class Recording:
+    """A dense array on disk that remembers what was asked of it."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.asked = values, values.shape, []
+
+    def __getitem__(self, rows):
+        self.asked.append((rows.start, rows.stop))
+        return self.values[rows]
+
+
+def test_slabs_are_bounded_and_gaps_are_skipped(dense, monkeypatch):
+    monkeypatch.setattr(counts, "DENSE", 500 * GENES)
+    matrix = Recording(dense)
+    rows = np.array([*range(0, 1100, 3), 2500, 2600])
+    np.testing.assert_array_equal(take_rows(matrix, rows).toarray(), dense[rows])
+    assert matrix.asked == [(0, 499), (501, 1000), (1002, 1099), (2500, 2601)]
+
+
+def test_dense_chunks_of_dask_turn_sparse_one_by_one(dense):
+    """What is put together is never dense."""
+    seen = []
+
+    def remember(chunk):
+        seen.append(chunk.shape)
+        return chunk
+
+    lazy = da.from_array(dense, chunks=(500, -1)).map_blocks(remember, dtype=dense.dtype, meta=np.empty((0, 0), "f4"))
+    take_rows(counts_by_rows(table_of(lazy), None), np.arange(N))
+    assert seen == [(500, GENES)] * 6
