@@ -78,7 +78,8 @@ def batch_of(model, slide, role):
 def gene_vector(model, slide, scales, head):
     """Replace the towers of an untrained model by gene vectors, fitted on the training tiles."""
     table = get_table(slide.sdata, model.setup)
-    counts = torch.from_numpy(counts_of(table, slide.rows, model.setup.layer).toarray())
+    parts = [torch.from_numpy(part.toarray()) for _, part in counts_of(table, slide.rows, model.setup.layer)]
+    counts = torch.cat(parts)
     model.data.assign_roles([slide], "blocks")
     model.data.fit_nodes([slide])
     config = model.config
