@@ -23,6 +23,7 @@ release = version = installed("sigmma-sc")
 extensions = [
     "myst_nb",
     "docstrings",
+    "encoder_table",
     "own_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sigmma_sc._checks import EncoderError, require_positive
+from sigmma_sc.nn.architectures import build_registered, build_timm
 from sigmma_sc.nn.registry import IMAGENET_MEAN, IMAGENET_STD, PERMISSIVE, REGISTRY, Three
-from sigmma_sc.nn.weights import build_timm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -199,12 +199,15 @@ def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | 
     name
         A registered name, a name of a timm model, or an :class:`ImageEncoder`, which is returned as it is.
     weights
-        Local checkpoint; without one, names other than the embedded encoder's are fetched from their hub.
+        Local checkpoint as its page on the hub ships it, a file or the folder with it; without one, names other than the
+        embedded encoder's are fetched from the hub, or from its cache when ``HF_HUB_OFFLINE=1``.
 
     Raises
     ------
     EncoderError
         Unknown name, no access to the weights, or an object that says nothing of its normalisation.
+    MissingPackageError
+        The encoder needs transformers or open_clip, of the extra ``encoders``.
     """
     if not isinstance(name, str):
         if not isinstance(name, ImageEncoder):
@@ -225,11 +228,10 @@ def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | 
             raise EncoderError(f"'stain-stats' has no weights to load, got weights={str(weights)!r}.")
         module: nn.Module = StainStatistics()
     else:
-        hub = entry.page.removeprefix("https://huggingface.co/")
-        arch = entry.architecture if weights is not None or hub.startswith("timm/") else f"hf-hub:{hub}"
-        module = build_timm(arch, weights, True, name, entry.kwargs)
-        if name not in _told and entry.licence not in PERMISSIVE:
-            logger.warning("Image encoder %s: licence %s, %s", name, entry.licence, entry.page)
+        module = build_registered(name, weights)
+        if name not in _told:
+            level = logging.INFO if entry.licence in PERMISSIVE else logging.WARNING
+            logger.log(level, "Image encoder %s: licence %s, %s", name, entry.licence, entry.page)
         _told.add(name)
     spec = {"kind": "registry", "name": name, "weights": _absolute(weights)}
     return ImageEncoder(module, name, entry.input_size, entry.mean, entry.std, entry.dim, spec)

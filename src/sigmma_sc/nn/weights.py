@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from sigmma_sc._checks import EncoderError
 from sigmma_sc.nn.registry import REGISTRY
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from collections.abc import Iterable
+
+    from torch import nn
+
+# What the pages of the hub call their weights, in the order of preference; the last is a training run's of open_clip.
+FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt")
 
 
 def read_weights(weights: str | Path) -> dict[str, Tensor]:
-    """State dict in a local file, also one nested under ``state_dict`` or ``model``.
+    """State dict in a local file, or in a folder downloaded from the hub.
+
+    A state dict nested under ``state_dict`` or ``model`` is found, and ``module.``, which parallel training puts before
+    every name, is taken off. Nothing in the file is executed: safetensors, or torch's restricted unpickler.
 
     Raises
     ------
@@ -25,17 +35,19 @@ def read_weights(weights: str | Path) -> dict[str, Tensor]:
         The file does not exist, or holds something else.
     """
     path = Path(weights).expanduser()
+    if path.is_dir():
+        path = next((path / file for file in FILES if (path / file).is_file()), path)
     if not path.is_file():
-        raise EncoderError(f"weights={str(weights)!r} is no file. Give the path of a downloaded checkpoint.")
+        raise EncoderError(
+            f"weights={str(weights)!r} is no file{', nor holds one of ' + ', '.join(FILES) if path.is_dir() else ''}. "
+            "Give the path of a downloaded checkpoint."
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        while nest := next((k for k in ("state_dict", "model") if isinstance(state.get(k), dict)), None):
-            state = state[nest]
-        return dict(state)
+        return _read_pickle(path)
     except Exception as error:
         raise EncoderError(
             f"weights={str(weights)!r} cannot be read: {error}. Needed are tensors by name: .safetensors, or a file of "
@@ -43,8 +55,35 @@ def read_weights(weights: str | Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], arch: str) -> None:
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    # Training checkpoints keep numpy numbers beside the weights (OmiCLIP's does), under the name of their time.
+    scalar = np.float64(0).__reduce__()[0]
+    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    kinds: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f2", "f4", "f8"))]
+    with torch.serialization.safe_globals([*numbers, *kinds]):
+        # Mapped, an optimiser's state and a text tower that nobody asks for are never read.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    while nest := next((k for k in ("state_dict", "model") if isinstance(state.get(k), dict)), None):
+        state = state[nest]
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError("it holds something else than tensors")
+    bare = all(key.startswith("module.") for key in state)
+    return {key.removeprefix("module.") if bare else key: value for key, value in state.items()}
+
+
+def load_weights(module: nn.Module, state: dict[str, Tensor], name: str, ignore: Iterable[str] = ()) -> None:
     """Load a state dict strictly, but for a classifier that the encoder does not have.
+
+    Parameters
+    ----------
+    module
+        May lie on the meta device: its parameters are replaced by copies in the data type they have.
+    state
+        Tensors by name.
+    name
+        To report.
+    ignore
+        Beginnings of names in ``state`` that belong to other parts of a model.
 
     Raises
     ------
@@ -53,58 +92,59 @@ def load_weights(module: nn.Module, state: dict[str, Tensor], arch: str) -> None
     """
     expected = module.state_dict()
     heads = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
-    heads = [f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)]
-    heads += [f"{head}.{part}" for head in ("classifier", "head", "fc") for part in ("weight", "bias")]
-    state = {k if k in expected else k.removeprefix("module."): v for k, v in state.items()}
-    state = {k: v for k, v in state.items() if k in expected or not k.startswith(tuple(heads))}
+    other = [f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)]
+    other += [f"{head}.{part}" for head in ("classifier", "head", "fc") for part in ("weight", "bias")]
+    state = {k: v for k, v in state.items() if k in expected or not k.startswith((*other, *ignore))}
     shapes = {k: (tuple(v.shape), tuple(expected[k].shape)) for k, v in state.items() if k in expected}
-    wrong = {
-        "missing": sorted(expected.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - expected.keys()),
-        "of another shape": [
-            f"{k} {found}, needed {needed}" for k, (found, needed) in shapes.items() if found != needed
-        ],
-    }
+    require_fit(
+        name,
+        missing=expected.keys() - state.keys(),
+        unexpected=state.keys() - expected.keys(),
+        shapes=[f"{k} {found}, needed {needed}" for k, (found, needed) in shapes.items() if found != needed],
+    )
+    module.load_state_dict({k: v.to(expected[k].dtype, copy=True) for k, v in state.items()}, assign=True)
+
+
+def require_fit(name: str, missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> None:
+    """Raise :class:`EncoderError` if any key is missing, unexpected or of another shape."""
+    wrong = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(shapes)}
     if any(wrong.values()):
         told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in wrong.items() if keys)
-        raise EncoderError(
-            f"The weights do not fit {arch!r} ({told}). Check the architecture and what from_timm passes on to "
-            "timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
+        fix = (
+            f"Give the file of {REGISTRY[name].page}."
+            if name in REGISTRY
+            else "Check the architecture and what from_timm passes on to timm.create_model, e.g. img_size, init_values, "
+            "reg_tokens, pad_type."
         )
-    module.load_state_dict(state)
+        raise EncoderError(f"The weights do not fit {name!r} ({told}). {fix}")
 
 
-def build_timm(arch: str, weights: str | Path | None, pretrained: bool, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build a timm network with its weights; what fails for want of a file or of access fails before it is built."""
-    import timm
+def fetch_weights(name: str) -> Path:
+    """A registered encoder's file in the hub's cache; downloaded if it is not there.
 
-    hub = arch.startswith(("hf-hub:", "hf_hub:"))
-    if not hub and not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, sorted({*REGISTRY, *timm.list_models()}), n=5)
-        raise EncoderError(
-            f"No image encoder is called {arch!r}. Registered: {', '.join(REGISTRY)}; or any name of timm.list_models()"
-            + (f", such as {', '.join(near)}." if near else ".")
-        )
-    state = None if weights is None else read_weights(weights)
-    fetch = pretrained and state is None
-    repo = arch[7:] if hub else getattr(timm.get_pretrained_cfg(arch), "hf_hub_id", None)
-    options = {"num_classes": 0, **kwargs}
-    if isinstance(options.get("mlp_layer"), str):
-        options["mlp_layer"] = getattr(timm.layers, options["mlp_layer"])
+    Raises
+    ------
+    EncoderError
+        No access or no connection; the message says where to ask for access and which encoders need none.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repo = REGISTRY[name].page.removeprefix("https://huggingface.co/")
     try:
-        if fetch and repo:
-            _reach(repo)
-        module = timm.create_model(arch, pretrained=fetch, **options)
+        cached = in_cache(repo)
+        if cached is not None:
+            return cached
+        shipped = on_hub(repo)
+        file = next((file for file in FILES if file in shipped), None)
+        if file is None:
+            raise OSError(f"the page holds none of {', '.join(FILES)}")
+        return Path(hf_hub_download(repo, file))
     except Exception as error:
-        if not fetch or isinstance(error, TypeError):
-            raise EncoderError(f"timm cannot build {arch!r} with {options}: {error}") from error
-        raise EncoderError(_no_access(name, repo, error)) from error
-    if state is not None:
-        load_weights(module, state, arch)
-    return module
+        raise EncoderError(no_access(name, repo, error)) from error
 
 
-def _no_access(name: str, repo: str | None, error: Exception) -> str:
+def no_access(name: str, repo: str | None, error: Exception) -> str:
+    """What to say when the hub does not give an encoder's weights."""
     page = f"https://huggingface.co/{repo}"
     gated = name in REGISTRY and REGISTRY[name].gated
     gate = f"It is gated: ask for access at {page}, then log in with 'hf auth login'" if gated else f"See {page}"
@@ -115,12 +155,21 @@ def _no_access(name: str, repo: str | None, error: Exception) -> str:
     )
 
 
-def _reach(repo: str) -> None:
-    """Fail at once if the hub will not serve ``repo``: timm would build the network first, then retry for a minute."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+def in_cache(repo: str) -> Path | None:
+    """Weights of a repository that an earlier download left in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
 
-    if any(isinstance(try_to_load_from_cache(repo, f), str) for f in ("model.safetensors", "pytorch_model.bin")):
-        return
+    found: list[Any] = [try_to_load_from_cache(repo, file) for file in FILES]
+    return next((Path(path) for path in found if isinstance(path, str)), None)
+
+
+def on_hub(repo: str) -> set[str]:
+    """Names of a repository's files.
+
+    Fails at once if the hub does not answer: the libraries would build a network first, then try again for a minute.
+    """
+    from huggingface_hub import HfApi
+
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise OSError("HF_HUB_OFFLINE is set and the hub's cache does not hold them")
-    HfApi().model_info(repo, timeout=10)
+    return {sibling.rfilename for sibling in HfApi().model_info(repo, timeout=10).siblings or ()}
