@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FORMAT = 2
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+FILES_OF_TIMM = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
 
 def save(model: Any, path: str | Path, overwrite: bool) -> None:
     """Write a model; a crash leaves the old one or the new one."""
@@ -162,7 +165,7 @@ def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEnco
 
     if given is not None:
         encoder = get_encoder(given)
-    elif described["spec"] is None:
+    elif described["spec"] is None or _from_elsewhere(described["spec"]):
         raise EncoderError(
             f"The model was trained with an image encoder of your own, {described['name']!r}. Pass it: load(path, sdata, image_encoder=…)."
         )
@@ -174,3 +177,8 @@ def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEnco
             "normalisation differ. Pass the same encoder as image_encoder=…"
         )
     return encoder
+
+
+def _from_elsewhere(spec: dict[str, Any]) -> bool:
+    """Whether a description has timm read a file or a repository of its choice: some versions of timm unpickle those."""
+    return str(spec.get("arch", "")).startswith(ELSEWHERE) or not FILES_OF_TIMM.isdisjoint(spec)
