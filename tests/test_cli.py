@@ -21,7 +21,8 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(store):
     out = store.parent / "results"
-    assert run("train", store, "--out", out, "--epochs", 2, "--split", "none") == 0
+    kept = ("--cache", store.parent / "cache", "--checkpoints", store.parent / "checkpoints")
+    assert run("train", store, "--out", out, "--epochs", 2, "--split", "none", *kept) == 0
     return out
 
 
@@ -68,6 +69,24 @@ def test_embed_gives_what_training_wrote(store, results, tmp_path):
     for scale in ("micro", "meso", "macro"):
         np.testing.assert_array_equal(a.obsm[f"X_sigmma_{scale}"], b.obsm[f"X_sigmma_{scale}"])
         assert (a.obs[f"sigmma_niche_{scale}"] == b.obs[f"sigmma_niche_{scale}"]).all()
+
+
+def test_cache_and_checkpoints_spare_work(store, results, tmp_path, monkeypatch):
+    from sigmma_sc import ImageEncoder
+
+    def refuse(self, crops):
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(ImageEncoder, "encode", refuse)
+    cache = ("--cache", store.parent / "cache")
+    again = ("--out", tmp_path / "a", "--epochs", 2, "--split", "none", "--checkpoints", store.parent / "checkpoints")
+    assert run("train", store, *again, *cache) == 0
+    assert run("embed", store, "--model", results / "model", "--out", tmp_path / "b", *cache) == 0
+    first, *others = (
+        sd.read_zarr(folder / "cells.zarr")["table"] for folder in (results, tmp_path / "a", tmp_path / "b")
+    )
+    for other in others:
+        np.testing.assert_array_equal(first.obsm["X_sigmma_meso"], other.obsm["X_sigmma_meso"])
 
 
 def test_results_are_replaced_only_when_asked(store, results, capsys):

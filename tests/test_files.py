@@ -1,6 +1,6 @@
 import pytest
 
-from sigmma_sc._files import fresh_folder
+from sigmma_sc._files import fresh_file, fresh_folder
 
 
 def fill(path, text):
@@ -36,3 +36,15 @@ def test_when_the_new_folder_cannot_move_in_the_old_one_comes_back(tmp_path, mon
     with pytest.raises(OSError, match="no"):
         fill(tmp_path / "out", "new")
     assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_file_takes_its_place_whole_or_leaves_the_old_one(tmp_path):
+    path = tmp_path / "a"
+    for text in ("old", "new"):
+        with fresh_file(path) as part:
+            part.write_text(text)
+            assert not path.exists() or path.read_text() == "old"
+    with pytest.raises(TypeError), fresh_file(path) as part:
+        part.write_text(None)
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -48,6 +48,10 @@ class CoverageWarning(UserWarning):
     """Some cells lie outside the image and so have no embedding."""
 
 
+class CacheWarning(UserWarning):
+    """A file of the cache cannot be used; what it held is computed again."""
+
+
 class SplitWarning(UserWarning):
     """The chosen split leaks, or is the best of poor choices."""
 
@@ -83,6 +87,14 @@ def require_positive(value: float, what: str) -> None:
     """Raise :class:`SetupError` unless ``value`` is a positive finite number."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
         raise SetupError(f"{what}={value!r} must be a positive number.")
+
+
+def require_divides(stride: float, tile_size: float) -> None:
+    """Raise :class:`SetupError` unless a whole number of strides, to a thousandth, makes a tile; both in µm."""
+    require_positive(stride, "stride")
+    steps = tile_size / stride
+    if not 0.999 < steps / max(1, round(steps)) < 1.001:
+        raise SetupError(f"stride={stride!r} µm must divide tile_size={tile_size} µm.")
 
 
 def require_package(module: str, extra: str) -> None:

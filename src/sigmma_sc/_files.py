@@ -1,15 +1,20 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+PART = ".part"
+STALE_SECONDS = 3600
 
 
 @contextmanager
@@ -32,3 +37,27 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def fresh_file(path: Path) -> Iterator[Path]:
+    """Fill a file beside ``path`` that takes its place, in one step and on the disk, when the block ends without an error."""
+    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PART, dir=path.parent)
+    try:
+        os.close(handle)
+        yield Path(scratch)
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes that were killed left half written; younger parts may still be written to."""
+    for part in folder.glob(f".*{PART}"):
+        try:
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                part.unlink()
+        except FileNotFoundError:
+            continue  # its writer, or another sweep, was faster

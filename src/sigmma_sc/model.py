@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,9 +13,10 @@ from sigmma_sc._checks import (
     NotTrainedError,
     SetupError,
     require_choice,
+    require_divides,
     require_positive,
 )
-from sigmma_sc.tissue.setup import Setup, get_table, register, stored_setup
+from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
 from sigmma_sc.train.data import SlideEmbedding, TissueData
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     import torch
     from anndata import AnnData
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from sigmma_sc.nn.encoders import ImageEncoder
@@ -55,6 +56,10 @@ class SIGMMA:
         Of heads and node features; τ of InfoNCE (0.07); τ of the edge sampler (our choices).
     seed
         Of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
+    cache_dir
+        Folder that keeps the encoder's patch features from one session to the next, as float16. Models share it, and may use
+        it at the same time. Features are known by image, encoder and crop: see :doc:`/method` for what that covers. It is not
+        saved with the model.
 
     Examples
     --------
@@ -78,6 +83,7 @@ class SIGMMA:
         temperature: float = 0.07,
         edge_temperature: float = 1.0,
         seed: int = 0,
+        cache_dir: str | Path | None = None,
     ):
         from sigmma_sc.nn.encoders import get_encoder
 
@@ -91,13 +97,13 @@ class SIGMMA:
         if not 0 <= dropout < 1:
             raise SetupError(f"dropout={dropout!r} must lie in [0, 1).")
         self.sdata = sdata
-        self.setup = self._require_setup(sdata)
+        self.setup = common_setup(sdata)
         self.config = {
             "n_latent": n_latent, "edges": edges, "n_neighs": n_neighs, "radius": radius, "min_cells": min_cells,
             "dropout": dropout, "temperature": temperature, "edge_temperature": edge_temperature, "seed": seed,
         }  # fmt: skip
         self.image_encoder = get_encoder(image_encoder)
-        self.data = TissueData(self.setup, self.image_encoder, self.config)
+        self.data = TissueData(self.setup, self.image_encoder, self.config, cache_dir)
         self.module = None
         self.trainer = None
         self.history_: dict[str, pd.DataFrame] | None = None
@@ -157,7 +163,7 @@ class SIGMMA:
             features_key=features_key, sample_key=sample_key, microns_per_pixel=microns_per_pixel,
             tile_size=tile_size, grids=tuple(grids),
         )  # fmt: skip
-        for one in _objects(sdata).values():
+        for one in objects_of(sdata).values():
             register(one, setup)
 
     def train(
@@ -174,6 +180,8 @@ class SIGMMA:
         weight_decay: float = 1e-2,
         early_stopping: bool = True,
         early_stopping_patience: int = 10,
+        checkpoint_dir: str | Path | None = None,
+        ckpt_path: str | Path | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the towers; calling it again trains on.
@@ -197,8 +205,19 @@ class SIGMMA:
             Of AdamW.
         early_stopping, early_stopping_patience
             End when the validation loss has not improved for this many epochs.
+        checkpoint_dir
+            Folder in which the state of training is kept after every epoch, ``last.safetensors``. If it is there already,
+            training takes up from it, so that the same script, run again after it was killed, ends as if it had never been:
+            with the same weights and history, to the last bit on a CPU. A run that had ended does no more than return.
+        ckpt_path
+            Checkpoint to take up from, where it is not the one in ``checkpoint_dir``: a file, or a folder that holds one.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        SetupError
+            The checkpoint is of another run; the message names what differs.
         """
         from sigmma_sc.train.run import fit
 
@@ -207,7 +226,7 @@ class SIGMMA:
         if batch_size < 2:
             raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
         stride = self.setup.tile_size / 2 if stride is None else stride
-        self._require_divides(stride)
+        require_divides(stride, self.setup.tile_size)
         if early_stopping:
             # scvi-tools would watch an ELBO that we do not have.
             trainer_kwargs = {
@@ -216,8 +235,8 @@ class SIGMMA:
                 **trainer_kwargs,
             }
         fit(
-            self, split, stride, batch_size, lr, weight_decay, max_epochs=int(max_epochs), accelerator=accelerator,
-            devices=devices, precision=precision, early_stopping=early_stopping,
+            self, split, stride, batch_size, lr, weight_decay, checkpoint_dir, ckpt_path, max_epochs=int(max_epochs),
+            accelerator=accelerator, devices=devices, precision=precision, early_stopping=early_stopping,
             early_stopping_patience=early_stopping_patience, **trainer_kwargs,
         )  # fmt: skip
 
@@ -259,7 +278,7 @@ class SIGMMA:
 
         require_choice(scale, (*self.setup.scales, "all"), "scale")
         embeddings = self._embed(sdata, images=False, stride=stride)
-        tissue = _objects(self.sdata if sdata is None else sdata)
+        tissue = objects_of(self.sdata if sdata is None else sdata)
         out = {}
         for name, one in tissue.items():
             cells = cell_matrices(self, one, embeddings)
@@ -289,7 +308,7 @@ class SIGMMA:
         """
         from anndata import AnnData
 
-        from sigmma_sc.train.write import tile_obs
+        from sigmma_sc.train.write import at_scale, tile_obs
 
         require_choice(modality, ("image", "transcriptome"), "modality")
         require_choice(scale, (*self.setup.scales, "all"), "scale")
@@ -298,7 +317,7 @@ class SIGMMA:
             raise SetupError(
                 "modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'."
             )
-        matrix = np.concatenate([_at_scale(getattr(e, modality), scale) for e in embeddings])
+        matrix = np.concatenate([at_scale(getattr(e, modality), scale) for e in embeddings])
         obs = pd.concat([tile_obs(self, e) for e in embeddings])
         centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
         return AnnData(X=matrix, obs=obs, obsm={"spatial": centres})
@@ -328,7 +347,7 @@ class SIGMMA:
         """
         from sigmma_sc.train.write import cell_matrices, existing_keys, tile_obs, write_cells, write_tiles
 
-        tissue = _objects(self.sdata if sdata is None else sdata)
+        tissue = objects_of(self.sdata if sdata is None else sdata)
         found = [key for one in tissue.values() for key in existing_keys(one, self.setup)]
         if found and not overwrite:
             raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
@@ -407,7 +426,13 @@ class SIGMMA:
         save(self, path, overwrite)
 
     @classmethod
-    def load(cls, path: str | Path, sdata: Tissue, image_encoder: ImageEncoder | None = None) -> SIGMMA:
+    def load(
+        cls,
+        path: str | Path,
+        sdata: Tissue,
+        image_encoder: ImageEncoder | None = None,
+        cache_dir: str | Path | None = None,
+    ) -> SIGMMA:
         """Load a saved model.
 
         Parameters
@@ -418,10 +443,19 @@ class SIGMMA:
             Object to work on; set up like the one trained on unless it was set up already.
         image_encoder
             Needed when the model was trained with an encoder of your own; its weights must be the same.
+        cache_dir
+            As for :class:`SIGMMA`.
+
+        Raises
+        ------
+        SetupError
+            Object and model do not fit, in setup, genes or cell features; the message names what differs.
+        EncoderError
+            The image encoder has other weights.
         """
         from sigmma_sc.train.store import load
 
-        return load(cls, path, sdata, image_encoder)
+        return load(cls, path, sdata, image_encoder, cache_dir)
 
     def __repr__(self) -> str:
         slides = ", ".join(f"{s.name} ({len(s.rows):,} cells)" for s in self._slides)
@@ -441,24 +475,17 @@ class SIGMMA:
             )
         return self.module
 
-    @staticmethod
-    def _require_setup(sdata: Tissue) -> Setup:
-        setups = {name: stored_setup(one) for name, one in _objects(sdata).items()}
-        if missing := [name for name, setup in setups.items() if setup is None]:
-            raise SetupError(f"Object {', '.join(missing)} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
-        first = next(iter(setups.values()))
-        for name, setup in setups.items():
-            if (setup.tile_size, setup.grids) != (first.tile_size, first.grids):
-                raise SetupError(f"Object {name!r} was set up with another tile_size or grids. Set all up together.")
-        return first
-
-    def _resolve(self, sdata: Tissue | None) -> Tissue:
+    def _resolve(self, sdata: Tissue | None, cells: bool) -> Tissue:
         """The object to work on; one that was never set up takes the model's setup, but for its pixel size."""
+        from sigmma_sc.train.match import require_match
+
         if sdata is None:
             return self.sdata
-        for one in _objects(sdata).values():
+        for one in objects_of(sdata).values():
             if stored_setup(one) is None:
-                register(one, Setup(**{**self.setup.__dict__, "microns_per_pixel": None}))
+                register(one, replace(self.setup, microns_per_pixel=None))
+        genes = None if self.data.nodes is None else self.data.nodes.genes
+        require_match(self.setup, genes, self.module.node_standardise.mean.shape[0], sdata, cells)
         return sdata
 
     def _embed(
@@ -466,22 +493,5 @@ class SIGMMA:
     ) -> list[SlideEmbedding]:
         module = self._trained()
         if stride is not None:
-            self._require_divides(stride)
-        return self.data.embed(module, self._resolve(sdata), images, cells, stride)
-
-    def _require_divides(self, stride: float) -> None:
-        require_positive(stride, "stride")
-        steps = self.setup.tile_size / stride
-        if not 0.999 < steps / max(1, round(steps)) < 1.001:
-            raise SetupError(f"stride={stride!r} µm must divide tile_size={self.setup.tile_size} µm.")
-
-
-def _objects(sdata: Tissue) -> dict[str, SpatialData]:
-    return sdata if isinstance(sdata, dict) else {"sdata": sdata}
-
-
-def _at_scale(values: dict[str, NDArray], scale: str) -> NDArray[np.float32]:
-    if scale != "all":
-        return values[scale]
-    parts = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in values.values()]
-    return np.concatenate(parts, axis=1)
+            require_divides(stride, self.setup.tile_size)
+        return self.data.embed(module, self._resolve(sdata, cells), images, cells, stride)

@@ -11,6 +11,8 @@ import typer
 
 from sigmma_sc._checks import SetupError, SigmmaError
 from sigmma_sc.cli.options import (
+    Cache,
+    Checkpoints,
     Encoder,
     EncoderArg,
     Epochs,
@@ -99,6 +101,8 @@ def train(
     epochs: Epochs = 60,
     split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    cache: Cache = None,
+    checkpoints: Checkpoints = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train on a store; write model, embeddings, niches and figures to a folder. The store itself is not changed.
@@ -120,8 +124,8 @@ def train(
         microns_per_pixel=microns_per_pixel,
         tile_size=tile_size,
     )
-    model = SIGMMA(sdata, _encoder(encoder, weights, encoder_arg), seed=seed)
-    model.train(max_epochs=epochs, split=split)
+    model = SIGMMA(sdata, _encoder(encoder, weights, encoder_arg), seed=seed, cache_dir=cache)
+    model.train(max_epochs=epochs, split=split, checkpoint_dir=checkpoints)
     finish(model, sdata, out)
 
 
@@ -134,6 +138,7 @@ def embed(
     table: TableName = "table",
     coordinate_system: System = ["global"],  # noqa: B006
     microns_per_pixel: Microns = None,
+    cache: Cache = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Embed a store with a trained model; write as 'train' does. The store itself is not changed."""
@@ -159,7 +164,7 @@ def embed(
         trained.tile_size,
         trained.grids,
     )
-    finish(SIGMMA.load(model, sdata), sdata, out)
+    finish(SIGMMA.load(model, sdata, cache_dir=cache), sdata, out)
 
 
 @app.command()

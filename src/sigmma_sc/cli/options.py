@@ -30,3 +30,10 @@ EncoderArg = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(help="Most epochs; training ends earlier when the validation loss stops falling.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", help="Folder that keeps patch features from one run to the next.")
+]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option("--checkpoints", help="Folder that keeps the state of training; the same command takes up from it."),
+]

@@ -70,6 +70,23 @@ def register(sdata: SpatialData, setup: Setup) -> list[Slide]:
     return slides
 
 
+def objects_of(tissue: Any) -> dict[str, SpatialData]:
+    """Objects by name, of one object or several."""
+    return tissue if isinstance(tissue, dict) else {"sdata": tissue}
+
+
+def common_setup(tissue: Any) -> Setup:
+    """The setup of an object, or the first of several that share tile size and grids."""
+    setups = {name: stored_setup(one) for name, one in objects_of(tissue).items()}
+    if missing := [name for name, setup in setups.items() if setup is None]:
+        raise SetupError(f"Object {', '.join(missing)} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
+    first = next(iter(setups.values()))
+    for name, setup in setups.items():
+        if (setup.tile_size, setup.grids) != (first.tile_size, first.grids):
+            raise SetupError(f"Object {name!r} was set up with another tile_size or grids. Set all up together.")
+    return first
+
+
 def stored_setup(sdata: SpatialData) -> Setup | None:
     """The setup stored with an object, if any."""
     stored = sdata.attrs.get(_keys.SETUP)

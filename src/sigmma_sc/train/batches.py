@@ -151,7 +151,7 @@ class WithinSlideBatches(Sampler):
     batch_size
         Largest batch.
     shuffle
-        Draw anew each epoch.
+        Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets.
     seed
         Of the draw.
     """
@@ -168,7 +168,6 @@ class WithinSlideBatches(Sampler):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        self.epoch += self.shuffle
         batches = []
         for slide, tiles in self.groups:
             drawn = rng.permutation(tiles) if self.shuffle else tiles

@@ -19,6 +19,7 @@ from sigmma_sc.train.nodes import CountsPCA, embedding_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -64,11 +65,15 @@ class TissueData:
     ----------
     setup, encoder, config
         Of the model.
+    cache_dir
+        Of patch features.
     """
 
-    def __init__(self, setup: Setup, encoder: ImageEncoder, config: dict[str, Any]):
+    def __init__(
+        self, setup: Setup, encoder: ImageEncoder, config: dict[str, Any], cache_dir: str | Path | None = None
+    ):
         self.setup, self.config = setup, config
-        self.features = PatchFeatures(encoder)
+        self.features = PatchFeatures(encoder, cache_dir=cache_dir)
         self.nodes: CountsPCA | None = None
         self.split: str | dict[str, list[str]] | None = None
         self.roles: dict[str, NDArray] = {}

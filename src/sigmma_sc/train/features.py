@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from sigmma_sc._checks import SetupError
+from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_crops
+from sigmma_sc.train.cache import FeatureCache, cache_key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.train.cache import Crop
 
 GPU_BATCH = 128
 CPU_BATCH = 8
 """With channels last, within a tenth of the fastest of 4 to 32 for convolutional networks, transformers and stain-stats."""
+
+FLUSH_SECONDS = 30.0
+"""Of encoding that a kill may lose."""
+
+
+@dataclass
+class _Known:
+    """Features of one image: where each crop's row is. The object is kept, so that its id cannot come to mean another one."""
+
+    sdata: object
+    places: dict[Crop, int]
+    features: torch.Tensor
+    cache: FeatureCache | None
+
+    def add(self, crops: list[Crop], features: torch.Tensor) -> None:
+        self.places.update(zip(crops, range(len(self.features), len(self.features) + len(crops)), strict=True))
+        self.features = torch.cat([self.features, features])
 
 
 class PatchFeatures:
@@ -29,29 +53,54 @@ class PatchFeatures:
         Frozen encoder.
     progress
         Show a progress bar.
+    cache_dir
+        Folder that keeps features from one session to the next; made if it does not exist.
+
+    Raises
+    ------
+    SetupError
+        ``cache_dir`` is a file.
     """
 
-    def __init__(self, encoder: ImageEncoder, progress: bool = True):
+    def __init__(self, encoder: ImageEncoder, progress: bool = True, cache_dir: str | Path | None = None):
         self.encoder, self.progress = encoder, progress
-        self._known: dict[tuple[int, str], tuple[object, dict[tuple[float, ...], int], torch.Tensor]] = {}
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
+            raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
+        self._known: dict[tuple[int, str], _Known] = {}
 
     def __call__(self, slide: Slide, crops: NDArray[np.float64], device: torch.device) -> torch.Tensor:
-        """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded."""
-        name = (id(slide.sdata), slide.image_key)
-        # The object is kept beside its features, so that its id cannot come to mean another one.
-        _, places, stored = self._known.get(
-            name, (slide.sdata, {}, torch.empty(0, self.encoder.dim, dtype=torch.float16))
-        )
-        keys = [tuple(key) for key in np.round(crops, 3).tolist()]
-        new = np.array([k for k, key in enumerate(keys) if key not in places], dtype=np.int64)
-        if len(new):
-            fresh = self._encode(slide, crops[new], device)
-            places = {**places, **{keys[k]: len(stored) + n for n, k in enumerate(new)}}
-            stored = torch.cat([stored, fresh])
-            self._known[name] = (slide.sdata, places, stored)
-        return stored[[places[key] for key in keys]]
+        """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded.
 
-    def _encode(self, slide: Slide, crops: NDArray[np.float64], device: torch.device) -> torch.Tensor:
+        Crops are rounded to a thousandth of a pixel, so that features depend on nothing but what they are known by.
+        """
+        known = self._of(slide)
+        crops = np.round(crops, 3)
+        keys = [tuple(key) for key in crops.tolist()]
+        new = [k for k, key in enumerate(keys) if key not in known.places]
+        if new and known.cache is not None:
+            found, features = known.cache.read([keys[k] for k in new])
+            known.add([keys[new[k]] for k in found], features)
+            new = [k for k in new if keys[k] not in known.places]
+        if new:
+            known.add([keys[k] for k in new], self._encode(slide, crops[new], device, known.cache))
+        return known.features[[known.places[key] for key in keys]]
+
+    def _of(self, slide: Slide) -> _Known:
+        name = (id(slide.sdata), slide.image_key)
+        if name not in self._known:
+            cache = None
+            if self.cache_dir is not None:
+                key = cache_key(image_identity(slide), self.encoder)
+                cache = FeatureCache(self.cache_dir, key, self.encoder.dim)
+            empty = torch.empty(0, self.encoder.dim, dtype=torch.float16)
+            self._known[name] = _Known(slide.sdata, {}, empty, cache)
+        return self._known[name]
+
+    def _encode(
+        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, cache: FeatureCache | None
+    ) -> torch.Tensor:
+        """Encode crops; what is done goes to the cache now and then, and as one shard in the end."""
         from rich.progress import track
 
         self.encoder.to(device)
@@ -59,6 +108,7 @@ class PatchFeatures:
         batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         groups = read_crops(slide, crops, self.encoder.input_size)
         total = len(crops)
+        waiting, shards, flushed = [], [], time.monotonic()
         for index, pixels in track(
             _chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress
         ):
@@ -66,6 +116,14 @@ class PatchFeatures:
             filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
             images = torch.from_numpy(filled).permute(0, 3, 1, 2)  # channels last in memory
             out[torch.from_numpy(index)] = self.encoder.encode(images.to(device))[: len(index)].cpu().half()
+            waiting += index.tolist()
+            if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
+                shards.append(cache.write(crops[waiting], out[waiting]))
+                waiting, flushed = [], time.monotonic()
+        if cache is not None:
+            cache.write(crops, out)
+            for shard in shards:
+                shard.unlink(missing_ok=True)
         return out
 
 

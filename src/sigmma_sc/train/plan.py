@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 
 from sigmma_sc.nn.towers import Towers
@@ -62,6 +63,33 @@ class AlignmentPlan(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class SeedEpochs(pl.Callback):
+    """Let every epoch draw its batches and its random numbers from the seed and its own number alone.
+
+    What came before it, in this process or in one that was killed, then does not matter.
+
+    Parameters
+    ----------
+    seed
+        Of the model.
+    first
+        Epochs that the model was trained for before.
+    """
+
+    def __init__(self, seed: int, first: int):
+        self.seed, self.first = seed, first
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Tell the sampler which epoch it is."""
+        trainer.datamodule.train.epoch = self.first + trainer.current_epoch
+
+    def on_train_batch_start(self, trainer: pl.Trainer, plan: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed before the first batch: loaders draw from torch's generator too, more or fewer times in a resumed run."""
+        if batch_idx == 0:
+            words = np.random.SeedSequence([self.seed, self.first + trainer.current_epoch, trainer.global_rank])
+            torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+
+
 class KeepBest(pl.Callback):
     """Remember the weights of the lowest validation loss and put them back when training ends."""
 
@@ -74,6 +102,14 @@ class KeepBest(pl.Callback):
         if loss is not None and not trainer.sanity_checking and float(loss) < self.loss:
             self.loss = float(loss)
             self.state = {name: value.detach().cpu().clone() for name, value in plan.module.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints."""
+        return {"loss": self.loss, "state": self.state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.loss, self.state = state_dict["loss"], state_dict["state"]
 
     def on_fit_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
         """Restore them."""

@@ -12,10 +12,12 @@ from sigmma_sc.nn.towers import Towers
 from sigmma_sc.tissue.split import near, resolve_split
 from sigmma_sc.tissue.tiling import lattice_tiles
 from sigmma_sc.train.batches import TileDataModule, TilePairs, WithinSlideBatches
-from sigmma_sc.train.plan import AlignmentPlan, KeepBest
+from sigmma_sc.train.checkpoint import SaveEpochs
+from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -31,6 +33,8 @@ def fit(
     batch_size: int,
     lr: float,
     weight_decay: float,
+    checkpoint_dir: str | Path | None,
+    ckpt_path: str | Path | None,
     **trainer: Any,
 ) -> None:
     """Prepare data, build the towers on the first call, and run scvi-tools' trainer."""
@@ -40,10 +44,13 @@ def fit(
     data, slides, seed = model.data, model._slides, model.config["seed"]
     if any(slide.region is None for slide in slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")
+    run = {"split": split, "stride": stride, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+    fresh = data.split is None
+    checkpoints = SaveEpochs(model, run | trainer, checkpoint_dir, ckpt_path)
     if data.split is None:
         data.assign_roles(slides, split)
         data.fit_nodes(slides)
-    elif split != "auto" and data.split != resolve_split(split, [slide.sample for slide in slides]):
+    elif not fresh and split != "auto" and data.split != resolve_split(split, [slide.sample for slide in slides]):
         raise SetupError(
             f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
         )
@@ -51,14 +58,18 @@ def fit(
     module_data = _batches(data, slides, stride, batch_size, seed, torch.device(device))
     if module_data.val is None:
         trainer["early_stopping"] = False
+    epochs = len(next(iter(model.history.values()), ()))
     # The user's own random state is left as it was.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + len(next(iter(model.history.values()), ())))
+        torch.manual_seed(seed + epochs)
         if model.module is None:
             model.module = _build(model, module_data)
+        model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
         plan = AlignmentPlan(model.module, lr, weight_decay)
-        callbacks = [*(trainer.pop("callbacks", None) or []), KeepBest()]
-        TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)()
+        callbacks = [*(trainer.pop("callbacks", None) or []), SeedEpochs(seed, epochs), KeepBest()]
+        runner = TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)
+        checkpoints.attach(runner)
+        runner()
     for name, frame in model.history_.items():
         model.history_[name] = frame.astype(float)
 

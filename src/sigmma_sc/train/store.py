@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,19 @@ import torch
 from sigmma_sc._checks import EncoderError, ExistsError, MissingKeyError, SetupError
 from sigmma_sc._files import fresh_folder
 from sigmma_sc.nn.towers import Towers
-from sigmma_sc.tissue.setup import Setup, register, stored_setup
+from sigmma_sc.tissue.setup import Setup, objects_of, register, stored_setup
+from sigmma_sc.train.match import require_match
 from sigmma_sc.train.nodes import CountsPCA
 
 if TYPE_CHECKING:
     from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.train.data import TissueData
 
-FORMAT = 1
+FORMAT = 2
 JSON, WEIGHTS = "model.json", "weights.safetensors"
+
+ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
+FILES_OF_TIMM = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def save(model: Any, path: str | Path, overwrite: bool) -> None:
@@ -51,49 +55,71 @@ def _describe(model: Any) -> dict[str, Any]:
             "fingerprint": encoder.fingerprint(),
         },
         "n_nodes": model.module.node_standardise.mean.shape[0],
+        **describe_data(data),
+        "history": history_to_json(model.history),
+    }
+
+
+def describe_data(data: TissueData) -> dict[str, Any]:
+    """Split, roles of the tiles and genes, as plain JSON; the rest of it is in :func:`data_tensors`."""
+    return {
         "split": data.split,
         "roles": {slide: roles.tolist() for slide, roles in data.roles.items()},
         "genes": None if data.nodes is None else data.nodes.genes,
         "target_sum": None if data.nodes is None else data.nodes.target_sum,
-        "history": {name: frame.to_json(orient="split") for name, frame in model.history.items()},
+    }
+
+
+def data_tensors(data: TissueData) -> dict[str, torch.Tensor]:
+    """The PCA of the counts, if there is one."""
+    if data.nodes is None:
+        return {}
+    return {f"nodes.{name}": torch.from_numpy(getattr(data.nodes, name)) for name in ("mean", "components")}
+
+
+def restore_data(data: TissueData, described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Take up what :func:`describe_data` and :func:`data_tensors` gave."""
+    data.split = described["split"]
+    data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
+    if described["genes"] is not None:
+        mean, components = (tensors[f"nodes.{name}"].numpy() for name in ("mean", "components"))
+        data.nodes = CountsPCA(described["genes"], described["target_sum"], mean, components)
+
+
+def history_to_json(history: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Losses by epoch as plain JSON, exact to the last bit."""
+    return {
+        name: {"by": frame.index.name, "index": list(map(int, frame.index)), "values": list(map(float, frame[name]))}
+        for name, frame in history.items()
+    }
+
+
+def history_from_json(stored: dict[str, Any]) -> dict[str, pd.DataFrame]:
+    """Rebuild what :func:`history_to_json` gave."""
+    return {
+        name: pd.DataFrame({name: part["values"]}, pd.Index(part["index"], name=part["by"]))
+        for name, part in stored.items()
     }
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    tensors = {f"module.{k}": v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
-    if model.data.nodes is not None:
-        tensors["nodes.mean"] = torch.from_numpy(np.ascontiguousarray(model.data.nodes.mean))
-        tensors["nodes.components"] = torch.from_numpy(np.ascontiguousarray(model.data.nodes.components))
-    return tensors
+    weights = {f"module.{k}": v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
+    return {**weights, **data_tensors(model.data)}
 
 
-def load(cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | None) -> Any:
+def load(
+    cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | None, cache_dir: str | Path | None
+) -> Any:
     """Rebuild a model around an object; see :meth:`sigmma_sc.SIGMMA.load`."""
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if not (path / JSON).exists():
-        raise MissingKeyError(
-            f"{path} holds no saved model ({JSON} is missing). Give the folder that model.save() wrote."
-        )
-    described = json.loads((path / JSON).read_text())
-    if described["format"] != FORMAT:
-        raise SetupError(f"{path} has format {described['format']}, this version reads {FORMAT}. Update sigmma-sc.")
-    setup = Setup.from_json(described["setup"])
-    for one in (sdata if isinstance(sdata, dict) else {"": sdata}).values():
+    described, tensors = _read(Path(path))
+    setup, config = Setup.from_json(described["setup"]), described["config"]
+    for one in objects_of(sdata).values():
         if stored_setup(one) is None:
             register(one, setup)
-    model = cls(sdata, image_encoder=_encoder(described["encoder"], image_encoder), **described["config"])
-    if (model.setup.tile_size, model.setup.grids) != (setup.tile_size, setup.grids):
-        raise SetupError(
-            f"The object is set up with tile_size={model.setup.tile_size} and grids={model.setup.grids}, the model was trained "
-            f"with {setup.tile_size} and {setup.grids}. Set the object up with the model's values."
-        )
-    tensors = load_file(path / WEIGHTS)
-    if described["genes"] is not None:
-        mean, components = (tensors.pop(f"nodes.{name}").numpy() for name in ("mean", "components"))
-        model.data.nodes = CountsPCA(described["genes"], described["target_sum"], mean, components)
-    config = described["config"]
+    require_match(setup, described["genes"], described["n_nodes"], sdata)
+    encoder = _encoder(described["encoder"], image_encoder)
+    model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config)
+    restore_data(model.data, described, tensors)
     model.module = Towers(
         described["encoder"]["dim"],
         described["n_nodes"],
@@ -101,15 +127,37 @@ def load(cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | 
         setup.scales,
         **{name: config[name] for name in ("n_latent", "edges", "edge_temperature", "dropout", "temperature")},
     )
-    model.module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
+    model.module.load_state_dict(
+        {k.removeprefix("module."): value for k, value in tensors.items() if k.startswith("module.")}
+    )
     model.module.eval()
-    model.data.split = described["split"]
-    model.data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
-    model.history_ = {
-        k: pd.read_json(StringIO(v), orient="split").rename_axis("epoch") for k, v in described["history"].items()
-    }
+    model.history_ = history_from_json(described["history"])
     model.is_trained_ = True
     return model
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Description and tensors of a saved model; neither format can execute anything."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (JSON, WEIGHTS):
+        if not (path / name).exists():
+            raise MissingKeyError(
+                f"{path} holds no saved model ({name} is missing). Give the folder that model.save() wrote."
+            )
+    try:
+        described, tensors = json.loads((path / JSON).read_text()), load_file(path / WEIGHTS)
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise SetupError(
+            f"The model saved in {path} is damaged, or was not written by model.save(): {error}."
+        ) from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        found = described.get("format") if isinstance(described, dict) else None
+        raise SetupError(
+            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version of sigmma-sc that saved it."
+        )
+    return described, tensors
 
 
 def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:
@@ -117,7 +165,7 @@ def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEnco
 
     if given is not None:
         encoder = get_encoder(given)
-    elif described["spec"] is None:
+    elif described["spec"] is None or _from_elsewhere(described["spec"]):
         raise EncoderError(
             f"The model was trained with an image encoder of your own, {described['name']!r}. Pass it: load(path, sdata, image_encoder=…)."
         )
@@ -129,3 +177,8 @@ def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEnco
             "normalisation differ. Pass the same encoder as image_encoder=…"
         )
     return encoder
+
+
+def _from_elsewhere(spec: dict[str, Any]) -> bool:
+    """Whether a description has timm read a file or a repository of its choice: some versions of timm unpickle those."""
+    return str(spec.get("arch", "")).startswith(ELSEWHERE) or not FILES_OF_TIMM.isdisjoint(spec)

@@ -59,6 +59,14 @@ def cell_matrices(
     return out
 
 
+def at_scale(values: dict[str, NDArray[np.float32]], scale: str) -> NDArray[np.float32]:
+    """Embeddings of one scale, or for ``"all"`` the unit vectors of every scale side by side."""
+    if scale != "all":
+        return values[scale]
+    parts = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in values.values()]
+    return np.concatenate(parts, axis=1)
+
+
 def tile_obs(model: Any, e: SlideEmbedding) -> pd.DataFrame:
     """Slide, corner in px, number of cells, share of tissue and split of each tile."""
     obs = pd.DataFrame(

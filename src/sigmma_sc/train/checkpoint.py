@@ -1,0 +1,241 @@
+"""Training that takes up where it was killed: one safetensors file after every epoch, no pickle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from sigmma_sc._checks import ExistsError, MissingKeyError, SetupError
+from sigmma_sc._files import fresh_file, sweep
+from sigmma_sc.tissue.identity import cells_identity, image_identity
+from sigmma_sc.tissue.setup import stored_setup
+from sigmma_sc.train.store import data_tensors, describe_data, history_from_json, history_to_json, restore_data
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scvi.train import TrainRunner
+
+FILE = "last.safetensors"
+FORMAT = 1
+OURS = "sigmma"
+
+NO_MATTER = {
+    "accelerator", "devices", "num_nodes", "strategy", "callbacks", "plugins", "logger", "log_every_n_steps", "log_save_dir",
+    "default_root_dir", "profiler", "enable_progress_bar", "progress_bar_refresh_rate", "simple_progress_bar",
+    "enable_model_summary",
+}  # fmt: skip
+"""Arguments that decide where training runs and what is seen of it, not what it computes."""
+
+
+class SafetensorsIO(CheckpointIO):
+    """Lightning's checkpoints as tensors and JSON, so that reading one can execute nothing."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; a crash leaves the last one or this one."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, torch.Tensor] = {}
+        tree = json.dumps(_to_json(checkpoint, tensors))
+        with fresh_file(Path(path)) as part:
+            save_file(tensors, part, {"format": str(FORMAT), "tree": tree})
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read a checkpoint on to the CPU; Lightning moves what it takes from it."""
+        return read_checkpoint(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Contents of a checkpoint.
+
+    Raises
+    ------
+    SetupError
+        The file is something else, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+            if told.get("format") != str(FORMAT):
+                raise SetupError(f"{path} has format {told.get('format')}, this version reads {FORMAT}.")
+            return _from_json(json.loads(told["tree"]), file.get_tensor)
+    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
+        raise SetupError(
+            f"{path} is no checkpoint of sigmma-sc, or damaged ({error}). Give another, or delete it and train anew."
+        ) from error
+
+
+def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Plain JSON for nested values, with the tensors set aside by number; a dict keeps the types of its keys."""
+    if isinstance(value, torch.Tensor):
+        tensors[str(len(tensors))] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": str(len(tensors) - 1)}
+    if isinstance(value, dict):
+        return {"dict": [[key, _to_json(part, tensors)] for key, part in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return [_to_json(part, tensors) for part in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise SetupError(
+        f"A checkpoint cannot hold {value!r}. The state_dict of a callback may hold tensors, numbers, words, lists and dicts."
+    )
+
+
+def _from_json(value: Any, tensor: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_json(part, tensor) for part in value]
+    if isinstance(value, dict):
+        return (
+            tensor(value["tensor"]) if "tensor" in value else {k: _from_json(part, tensor) for k, part in value["dict"]}
+        )
+    return value
+
+
+class SaveEpochs(Checkpoint):
+    """Write a checkpoint after every epoch, and take up from one.
+
+    Parameters
+    ----------
+    model
+        The model in training. Where it was never trained, split and node features come from the checkpoint.
+    arguments
+        Of training; those that decide its outcome have to be the checkpoint's.
+    folder
+        Where to write; ``None`` writes nothing.
+    ckpt_path
+        Checkpoint to take up from; ``None`` for the one in the folder, if it is there.
+
+    Raises
+    ------
+    SetupError
+        The checkpoint is of another run.
+    MissingKeyError, ExistsError
+        See :func:`find_checkpoint`.
+    """
+
+    def __init__(self, model: Any, arguments: dict[str, Any], folder: str | Path | None, ckpt_path: str | Path | None):
+        self.source, self.target = find_checkpoint(folder, ckpt_path)
+        self.model, self.run = model, {}
+        if self.source or self.target:
+            self.run = describe_run(model, arguments)
+        if self.source:
+            stored = read_checkpoint(self.source)[OURS]
+            require_same_run(stored["run"], self.run, self.source)
+            if model.data.split is None:
+                restore_data(model.data, stored["data"], stored["tensors"])
+
+    def attach(self, runner: TrainRunner) -> None:
+        """Have a runner of scvi-tools write and resume; as its own argument, it would ask for scvi-tools' checkpoints."""
+        if self.source or self.target:
+            runner.trainer.callbacks.append(self)
+            runner.trainer.strategy.checkpoint_io = SafetensorsIO()
+            runner.ckpt_path = self.source
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Write; callbacks that checkpoint come last, so early stopping has decided by now."""
+        if self.target is not None:
+            trainer.save_checkpoint(self.target, weights_only=False)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, plan: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what Lightning leaves out."""
+        history = history_to_json(_logged(trainer))
+        # Lightning tells its logger of the training losses only after this.
+        for name, value in trainer.logged_metrics.items():
+            if name.startswith("train_"):
+                part = history.setdefault(name, {"by": "epoch", "index": [], "values": []})
+                part["index"].append(trainer.current_epoch)
+                part["values"].append(float(value))
+        checkpoint[OURS] = {
+            "run": self.run,
+            "data": describe_data(self.model.data),
+            "tensors": data_tensors(self.model.data),
+            "history": history,
+            "stopped": trainer.should_stop,
+        }
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, plan: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Give the logger its history back, and end at once a run that early stopping had ended."""
+        stored = checkpoint[OURS]
+        trainer.should_stop = stored["stopped"]
+        _logged(trainer).update(history_from_json(stored["history"]))
+
+
+def _logged(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
+    """What scvi-tools' logger holds; nothing for another logger, which keeps its own, nor beside the first process."""
+    data = getattr(getattr(trainer.logger, "experiment", None), "data", None)
+    return data if isinstance(data, dict) else {}
+
+
+def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> tuple[Path | None, Path | None]:
+    """File to resume from, if any, and file to write to, if any.
+
+    Raises
+    ------
+    MissingKeyError
+        ``ckpt_path`` does not exist.
+    ExistsError
+        The folder holds another checkpoint than ``ckpt_path``, which would be lost.
+    """
+    target = None if folder is None else Path(folder).expanduser() / FILE
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent)
+    there = target is not None and target.exists()
+    if ckpt_path is None or str(ckpt_path) == "last":
+        return (target if there else None), target
+    path = Path(ckpt_path).expanduser()
+    path = path / FILE if path.is_dir() else path
+    if not path.exists():
+        raise MissingKeyError(
+            f"ckpt_path={str(ckpt_path)!r} does not exist. Give a file or folder of checkpoint_dir=…."
+        )
+    if there and not target.samefile(path):
+        raise ExistsError(f"{target} exists and is not ckpt_path={str(ckpt_path)!r}. Choose another checkpoint_dir.")
+    return path, target
+
+
+def describe_run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What decides the outcome of training, by name: model, tissue, and arguments."""
+    setup = model.setup
+    plain = json.loads(json.dumps({k: v for k, v in arguments.items() if k not in NO_MATTER}, default=lambda _: None))
+    return {
+        **model.config,
+        **plain,
+        "tile_size": setup.tile_size,
+        "grids": list(setup.grids),
+        "image encoder": f"{model.image_encoder.name} {model.image_encoder.fingerprint()}",
+        "epochs trained before": len(next(iter(model.history.values()), ())),
+        "slides": [slide.name for slide in model._slides],
+        **{f"image of {slide.name}": image_identity(slide) for slide in model._slides},
+        **{f"cells of {slide.name}": cells_identity(slide, stored_setup(slide.sdata)) for slide in model._slides},
+    }
+
+
+def require_same_run(stored: dict[str, Any], run: dict[str, Any], path: Path) -> None:
+    """Raise :class:`SetupError`, naming what differs, unless a checkpoint is of the same run."""
+    different = [
+        f"{name} ({_short(stored.get(name))} there, {_short(run.get(name))} here)"
+        for name in sorted(stored.keys() | run.keys())
+        if stored.get(name) != run.get(name)
+    ]
+    if different:
+        raise SetupError(
+            f"{path} is a checkpoint of another run, which differs in {', '.join(different)}. Give the same values to take "
+            "it up, or another checkpoint_dir to begin anew."
+        )
+
+
+def _short(value: Any) -> str:
+    words = str(value)
+    return words if len(words) <= 40 else f"{words[:40]}…"

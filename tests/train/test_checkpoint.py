@@ -1,0 +1,279 @@
+import json
+import math
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sigmma_sc import SIGMMA
+from sigmma_sc._checks import ExistsError, MissingKeyError, SetupError
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.train.batches import WithinSlideBatches
+from sigmma_sc.train.checkpoint import FILE, OURS, SafetensorsIO, read_checkpoint
+
+OPTIONS = {"max_epochs": 5, "batch_size": 16, "split": "blocks", "lr": 3e-3, "enable_progress_bar": False}
+
+
+class Killed(Exception):
+    pass
+
+
+class Kill(pl.Callback):
+    """Ends training in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == self.epoch:
+            raise Killed
+
+
+class Steps(pl.Callback):
+    """Epochs of the steps taken, and whether dropout was on."""
+
+    def __init__(self):
+        self.epochs, self.modes = [], set()
+
+    def on_train_batch_start(self, trainer, plan, *_):
+        self.epochs.append(trainer.current_epoch)
+        self.modes.add(plan.module.training)
+
+
+def model_of(tissue, encoder, **options):
+    return SIGMMA(tissue, encoder(), **{"n_latent": 8, **options})
+
+
+def kill_and_resume(tiny, encoder, folder, epochs, **options):
+    for epoch in epochs:
+        with pytest.raises(Killed):
+            model_of(tiny, encoder).train(**OPTIONS, **options, checkpoint_dir=folder, callbacks=[Kill(epoch)])
+    model, steps = model_of(tiny, encoder), Steps()
+    model.train(**OPTIONS, **options, checkpoint_dir=folder, callbacks=[steps])
+    return model, steps
+
+
+def assert_same(a, b):
+    assert list(a.history) == list(b.history)
+    for name in a.history:
+        pd.testing.assert_frame_equal(a.history[name], b.history[name], check_exact=True)
+    for name, value in a.module.state_dict().items():
+        assert torch.equal(value, b.module.state_dict()[name]), name
+    assert a.data.split == b.data.split
+    assert {k: v.tolist() for k, v in a.data.roles.items()} == {k: v.tolist() for k, v in b.data.roles.items()}
+
+
+def test_killed_twice_is_as_if_never(tiny, encoder, tmp_path):
+    whole = model_of(tiny, encoder)
+    whole.train(**OPTIONS)
+    torch.manual_seed(99)  # the global state must not matter
+    resumed, steps = kill_and_resume(tiny, encoder, tmp_path, [0, 2, 2, 3])
+    assert sorted(set(steps.epochs)) == [3, 4]
+    assert_same(whole, resumed)
+    assert [p.name for p in tmp_path.iterdir()] == [FILE]
+    # A finished run does no more than return, also from a copy of its file elsewhere.
+    for where in ({"checkpoint_dir": tmp_path}, {"ckpt_path": tmp_path}, {"ckpt_path": tmp_path / FILE}):
+        again, steps = model_of(tiny, encoder), Steps()
+        again.train(**OPTIONS, **where, callbacks=[steps])
+        assert steps.epochs == []
+        assert_same(whole, again)
+    np.testing.assert_array_equal(again.get_latent_representation(), whole.get_latent_representation())
+
+
+def test_early_stopping_and_the_best_weights_survive(tiny, encoder, tmp_path):
+    early = {"early_stopping_patience": 2, "early_stopping_min_delta": 0.5}
+    whole = model_of(tiny, encoder)
+    whole.train(**OPTIONS, **early)
+    n = len(whole.history["train_loss_epoch"])
+    assert 2 < n < 5
+    resumed, _ = kill_and_resume(tiny, encoder, tmp_path, [1, 2], **early)
+    assert_same(whole, resumed)
+    # Killed after the last epoch: what early stopping had ended is not taken up again.
+    again, steps = model_of(tiny, encoder), Steps()
+    again.train(**OPTIONS, **early, checkpoint_dir=tmp_path, callbacks=[steps])
+    assert steps.epochs == []
+    assert_same(whole, again)
+
+
+def test_another_run_is_refused_and_what_differs_is_named(tiny, encoder, tmp_path):
+    with pytest.raises(Killed):
+        model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=tmp_path, callbacks=[Kill(1)])
+    before = (tmp_path / FILE).read_bytes()
+    other = simulate_tissue(n_cells=1400, seed=1)
+    SIGMMA.setup_spatialdata(other, tile_size=64)
+    for model, options, words in [
+        (model_of(tiny, encoder, seed=1), {}, r"differs in seed \(0 there, 1 here\)\."),
+        (model_of(tiny, encoder, n_latent=9, dropout=0.2), {}, r"dropout \(0.1 there, 0.2 here\), n_latent"),
+        (model_of(tiny, lambda: encoder(gain=2.0)), {}, "differs in image encoder"),
+        (model_of(other, encoder), {}, "differs in cells of cell_circles .* image of cell_circles"),
+        (model_of(tiny, encoder), {"max_epochs": 6, "lr": 1e-4}, r"lr \(0.003 there, 0.0001 here\), max_epochs"),
+        (model_of(tiny, encoder), {"gradient_clip_val": 1.0}, r"gradient_clip_val \(None there, 1.0 here\)"),
+    ]:
+        with pytest.raises(SetupError, match=words):
+            model.train(**{**OPTIONS, **options}, checkpoint_dir=tmp_path)
+        assert model.data.split is None
+    assert (tmp_path / FILE).read_bytes() == before
+
+
+def test_training_on_has_a_folder_of_its_own_and_resumes_too(tiny, encoder, tmp_path):
+    models = [model_of(tiny, encoder) for _ in range(2)]
+    for model in models:
+        model.train(**OPTIONS, checkpoint_dir=tmp_path / "first")
+    with pytest.raises(SetupError, match=r"epochs trained before \(0 there, 5 here\)"):
+        models[0].train(**OPTIONS, checkpoint_dir=tmp_path / "first")
+    steps = Steps()
+    models[0].train(**OPTIONS, callbacks=[steps])
+    assert steps.modes == {True}
+    with pytest.raises(Killed):
+        models[1].train(**OPTIONS, checkpoint_dir=tmp_path / "second", callbacks=[Kill(2)])
+    models[1] = model_of(tiny, encoder)
+    models[1].train(**OPTIONS, checkpoint_dir=tmp_path / "first")
+    models[1].train(**OPTIONS, checkpoint_dir=tmp_path / "second")
+    assert models[1].history["train_loss_epoch"].index.tolist() == list(range(10))
+    assert_same(*models)
+
+
+def test_paths_that_cannot_be_meant(tiny, encoder, tmp_path):
+    with pytest.raises(MissingKeyError, match="nowhere"):
+        model_of(tiny, encoder).train(ckpt_path=tmp_path / "nowhere")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FILE).write_bytes(b"")
+    with pytest.raises(ExistsError, match="Choose another checkpoint_dir"):
+        model_of(tiny, encoder).train(checkpoint_dir=tmp_path / "a", ckpt_path=tmp_path / "b")
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_place_of_a_checkpoint_executes_nothing(tiny, encoder, tmp_path):
+    for write in (
+        lambda p: p.write_bytes(pickle.dumps(Bomb(tmp_path / "x"))),
+        lambda p: torch.save(Bomb(tmp_path / "x"), p),
+    ):
+        write(tmp_path / FILE)
+        with pytest.raises(SetupError, match="no checkpoint of sigmma-sc"):
+            model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=tmp_path)
+    assert not (tmp_path / "x").exists()
+
+
+def test_nested_values_come_back_as_they_were(tmp_path):
+    state = {
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.randn(2, 3)}}, "lr": 0.1}],
+        "best": -math.inf,
+        "epoch": 3,
+        "flags": [True, None, "words"],
+        "half": torch.arange(3).half(),
+    }
+    SafetensorsIO().save_checkpoint(state, tmp_path / FILE)
+    again = SafetensorsIO().load_checkpoint(tmp_path / FILE)
+    assert torch.equal(again["half"], state["half"])
+    assert again["half"].dtype == torch.float16
+    moments = again["optimizer_states"][0]["state"][0]
+    assert moments.keys() == {"step", "exp_avg"}
+    assert torch.equal(moments["exp_avg"], state["optimizer_states"][0]["state"][0]["exp_avg"])
+    assert (again["best"], again["epoch"], again["flags"]) == (-math.inf, 3, [True, None, "words"])
+    with pytest.raises(SetupError, match="cannot hold"):
+        SafetensorsIO().save_checkpoint({"callbacks": {"mine": np.zeros(3)}}, tmp_path / FILE)
+    assert torch.equal(read_checkpoint(tmp_path / FILE)["half"], state["half"])
+    assert [p.name for p in tmp_path.iterdir()] == [FILE]
+
+
+def test_batches_of_an_epoch_depend_on_its_number_alone():
+    def drawn(epoch):
+        sampler.epoch = epoch
+        return list(sampler)
+
+    sampler = WithinSlideBatches([(0, np.arange(20))], 5, shuffle=True, seed=3)
+    first = [drawn(epoch) for epoch in (0, 1, 2)]
+    assert [drawn(epoch) for epoch in (2, 0, 1)] == [first[2], first[0], first[1]]
+    assert first[0] != first[1]
+
+
+SCRIPT = """
+import json, sys, time, warnings
+from pathlib import Path
+import lightning.pytorch as pl
+import spatialdata, torch
+from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc.train import features
+
+class Slow(torch.nn.Module):
+    def forward(self, x):
+        time.sleep(0.01)
+        return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
+
+class Tell(pl.Callback):
+    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
+        time.sleep(0.01)
+    def on_train_epoch_start(self, trainer, plan):
+        with (folder / "epochs").open("a") as file:
+            file.write(f"{trainer.current_epoch}\\n")
+
+folder = Path(sys.argv[1])
+features.FLUSH_SECONDS = 0.1
+warnings.simplefilter("ignore")
+sdata = spatialdata.read_zarr(folder.parent / "slide.zarr")
+SIGMMA.setup_spatialdata(sdata, tile_size=64)
+model = SIGMMA(sdata, ImageEncoder(Slow(), name="slow", input_size=16), n_latent=8, cache_dir=folder / "cache")
+(folder / "epochs").open("a").write("start\\n")
+model.train(max_epochs=40, batch_size=16, split="blocks", early_stopping=False, check_val_every_n_epoch=1,
+    checkpoint_dir=folder / "ckpt", callbacks=[Tell()], enable_progress_bar=False)
+model.save(folder / "model")
+"""
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_no_finished_epoch_and_change_no_bit(tmp_path, rng):
+    simulate_tissue(n_cells=1200, seed=0).write(tmp_path / "slide.zarr")
+    told = {name: tmp_path / name / "epochs" for name in ("whole", "killed")}
+
+    def start(name):
+        (tmp_path / name).mkdir(exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / name], stdout=subprocess.DEVNULL)
+
+    def lines():
+        return told["killed"].read_text().split() if told["killed"].exists() else []
+
+    whole = start("whole")
+    assert whole.wait(600) == 0
+    finished = 0
+    for turn in range(10):
+        before = len(lines())
+        process = start("killed")
+        # Some are killed while patches are encoded, the others at any moment of training.
+        while len(lines()) <= before + (turn >= 3):
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        began = lines()[before + 1 :]
+        if began:
+            assert int(began[0]) == finished
+            finished = int(began[-1])
+        if (tmp_path / "killed" / "ckpt" / FILE).exists():
+            stored = read_checkpoint(tmp_path / "killed" / "ckpt" / FILE)
+            epochs = len(stored[OURS]["history"]["train_loss_epoch"]["index"])
+            assert epochs in (finished, finished + 1)
+            finished = epochs
+    assert start("killed").wait(600) == 0
+    assert finished > 0
+    for name in ("model.json", "weights.safetensors"):
+        assert (tmp_path / "killed" / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
+    history = json.loads((tmp_path / "killed" / "model" / "model.json").read_text())["history"]
+    assert history["train_loss_epoch"]["index"] == list(range(40))
+    assert history["validation_loss"]["index"] == list(range(40))
