@@ -58,8 +58,8 @@ class SIGMMA:
         Of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
     cache_dir
         Folder that keeps the encoder's patch features from one session to the next, as float16. Models share it, and may use
-        it at the same time. Features are known by image, encoder and crop: see :doc:`/method` for what that covers. It is not
-        saved with the model.
+        it at the same time. Features are known by image, encoder and crop; the page *Method* tells what that covers. It is
+        not saved with the model.
 
     Examples
     --------
@@ -208,7 +208,8 @@ class SIGMMA:
         checkpoint_dir
             Folder in which the state of training is kept after every epoch, ``last.safetensors``. If it is there already,
             training takes up from it, so that the same script, run again after it was killed, ends as if it had never been:
-            with the same weights and history, to the last bit on a CPU. A run that had ended does no more than return.
+            with the same weights and history, to the last bit on one CPU with one number of threads. A finished run only
+            returns.
         ckpt_path
             Checkpoint to take up from, where it is not the one in ``checkpoint_dir``: a file, or a folder that holds one.
         **trainer_kwargs
