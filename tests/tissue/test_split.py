@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sigmma_sc._checks import SetupError, SplitWarning
-from sigmma_sc.tissue.split import held_out_samples, near, resolve_split, split_slide
+from sigmma_sc.tissue.split import near, resolve_split, split_slide
 from sigmma_sc.tissue.tiling import covering_tiles
 
 
@@ -51,19 +51,19 @@ def test_near_by_hand(tiles):
 
 
 def test_auto_holds_out_samples_only_when_there_are_enough():
-    assert resolve_split("auto", ["a", "a"]) == "blocks"
-    assert resolve_split("auto", ["a", "b", "c"]) == "sample"
-    held = held_out_samples(list("abcde"), 0)
+    assert resolve_split("auto", ["a", "a"], 0) == "blocks"
+    assert resolve_split("auto", list("abcde"), 0) == resolve_split("sample", list("abcde"), 0)
+    held = resolve_split("sample", list("abcde"), 0)
     assert len(set(held["test"]) | set(held["val"])) == 2
 
 
 def test_refusals(tiles):
     with pytest.raises(SetupError, match="three samples"):
-        resolve_split("sample", ["a", "b"])
+        resolve_split("sample", ["a", "b"], 0)
     with pytest.raises(SetupError, match="'bocks'"):
-        resolve_split("bocks", ["a"])
+        resolve_split("bocks", ["a"], 0)
     with pytest.raises(SetupError, match="'z'"):
-        resolve_split({"test": ["z"]}, ["a", "b"])
+        resolve_split({"test": ["z"]}, ["a", "b"], 0)
     few = np.zeros(len(tiles), bool)
     few[:2] = True
     with pytest.raises(SetupError, match="2 tiles"):

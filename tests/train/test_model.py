@@ -250,6 +250,9 @@ def test_several_slides_hold_out_donors_and_batches_stay_within_a_slide():
     assert {f"sigmma_tiles_{r}" for r in regions} <= set(sdata.shapes)
     assert np.isfinite(sdata["table"].obsm["X_sigmma_macro"]).all()
     assert set(model.evaluate_retrieval().slide) == {n for n, r in roles.items() if r == {"test"}}
+    model.train(max_epochs=1, split="sample", enable_progress_bar=False)  # the same split: no leak
+    with pytest.raises(SetupError, match="leak"):
+        model.train(max_epochs=1, split="blocks", enable_progress_bar=False)
 
 
 def test_an_embedding_of_the_user_replaces_the_counts():

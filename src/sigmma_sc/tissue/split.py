@@ -21,8 +21,10 @@ TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 BLOCKS_PER_SLIDE = 25
 
 
-def resolve_split(split: str | Mapping[str, Sequence[str]], samples: Sequence[str]) -> str | dict[str, list[str]]:
-    """Turn ``"auto"`` into a kind of split, and check names of samples.
+def resolve_split(
+    split: str | Mapping[str, Sequence[str]], samples: Sequence[str], seed: int
+) -> str | dict[str, list[str]]:
+    """Turn ``"auto"`` into a kind of split, ``"sample"`` into the samples held out, and check names of samples.
 
     ``"auto"`` holds out whole samples when there are at least three, and spatial blocks of every slide otherwise.
     """
@@ -44,7 +46,7 @@ def resolve_split(split: str | Mapping[str, Sequence[str]], samples: Sequence[st
             f"split='sample' needs at least three samples, one each to train, validate and test on; there are {len(known)} "
             f"({', '.join(known)}). Use split='blocks', or set sample_key to a column that names donors or sections."
         )
-    return split
+    return held_out_samples(samples, seed) if split == "sample" else split
 
 
 def held_out_samples(samples: Sequence[str], seed: int) -> dict[str, list[str]]:

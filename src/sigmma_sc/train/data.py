@@ -11,7 +11,7 @@ import torch
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
-from sigmma_sc.tissue.split import held_out_samples, resolve_split, split_slide
+from sigmma_sc.tissue.split import resolve_split, split_slide
 from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles, shifted_tiles
 from sigmma_sc.train.batches import SlideTensors, make_batch
 from sigmma_sc.train.features import PatchFeatures
@@ -109,24 +109,15 @@ class TissueData:
 
     def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
         """Decide once which tiles train, validate and test."""
-        samples = [slide.sample for slide in slides]
-        resolved = resolve_split(split, samples)
-        held = (
-            resolved
-            if isinstance(resolved, dict)
-            else held_out_samples(samples, self.config["seed"])
-            if resolved == "sample"
-            else None
-        )
+        self.split = resolve_split(split, [slide.sample for slide in slides], self.config["seed"])
         for slide in slides:
             tiles, _ = self.covering(slide)
             usable = self.usable(slide, tiles)
-            if held is None:
-                self.roles[slide.name] = split_slide(tiles, usable, resolved, self.config["seed"])
+            if isinstance(self.split, str):
+                self.roles[slide.name] = split_slide(tiles, usable, self.split, self.config["seed"])
             else:
-                role = next((r for r, names in held.items() if slide.sample in names), "train")
+                role = next((r for r, names in self.split.items() if slide.sample in names), "train")
                 self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
-        self.split = resolved if held is None else held
 
     def roles_of(self, slide: Slide, n_tiles: int) -> NDArray:
         """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""

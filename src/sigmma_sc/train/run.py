@@ -50,7 +50,7 @@ def fit(
     if data.split is None:
         data.assign_roles(slides, split)
         data.fit_nodes(slides)
-    elif not fresh and split != "auto" and data.split != resolve_split(split, [slide.sample for slide in slides]):
+    elif not fresh and split != "auto" and data.split != resolve_split(split, [s.sample for s in slides], seed):
         raise SetupError(
             f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
         )
