@@ -152,7 +152,7 @@ def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
     plain = model.get_latent_representation(scale="macro")
     inside = (slide.xy < side * np.floor(np.array([slide.width, slide.height]) / side)).all(1)  # not in shifted tiles
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-4)
-    assert np.abs(found - plain).max() > 0.1
+    assert np.abs(found - plain).max() > 0.01  # a hundred times the tolerance above
     np.testing.assert_array_equal(model.get_latent_representation(scale="macro", stride=128), plain)
     with pytest.raises(SetupError, match="must divide"):
         model.get_latent_representation(stride=50)
