@@ -5,15 +5,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sigmma_sc import datasets, io, metrics, pl, pp, tl
+    from sigmma_sc.config import Config
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
     from sigmma_sc.nn.registry import list_encoders
 
 __version__ = "0.1.0"
-__all__ = ["SIGMMA", "ImageEncoder", "datasets", "get_encoder", "io", "list_encoders", "metrics", "pl", "pp", "tl"]
+__all__ = [
+    "SIGMMA",
+    "Config",
+    "ImageEncoder",
+    "datasets",
+    "get_encoder",
+    "io",
+    "list_encoders",
+    "metrics",
+    "pl",
+    "pp",
+    "tl",
+]
 
 _HOMES = {
     "SIGMMA": "sigmma_sc.model",
+    "Config": "sigmma_sc.config",
     "ImageEncoder": "sigmma_sc.nn.encoders",
     "get_encoder": "sigmma_sc.nn.encoders",
     "list_encoders": "sigmma_sc.nn.registry",

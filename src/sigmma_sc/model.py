@@ -16,6 +16,7 @@ from sigmma_sc._checks import (
     require_divides,
     require_positive,
 )
+from sigmma_sc.config import Config
 from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
 from sigmma_sc.train.data import SlideEmbedding, TissueData
 
@@ -41,25 +42,23 @@ class SIGMMA:
         Object, or objects by name, prepared with :meth:`setup_spatialdata`.
     image_encoder
         Name in :func:`sigmma_sc.list_encoders`, name of a timm model, or a :class:`sigmma_sc.ImageEncoder`. The default is
-        embedded: stain and texture statistics that need no download. The encoder is frozen.
+        embedded: stain and texture statistics that need no download. It is frozen unless ``regime`` says otherwise.
     n_latent
         Width of the shared space and of the cell embeddings (our choice; the paper is silent).
-    edges
-        ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` keeps
-        the spatial edges alone (Table 4).
-    n_neighs, radius
-        Spatial edges: nearest neighbours, or all cells within a radius in µm (for bins on a lattice).
-    min_cells
-        Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a twentieth of which is stained;
-        inference covers them all the same.
-    dropout, temperature, edge_temperature
-        Of heads and node features; τ of InfoNCE (0.07); τ of the edge sampler (our choices).
-    seed
-        Of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
     cache_dir
         Folder that keeps the encoder's patch features from one session to the next, as float16. Models share it, and may use
         it at the same time. Features are known by image, encoder and crop; the page *Method* tells what that covers. It is
         not saved with the model.
+    **switches
+        Any other field of :class:`sigmma_sc.Config`: ``edges``, ``n_neighs``, ``radius``, ``regime``, ``loss_weights``,
+        ``temperature``, ``negatives``, ``seed`` …
+
+    Raises
+    ------
+    SetupError
+        A switch does not exist or is out of range.
+    EncoderError
+        The encoder cannot be had, or not be used as the switches say.
 
     Examples
     --------
@@ -75,33 +74,14 @@ class SIGMMA:
         image_encoder: str | ImageEncoder = "stain-stats",
         n_latent: int = 128,
         *,
-        edges: Literal["sampled", "full", "none"] = "sampled",
-        n_neighs: int = 6,
-        radius: float | None = None,
-        min_cells: int = 5,
-        dropout: float = 0.1,
-        temperature: float = 0.07,
-        edge_temperature: float = 1.0,
-        seed: int = 0,
         cache_dir: str | Path | None = None,
+        **switches: Any,
     ):
         from sigmma_sc.nn.encoders import get_encoder
 
-        require_choice(edges, ("sampled", "full", "none"), "edges")
-        for name, value in {"n_latent": n_latent, "n_neighs": n_neighs, "min_cells": min_cells}.items():
-            require_positive(value, name)
-        require_positive(temperature, "temperature")
-        require_positive(edge_temperature, "edge_temperature")
-        if radius is not None:
-            require_positive(radius, "radius")
-        if not 0 <= dropout < 1:
-            raise SetupError(f"dropout={dropout!r} must lie in [0, 1).")
         self.sdata = sdata
         self.setup = common_setup(sdata)
-        self.config = {
-            "n_latent": n_latent, "edges": edges, "n_neighs": n_neighs, "radius": radius, "min_cells": min_cells,
-            "dropout": dropout, "temperature": temperature, "edge_temperature": edge_temperature, "seed": seed,
-        }  # fmt: skip
+        self.config = Config.of({"n_latent": n_latent, **switches}, self.setup.grids)
         self.image_encoder = get_encoder(image_encoder)
         self.data = TissueData(self.setup, self.image_encoder, self.config, cache_dir)
         self.module = None
@@ -173,11 +153,14 @@ class SIGMMA:
         split: str | Mapping[str, Sequence[str]] = "auto",
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
-        precision: str = "32-true",
+        precision: str = "auto",
         *,
         stride: float | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
+        encoder_lr: float | None = None,
+        augment: bool | None = None,
+        chunk_size: int | None = None,
         early_stopping: bool = True,
         early_stopping_patience: int = 10,
         checkpoint_dir: str | Path | None = None,
@@ -191,18 +174,26 @@ class SIGMMA:
         max_epochs
             Most epochs; validation loss ends training earlier, and the best weights are kept.
         batch_size
-            Tiles in a batch, all of one slide.
+            Tiles in a batch, over all devices.
         split
             ``"auto"`` (whole samples if there are three or more, spatial blocks otherwise), ``"sample"``, ``"blocks"``,
             ``"end"`` (one end of each section), ``"random"`` (leaks; warns), ``"none"`` (train on everything), or
             ``{"test": [samples], "val": [samples]}``.
         accelerator, devices, precision
-            As Lightning's.
+            As Lightning's, and so are ``num_nodes`` and ``strategy``; negatives are gathered from all devices. ``"auto"``
+            precision is bfloat16 autocast on a GPU that has it, float32 elsewhere.
         stride
             Step of the training tiles in µm; by default half a tile, four times the tiles for a few more patches. Each
             batch holds tiles that do not overlap.
         lr, weight_decay
             Of AdamW.
+        encoder_lr
+            Of the image encoder, where it is trained; ``None``: 1e-4 for adapters, 2e-5 otherwise (our choices).
+        augment
+            Turn, mirror and restain tiles at random; ``None``: where the image encoder is trained.
+        chunk_size
+            Crops that pass an encoder in training at once: more are faster, fewer need less memory, and neither changes the
+            result. ``None``: 64 on a GPU, 8 elsewhere.
         early_stopping, early_stopping_patience
             End when the validation loss has not improved for this many epochs.
         checkpoint_dir
@@ -222,8 +213,16 @@ class SIGMMA:
         """
         from sigmma_sc.train.run import fit
 
-        for name, value in {"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr}.items():
-            require_positive(value, name)
+        tuning = {"encoder_lr": encoder_lr, "augment": augment, "chunk_size": chunk_size}
+        for name, value in {"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, **tuning}.items():
+            if value is not None and name != "augment":
+                require_positive(value, name)
+            if value and name in tuning and self.config.regime == "frozen":
+                raise SetupError(
+                    f"{name}={value!r} is for an image encoder in training, and this one is frozen. Make the model with "
+                    "regime='lora', 'last_k' or 'full'."
+                )
+        tuning["augment"] = self.config.regime != "frozen" if augment is None else augment
         if batch_size < 2:
             raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
         stride = self.setup.tile_size / 2 if stride is None else stride
@@ -236,9 +235,9 @@ class SIGMMA:
                 **trainer_kwargs,
             }
         fit(
-            self, split, stride, batch_size, lr, weight_decay, checkpoint_dir, ckpt_path, max_epochs=int(max_epochs),
-            accelerator=accelerator, devices=devices, precision=precision, early_stopping=early_stopping,
-            early_stopping_patience=early_stopping_patience, **trainer_kwargs,
+            self, split, stride, batch_size, {"lr": lr, "weight_decay": weight_decay}, tuning, checkpoint_dir, ckpt_path,
+            max_epochs=int(max_epochs), accelerator=accelerator, devices=devices, precision=precision,
+            early_stopping=early_stopping, early_stopping_patience=early_stopping_patience, **trainer_kwargs,
         )  # fmt: skip
 
     @property
@@ -277,15 +276,15 @@ class SIGMMA:
         """
         from sigmma_sc.train.write import cell_matrices
 
-        require_choice(scale, (*self.setup.scales, "all"), "scale")
+        if not self._trained().embedded:
+            raise SetupError("A model with cells='genes' embeds tiles, not cells. Use get_tile_representation().")
+        require_choice(scale, (*self.module.embedded, "all"), "scale")
         embeddings = self._embed(sdata, images=False, stride=stride)
         tissue = objects_of(self.sdata if sdata is None else sdata)
         out = {}
         for name, one in tissue.items():
             cells = cell_matrices(self, one, embeddings)
-            out[name] = (
-                np.concatenate([cells[s] for s in self.setup.scales], axis=1) if scale == "all" else cells[scale]
-            )
+            out[name] = np.concatenate(list(cells.values()), axis=1) if scale == "all" else cells[scale]
         return out if isinstance(self.sdata if sdata is None else sdata, dict) else next(iter(out.values()))
 
     def get_tile_representation(
@@ -312,7 +311,7 @@ class SIGMMA:
         from sigmma_sc.train.write import at_scale, tile_obs
 
         require_choice(modality, ("image", "transcriptome"), "modality")
-        require_choice(scale, (*self.setup.scales, "all"), "scale")
+        require_choice(scale, (*self._trained().aligned, "all"), "scale")
         embeddings = self._embed(sdata, images=modality == "image", cells=modality == "transcriptome")
         if modality == "transcriptome" and any(e.slide.region is None for e in embeddings):
             raise SetupError(
@@ -357,11 +356,11 @@ class SIGMMA:
             here = [e for e in embeddings if e.slide.sdata is one]
             params = {
                 **self.setup.to_json(),
-                **self.config,
+                **self.config.to_json(),
                 "image_encoder": self.image_encoder.name,
                 "inference_stride": stride,
             }
-            if any(e.slide.region is not None for e in here):
+            if any(e.cells for e in here):
                 write_cells(get_table(one, self.setup), cell_matrices(self, one, here), params)
             write_tiles(one, here, [tile_obs(self, e) for e in here], params)
 
@@ -384,7 +383,7 @@ class SIGMMA:
 
         chosen = chosen_tiles(self, sdata, split)
         image, transcriptome = (
-            {s: np.concatenate([getattr(e, tower)[s][which] for e, which in chosen]) for s in self.setup.scales}
+            {s: np.concatenate([getattr(e, tower)[s][which] for e, which in chosen]) for s in self.module.aligned}
             for tower in ("image", "transcriptome")
         )
         slide = np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])
@@ -465,8 +464,8 @@ class SIGMMA:
         epochs = len(next(iter(self.history.values()))) if self.history else 0
         state = f"trained, {epochs} epochs" if self.is_trained_ else "not trained"
         return (
-            f"SIGMMA ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: {self.image_encoder.name} (frozen), "
-            f"edges: {self.config['edges']}, n_latent: {self.config['n_latent']}"
+            f"SIGMMA ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: {self.image_encoder.name} "
+            f"({self.config.regime}), edges: {self.config.edges}, n_latent: {self.config.n_latent}"
         )
 
     def _trained(self) -> Any:
@@ -486,7 +485,7 @@ class SIGMMA:
             if stored_setup(one) is None:
                 register(one, replace(self.setup, microns_per_pixel=None))
         genes = None if self.data.nodes is None else self.data.nodes.genes
-        require_match(self.setup, genes, self.module.node_standardise.mean.shape[0], sdata, cells)
+        require_match(self.setup, genes, self.module.n_nodes, sdata, cells)
         return sdata
 
     def _embed(

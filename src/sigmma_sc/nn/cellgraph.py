@@ -188,7 +188,9 @@ class CellGraphTower(nn.Module):
         self.samplers = nn.ModuleList([EdgeSampler(n_hidden, temperature=temperature) for _ in range(n_samplers)])
         self.pools = nn.ModuleList([AttentionPool(n_hidden) for _ in range(n_scales)])
 
-    def forward(self, x: Tensor, buckets: list[Bucket], n_tiles: int) -> tuple[list[Tensor], list[Tensor]]:
+    def forward(
+        self, x: Tensor, buckets: list[Bucket], n_tiles: int, sample: bool | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Embed the cells and tiles of a batch.
 
         Parameters

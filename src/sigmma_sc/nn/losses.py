@@ -10,6 +10,8 @@ from torch.nn import functional
 def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) -> Tensor:
     """Symmetric InfoNCE, ½ [L(I→S) + L(S→I)], with cosine similarity.
 
+    Half precision becomes single: similarities over τ would lose their second digit.
+
     Parameters
     ----------
     image, transcriptome
@@ -17,6 +19,8 @@ def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) 
     temperature
         τ of the paper.
     """
-    logits = functional.normalize(image, dim=-1) @ functional.normalize(transcriptome, dim=-1).T / temperature
-    partner = torch.arange(len(logits), device=logits.device)
-    return 0.5 * (functional.cross_entropy(logits, partner) + functional.cross_entropy(logits.T, partner))
+    with torch.autocast(image.device.type, enabled=False):
+        image, transcriptome = (z if z.dtype == torch.float64 else z.float() for z in (image, transcriptome))
+        logits = functional.normalize(image, dim=-1) @ functional.normalize(transcriptome, dim=-1).T / temperature
+        partner = torch.arange(len(logits), device=logits.device)
+        return 0.5 * (functional.cross_entropy(logits, partner) + functional.cross_entropy(logits.T, partner))

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from sigmma_sc.nn.cellgraph import CellGraphTower
+from sigmma_sc.nn.genes import GeneVectorTower
 from sigmma_sc.nn.image import ImageTower, Standardise
 from sigmma_sc.nn.losses import info_nce
+
+if TYPE_CHECKING:
+    from sigmma_sc.config import Config
+    from sigmma_sc.nn.backbone import Backbone
+
+COLDEST, WARMEST = 0.01, 0.5
+"""Bounds of a learned τ; CLIP's own is the lower one."""
 
 
 class ProjectionHead(nn.Module):
@@ -31,19 +41,15 @@ class Towers(nn.Module):
     Parameters
     ----------
     n_image, n_nodes
-        Width of patch features and of node features.
+        Width of patch features; width of node features, or of gene vectors.
     grids
         Blocks per side of each scale, fine to coarse.
     scales
         Names of the scales.
-    n_latent
-        Width of the shared space, and of the cell embeddings.
-    edges, edge_temperature
-        See :class:`~sigmma_sc.nn.cellgraph.CellGraphTower`.
-    dropout
-        Dropout in heads and on node features.
-    temperature
-        τ of InfoNCE; 0.07 is the usual value (our choice, the paper is silent).
+    config
+        Switches of the method.
+    backbone
+        Image encoder in training; ``None`` where patch features come ready made.
     """
 
     def __init__(
@@ -52,37 +58,97 @@ class Towers(nn.Module):
         n_nodes: int,
         grids: tuple[int, ...],
         scales: tuple[str, ...],
-        n_latent: int = 128,
-        edges: str = "sampled",
-        edge_temperature: float = 1.0,
-        dropout: float = 0.1,
-        temperature: float = 0.07,
+        config: Config,
+        backbone: Backbone | None = None,
     ):
         super().__init__()
-        self.scales = scales
-        self.temperature = temperature
+        self.scales, self.n_nodes = scales, n_nodes
+        self.weights = dict(zip(scales, config.weights(len(scales)), strict=True))
+        n_latent, dropout = config.n_latent, config.dropout
+        start = torch.full((len(scales),), math.log(config.temperature))
+        self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
+        self.backbone = backbone
         self.image_tower = ImageTower(n_image, grids)
-        self.node_standardise = Standardise(n_nodes)
-        self.graph_tower = CellGraphTower(n_nodes, n_latent, len(grids), edges, edge_temperature, dropout)
         self.image_heads = nn.ModuleList([ProjectionHead(n_image, n_latent, dropout) for _ in grids])
-        self.graph_heads = nn.ModuleList([ProjectionHead(n_latent, n_latent, dropout) for _ in grids])
+        if config.cells == "genes":
+            self.gene_tower = GeneVectorTower(n_nodes, len(grids), dropout)
+        else:
+            self.node_standardise = Standardise(n_nodes)
+            self.graph_tower = CellGraphTower(
+                n_nodes, n_latent, len(grids), config.edges, config.edge_temperatures[0], dropout
+            )
+            n_nodes = n_latent
+        self.graph_heads = nn.ModuleList([ProjectionHead(n_nodes, n_latent, dropout) for _ in grids])
 
-    def embed_images(self, patches: Tensor) -> dict[str, Tensor]:
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Scales that have a loss, and so tile embeddings."""
+        return tuple(scale for scale in self.scales if self.weights[scale] > 0)
+
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """Scales that have cell embeddings: all up to the coarsest with a loss, which passes through the finer ones."""
+        if hasattr(self, "gene_tower"):
+            return ()
+        return self.scales[: self.scales.index(self.aligned[-1]) + 1]
+
+    @property
+    def temperatures(self) -> dict[str, Tensor]:
+        """τ of each scale."""
+        log = self.log_temperature
+        if log.requires_grad:
+            log = log.clamp(math.log(COLDEST), math.log(WARMEST))
+        return dict(zip(self.scales, log.exp(), strict=True))
+
+    def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Image embedding of each scale, ``(n_tiles, n_latent)``."""
+        patches = batch["patches"] if "patches" in batch else self.backbone(batch["pixels"])
         pooled = self.image_tower(patches)
         return {name: head(z) for name, head, z in zip(self.scales, self.image_heads, pooled, strict=True)}
 
-    def embed_cells(self, x: Tensor, buckets: list, n_tiles: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cell embeddings ``(n_cells, n_latent)`` and tile embeddings ``(n_tiles, n_latent)`` of each scale."""
-        cells, tiles = self.graph_tower(self.node_standardise(x), buckets, n_tiles)
-        heads = zip(self.scales, self.graph_heads, tiles, strict=True)
-        return dict(zip(self.scales, cells, strict=True)), {name: head(z) for name, head, z in heads}
+    def embed_cells(
+        self, batch: dict[str, Any], sample: bool | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Cell embeddings ``(n_cells, n_latent)``, if there are cells, and tile embeddings ``(n_tiles, n_latent)`` of each scale.
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
-        """Embed a batch of paired tiles in both towers."""
-        cells, transcriptome = self.embed_cells(batch["x"], batch["buckets"], len(batch["patches"]))
-        return {"image": self.embed_images(batch["patches"]), "transcriptome": transcriptome, "cells": cells}
+        ``sample`` draws edges, or weighs pairs by their probability; ``None`` draws in training only.
+        """
+        if "genes" in batch:
+            cells, tiles = [], self.gene_tower(batch["genes"])
+        else:
+            x = self.node_standardise(batch["x"])
+            cells, tiles = self.graph_tower(x, batch["buckets"], batch["n_tiles"], sample)
+        heads = zip(self.scales, self.graph_heads, tiles, strict=True)
+        return dict(zip(self.scales, cells, strict=False)), {name: head(z) for name, head, z in heads}
+
+    def forward(self, parts: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+        """Embed a batch of paired tiles in both towers; each part of it holds tiles of one slide."""
+        image = [self.embed_images(part) for part in parts]
+        transcriptome = [self.embed_cells(part)[1] for part in parts]
+        return {
+            name: {scale: torch.cat([part[scale] for part in tower]) for scale in self.scales}
+            for name, tower in (("image", image), ("transcriptome", transcriptome))
+        }
 
     def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """InfoNCE of each scale; the objective is their sum (paper, section 5.3)."""
-        return {s: info_nce(out["image"][s], out["transcriptome"][s], self.temperature) for s in self.scales}
+        """InfoNCE of each scale."""
+        return {s: info_nce(out["image"][s], out["transcriptome"][s], self.temperatures[s]) for s in self.scales}
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The objective: the weighted sum over the scales (paper, section 5.3)."""
+        return torch.stack([self.weights[s] * losses[s] for s in self.scales]).sum()
+
+    def own_state(self) -> dict[str, Tensor]:
+        """State without what is frozen of the image encoder, which never changes."""
+        frozen = set()
+        if self.backbone is not None:
+            learned = {name for name, p in self.backbone.named_parameters() if p.requires_grad}
+            frozen = {f"backbone.{name}" for name in self.backbone.state_dict() if name not in learned}
+        return {name: value for name, value in self.state_dict().items() if name not in frozen}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Take up :meth:`own_state`."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        needed = self.own_state().keys() & set(missing)
+        if needed or unexpected:
+            raise ValueError(f"The state lacks {sorted(needed)} and has {sorted(unexpected)} too many.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
+    from sigmma_sc.tissue.tilepixels import TilePixels
     from sigmma_sc.tissue.tiling import Tiles
 
 BUCKET_SPREAD = 1.25
@@ -43,6 +44,10 @@ class SlideTensors:
     patches, patch_index
         Patch features ``(n_crops, d)``, ``None`` where only cells are embedded, and the crop of each patch of each tile
         ``(n_tiles, n_patches)``.
+    pixels
+        Pixels of tiles instead, where the image encoder is in training.
+    genes
+        Gene vector of each tile ``(n_tiles, n_genes)`` instead of nodes, where the model has no cell graph.
     """
 
     tiles: Tiles
@@ -51,10 +56,28 @@ class SlideTensors:
     adjacency: csr_matrix | None
     patches: torch.Tensor | None
     patch_index: NDArray[np.int64]
+    pixels: TilePixels | None = None
+    genes: csr_matrix | None = None
 
     def patch_batch(self, which: NDArray[np.int64]) -> torch.Tensor:
         """Patch features of some tiles, ``(t, n_patches, d)``."""
         return self.patches[torch.from_numpy(self.patch_index[which])].float()
+
+
+def part_of(
+    slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, ...], images: bool = True, cells: bool = True
+) -> dict[str, Any]:
+    """Some tiles of one slide, as the towers take them: ``n_tiles``, and what is asked for of image and cells."""
+    part: dict[str, Any] = {"n_tiles": len(which)}
+    if images and slide.pixels is not None:
+        part["pixels"] = torch.from_numpy(slide.pixels(slide.tiles.origins[which]))
+    elif images:
+        part["patches"] = slide.patch_batch(which)
+    if cells and slide.genes is not None:
+        part["genes"] = torch.from_numpy(slide.genes[which].toarray())
+    elif cells:
+        part |= make_batch(slide, which, grids)
+    return part
 
 
 def make_batch(slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, ...]) -> dict[str, Any]:
@@ -132,58 +155,70 @@ class TilePairs(Dataset):
     def __len__(self) -> int:
         return sum(len(slide.tiles) for slide in self.slides)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        """A batch of tiles, all of one slide, as (slide, tile)."""
-        slide, which = self.slides[keys[0][0]], np.array([tile for _, tile in keys])
-        return {**make_batch(slide, which, self.grids), "patches": slide.patch_batch(which)}
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[dict[str, Any]]:
+        """A batch of tiles (slide, tile), as one part for each slide."""
+        slide, tile = np.array(keys).T
+        return [part_of(self.slides[k], tile[slide == k], self.grids) for k in np.unique(slide)]
 
 
-class WithinSlideBatches(Sampler):
-    """Batches of tiles of one slide and one phase, so that no two tiles of a batch overlap.
+class TileBatches(Sampler):
+    """Batches of tiles of one group, in which no two tiles overlap.
 
-    Frozen features identify the slide almost perfectly: negatives of another slide would teach nothing (METHOD:
-    objective). A group is cut into batches of nearly equal size, none of a single tile.
+    A group holds tiles of one slide and one phase: frozen features identify the slide almost perfectly, so negatives of
+    another slide teach little (METHOD: objective). Pooled groups hold tiles of one phase of every slide. A group is cut into
+    batches of nearly equal size, none of a single tile. Of several processes, each takes its share of every batch, all of
+    the same size, for which up to one tile a process is left out.
 
     Parameters
     ----------
     groups
-        (slide, its tiles) pairs.
+        Tiles that may meet, as (slide, tile) pairs ``(n, 2)``.
     batch_size
-        Largest batch.
+        Largest batch, over all processes.
     shuffle
         Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets.
     seed
         Of the draw.
+
+    Attributes
+    ----------
+    rank, world
+        Which process this is, and of how many.
     """
 
-    def __init__(self, groups: Sequence[tuple[int, NDArray[np.int64]]], batch_size: int, shuffle: bool, seed: int):
-        self.groups = [(slide, tiles) for slide, tiles in groups if len(tiles) > 1]
+    def __init__(self, groups: Sequence[NDArray[np.int64]], batch_size: int, shuffle: bool, seed: int):
+        self.groups = groups
         self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
+        self.rank, self.world = 0, 1
 
     def _n_batches(self, n: int) -> int:
-        return max(1, -(-n // self.batch_size))
+        """How many batches a group of ``n`` tiles makes; none where a process would get less than one, or all one in all."""
+        return -(-n // self.batch_size) if n >= max(2, self.world) else 0
 
     def __len__(self) -> int:
-        return sum(self._n_batches(len(tiles)) for _, tiles in self.groups)
+        return sum(self._n_batches(len(tiles)) for tiles in self.groups)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
-        for slide, tiles in self.groups:
+        for tiles in self.groups:
             drawn = rng.permutation(tiles) if self.shuffle else tiles
-            batches += [[(slide, int(t)) for t in part] for part in np.array_split(drawn, self._n_batches(len(tiles)))]
+            if n := self._n_batches(len(tiles)):
+                batches += np.array_split(drawn, n)
         for k in rng.permutation(len(batches)) if self.shuffle else range(len(batches)):
-            yield batches[k]
+            whole = len(batches[k]) // self.world * self.world
+            yield list(map(tuple, batches[k][:whole][self.rank :: self.world].tolist()))
 
 
 class TileDataModule(pl.LightningDataModule):
     """Training and validation batches."""
 
-    def __init__(self, dataset: TilePairs, train: WithinSlideBatches, val: WithinSlideBatches | None):
+    def __init__(self, dataset: TilePairs, train: TileBatches, val: TileBatches | None):
         super().__init__()
         self.dataset, self.train, self.val = dataset, train, val
 
-    def _loader(self, batches: WithinSlideBatches) -> DataLoader:
+    def _loader(self, batches: TileBatches) -> DataLoader:
+        batches.rank, batches.world = self.trainer.global_rank, self.trainer.world_size
         return DataLoader(self.dataset, batch_sampler=batches, collate_fn=lambda batch: batch)
 
     def train_dataloader(self) -> DataLoader:

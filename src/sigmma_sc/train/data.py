@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
 from sigmma_sc.tissue.split import resolve_split, split_slide
+from sigmma_sc.tissue.tilepixels import TilePixels
 from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles, shifted_tiles
-from sigmma_sc.train.batches import SlideTensors, make_batch
+from sigmma_sc.train.batches import SlideTensors, part_of
 from sigmma_sc.train.features import PatchFeatures
-from sigmma_sc.train.nodes import CountsPCA, embedding_of
+from sigmma_sc.train.nodes import CountsPCA, GeneVectors, embedding_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sigmma_sc.config import Config
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.nn.towers import Towers
     from sigmma_sc.tissue.frame import Slide
@@ -45,9 +48,9 @@ class SlideEmbedding:
     covered
         Cells with an embedding, ``(n_cells,)``.
     cells
-        Cell embeddings by scale, ``(n_cells, d)``; rows of cells that are not covered are undefined.
+        Cell embeddings by scale, ``(n_cells, d)``; rows of cells that are not covered are undefined. None without a cell graph.
     image, transcriptome
-        Tile embeddings by scale, ``(n_tiles, d)``.
+        Tile embeddings by aligned scale, ``(n_tiles, d)``.
     """
 
     slide: Slide
@@ -69,12 +72,10 @@ class TissueData:
         Of patch features.
     """
 
-    def __init__(
-        self, setup: Setup, encoder: ImageEncoder, config: dict[str, Any], cache_dir: str | Path | None = None
-    ):
-        self.setup, self.config = setup, config
-        self.features = PatchFeatures(encoder, cache_dir=cache_dir)
-        self.nodes: CountsPCA | None = None
+    def __init__(self, setup: Setup, encoder: ImageEncoder, config: Config, cache_dir: str | Path | None = None):
+        self.setup, self.config, self.cache_dir = setup, config, cache_dir
+        self.pretrained = self.features = PatchFeatures(encoder, cache_dir=cache_dir)
+        self.nodes: CountsPCA | GeneVectors | None = None
         self.split: str | dict[str, list[str]] | None = None
         self.roles: dict[str, NDArray] = {}
         self._masks: dict[tuple[int, str], tuple[object, TissueMask]] = {}
@@ -105,16 +106,16 @@ class TissueData:
 
     def usable(self, slide: Slide, tiles: Tiles) -> NDArray[np.bool_]:
         """Tiles fit to be trained and scored on: enough cells, and not on bare glass."""
-        return (tiles.n_cells >= self.config["min_cells"]) & (self.tissue(slide, tiles) >= MIN_TISSUE)
+        return (tiles.n_cells >= self.config.min_cells) & (self.tissue(slide, tiles) >= MIN_TISSUE)
 
     def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
         """Decide once which tiles train, validate and test."""
-        self.split = resolve_split(split, [slide.sample for slide in slides], self.config["seed"])
+        self.split = resolve_split(split, [slide.sample for slide in slides], self.config.seed)
         for slide in slides:
             tiles, _ = self.covering(slide)
             usable = self.usable(slide, tiles)
             if isinstance(self.split, str):
-                self.roles[slide.name] = split_slide(tiles, usable, self.split, self.config["seed"])
+                self.roles[slide.name] = split_slide(tiles, usable, self.split, self.config.seed)
             else:
                 role = next((r for r, names in self.split.items() if slide.sample in names), "train")
                 self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
@@ -124,37 +125,58 @@ class TissueData:
         role = self.roles.get(slide.name)
         return np.full(n_tiles, "unseen") if role is None or len(role) != n_tiles else role
 
+    def use_encoder(self, encoder: ImageEncoder) -> None:
+        """Take patch features from an encoder that was trained; those of the encoder as it came are :attr:`pretrained`."""
+        self.features = PatchFeatures(encoder, cache_dir=self.cache_dir)
+
     def fit_nodes(self, slides: Sequence[Slide]) -> None:
-        """Fit the default node features on the cells of training tiles alone."""
-        if self.setup.features_key is not None:
+        """Fit what is made of the counts on the cells of training tiles alone."""
+        if self.config.cells == "graph" and self.setup.features_key is not None:
             return
         parts = []
         for slide in slides:
             tiles, own = self.covering(slide)
-            train = np.isin(own, np.flatnonzero(self.roles_of(slide, len(tiles)) == "train"))
+            train = np.flatnonzero(self.roles_of(slide, len(tiles)) == "train")
             table = get_table(slide.sdata, stored_setup(slide.sdata) or self.setup)
-            parts.append((table, slide.rows[train]))
-        self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config["seed"])
+            if self.config.cells == "genes":
+                parts.append((table, slide.rows, tiles.take(train)))
+            else:
+                parts.append((table, slide.rows[np.isin(own, train)]))
+        if self.config.cells == "genes":
+            self.nodes = GeneVectors.fit(parts, self.setup.layer)
+        else:
+            self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config.seed)
 
     def tensors(
-        self, slide: Slide, tiles: Tiles, device: torch.device, images: bool = True, cells: bool = True
+        self,
+        slide: Slide,
+        tiles: Tiles,
+        device: torch.device,
+        images: bool = True,
+        cells: bool = True,
+        pixels: bool = False,
     ) -> SlideTensors:
-        """Everything that batches of these tiles need, of one modality or both."""
+        """Everything that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
         crops, index = crops_of_tiles(tiles, self.setup.grids)
-        patches = self.features(slide, crops, device) if images else None
-        nodes = adjacency = None
-        if cells and slide.region is not None:
-            setup = stored_setup(slide.sdata) or self.setup
-            table = get_table(slide.sdata, setup)
-            if self.nodes is None:
-                values = embedding_of(table, slide.rows, setup)
-            else:
-                values = self.nodes.transform(table, slide.rows, setup.layer)
-            nodes = torch.from_numpy(values)
-            adjacency = spatial_graph(
-                slide.xy * slide.microns_per_pixel, self.config["n_neighs"], self.config["radius"]
-            )
-        return SlideTensors(tiles, slide.xy, nodes, adjacency, patches, index)
+        out = SlideTensors(tiles, slide.xy, None, None, None, index)
+        if images and pixels:
+            out.pixels = TilePixels(slide, tiles.origins, tiles.side, self.setup.grids)
+        elif images:
+            out.patches = self.features(slide, crops, device)
+        if not cells or slide.region is None:
+            return out
+        setup = stored_setup(slide.sdata) or self.setup
+        table = get_table(slide.sdata, setup)
+        if isinstance(self.nodes, GeneVectors):
+            out.genes = self.nodes.transform(table, slide.rows, tiles, setup.layer)
+            return out
+        if self.nodes is None:
+            values = embedding_of(table, slide.rows, setup)
+        else:
+            values = self.nodes.transform(table, slide.rows, setup.layer)
+        out.nodes = torch.from_numpy(values)
+        out.adjacency = spatial_graph(slide.xy * slide.microns_per_pixel, self.config.n_neighs, self.config.radius)
+        return out
 
     @torch.no_grad()
     def embed(
@@ -165,10 +187,14 @@ class TissueData:
         With a ``stride`` in µm, a cell's embedding is the mean over the tiles of all grids moved by that step.
         """
         module.eval()
-        return [
-            self._embed_slide(module, slide, images, cells and slide.region is not None, stride)
-            for slide in self.slides(tissue)
-        ]
+        device = next(module.parameters()).device
+        # The draws of Monte-Carlo evaluation come from the model's seed, and leave the user's random state as it was.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            return [
+                self._embed_slide(module, slide, images, cells and slide.region is not None, stride)
+                for slide in self.slides(tissue)
+            ]
 
     def _embed_slide(
         self, module: Towers, slide: Slide, images: bool, cells: bool, stride: float | None
@@ -177,19 +203,25 @@ class TissueData:
         tiles, own = self.covering(slide)
         data = self.tensors(slide, tiles, device, images, cells)
         out = SlideEmbedding(slide, tiles, own >= 0, {}, {}, {})
-        sizes = {"image": len(tiles) * images, "transcriptome": len(tiles) * cells, "cells": len(slide.xy) * cells}
-        for kind, n in sizes.items():
-            getattr(out, kind).update({s: np.zeros((n, self.config["n_latent"]), np.float32) for s in module.scales})
+        kinds = {
+            "image": (len(tiles) * images, module.aligned),
+            "transcriptome": (len(tiles) * cells, module.aligned),
+            "cells": (len(slide.xy) * cells, module.embedded),
+        }
+        for kind, (n, scales) in kinds.items():
+            getattr(out, kind).update({s: np.zeros((n, self.config.n_latent), np.float32) for s in scales})
         for which in _chunks(len(tiles)):
             if images:
-                for s, z in module.embed_images(data.patch_batch(which).to(device)).items():
-                    out.image[s][which] = z.cpu().numpy()
+                z = module.embed_images({"patches": data.patch_batch(which).to(device)})
+                for s in module.aligned:
+                    out.image[s][which] = z[s].cpu().numpy()
             if cells:
                 position, h, z = self._cells(module, data, which)
+                for s in module.aligned:
+                    out.transcriptome[s][which] = z[s]
                 # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
                 mine = own[position] == np.repeat(which, tiles.n_cells[which])
-                for s in module.scales:
-                    out.transcriptome[s][which] = z[s]
+                for s in module.embedded:
                     out.cells[s][position[mine]] = h[s][mine]
         if cells and stride is not None:
             self._average(module, data, out, stride)
@@ -200,11 +232,13 @@ class TissueData:
     ) -> tuple[NDArray[np.int64], dict[str, NDArray], dict[str, NDArray]]:
         """Cells of some tiles, their embeddings, and the tiles' own."""
         device = next(module.parameters()).device
-        batch = make_batch(data, which, self.setup.grids)
-        buckets = [bucket.to(device) for bucket in batch["buckets"]]
-        embedded = module.embed_cells(batch["x"].to(device), buckets, len(which))
-        h, z = ({s: values.cpu().numpy() for s, values in part.items()} for part in embedded)
-        return batch["cells"].numpy(), h, z
+        part = move_data_to_device(part_of(data, which, self.setup.grids, images=False), device)
+        draws = [module.embed_cells(part, sample=True) for _ in range(self.config.mc_samples)]
+        draws = draws or [module.embed_cells(part)]
+        h, z = (
+            {s: (sum(draw[k][s] for draw in draws) / len(draws)).cpu().numpy() for s in draws[0][k]} for k in (0, 1)
+        )
+        return data.tiles.take(which).cells, h, z
 
     def _average(self, module: Towers, data: SlideTensors, out: SlideEmbedding, stride: float) -> None:
         """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
@@ -215,9 +249,9 @@ class TissueData:
             moved = replace(data, tiles=shifted_tiles(data.xy, np.flatnonzero(out.covered), side, shift))
             for which in _chunks(len(moved.tiles)):
                 position, h, _ = self._cells(module, moved, which)
-                for s in module.scales:
+                for s in module.embedded:
                     out.cells[s][position] += h[s]
-        for s in module.scales:
+        for s in module.embedded:
             out.cells[s] /= len(shifts) + 1
 
 

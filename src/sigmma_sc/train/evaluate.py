@@ -11,7 +11,7 @@ from sigmma_sc._checks import SetupError, require_choice
 from sigmma_sc.metrics.expression import expression_probe
 from sigmma_sc.tissue.setup import get_table, stored_setup
 from sigmma_sc.tissue.tiling import crops_of_tiles
-from sigmma_sc.train.nodes import counts_of, positions
+from sigmma_sc.train.nodes import pooled_counts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,33 +61,26 @@ def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> 
 
 
 def _aligned(model: Any, chosen: Chosen) -> NDArray[np.float32]:
-    return np.concatenate(
-        [np.concatenate([e.image[s][which] for s in model.setup.scales], axis=1) for e, which in chosen]
-    )
+    return np.concatenate([np.concatenate([z[which] for z in e.image.values()], axis=1) for e, which in chosen])
 
 
 def _frozen(model: Any, chosen: Chosen) -> NDArray[np.float32]:
-    """The encoder's own features: mean over each grid, grids side by side."""
+    """Features of the encoder as it came: mean over each grid, grids side by side."""
     sizes = np.cumsum([b * b for b in model.setup.grids])[:-1]
     out = []
     for e, which in chosen:
         crops, index = crops_of_tiles(e.tiles.take(which), model.setup.grids)
-        patches = model.data.features(e.slide, crops, model.device).float().numpy()[index]
+        patches = model.data.pretrained(e.slide, crops, model.device).float().numpy()[index]
         out.append(np.concatenate([part.mean(axis=1) for part in np.split(patches, sizes, axis=1)], axis=1))
     return np.concatenate(out)
 
 
 def _counts(model: Any, chosen: Chosen, genes: list[str]) -> csr_matrix:
     """Raw counts pooled over each tile's cells, ``(n_tiles, n_genes)``."""
-    from scipy.sparse import csr_matrix, vstack
+    from scipy.sparse import vstack
 
     pooled = []
     for e, which in chosen:
         table = get_table(e.slide.sdata, stored_setup(e.slide.sdata) or model.setup)
-        tiles = e.tiles.take(which)
-        member = csr_matrix(
-            (np.ones(len(tiles.cells), np.float32), tiles.cells, tiles.indptr), shape=(len(tiles), len(e.slide.rows))
-        )
-        parts = counts_of(table, e.slide.rows, model.setup.layer)
-        pooled.append(sum(member[:, some] @ counts for some, counts in parts)[:, positions(table, genes)])
+        pooled.append(pooled_counts(table, e.slide.rows, e.tiles.take(which), genes, model.setup.layer))
     return vstack(pooled, format="csr")

@@ -1,4 +1,4 @@
-"""Node features: PCA of log-normalised counts, or an embedding the user brings."""
+"""What is made of the counts: PCA of a cell's, a tile's gene vector, or an embedding the user brings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
     from sigmma_sc.tissue.setup import Setup
+    from sigmma_sc.tissue.tiling import Tiles
 
 N_COMPONENTS = 50
 MAX_FIT_CELLS = 100_000
@@ -77,6 +78,48 @@ class CountsPCA:
         for some, counts in counts_of(table, rows, layer):
             out[some] = log_normalise(counts[:, where], self.target_sum) @ self.components.T - offset
         return out
+
+
+class GeneVectors:
+    """Pooled counts of a tile, log-normalised: the tile without its cell graph (paper, section 6.4).
+
+    Attributes
+    ----------
+    genes
+        Genes in order.
+    target_sum
+        Counts per tile after normalisation: the median of the training tiles.
+    """
+
+    def __init__(self, genes: list[str], target_sum: float):
+        self.genes, self.target_sum = genes, target_sum
+
+    @classmethod
+    def fit(cls, parts: Sequence[tuple[AnnData, NDArray[np.int64], Tiles]], layer: str | None) -> GeneVectors:
+        """Fit on tiles of tables of raw counts, each with its slide's rows."""
+        genes = list(map(str, parts[0][0].var_names))
+        pooled = [pooled_counts(table, rows, tiles, genes, layer) for table, rows, tiles in parts]
+        totals = np.concatenate([np.asarray(counts.sum(axis=1)).ravel() for counts in pooled])
+        if not (totals > 0).any():
+            raise SetupError("No training tile has any count. Check the layer of raw counts.")
+        return cls(genes, float(np.median(totals[totals > 0])))
+
+    def transform(self, table: AnnData, rows: NDArray[np.int64], tiles: Tiles, layer: str | None) -> csr_matrix:
+        """Vectors ``(n_tiles, n_genes)`` float32 of tiles of the slide that has these rows."""
+        return log_normalise(pooled_counts(table, rows, tiles, self.genes, layer), self.target_sum)
+
+
+def pooled_counts(
+    table: AnnData, rows: NDArray[np.int64], tiles: Tiles, genes: list[str], layer: str | None
+) -> csr_matrix:
+    """Raw counts summed over each tile's cells, ``(n_tiles, n_genes)`` float32."""
+    from scipy.sparse import csr_matrix
+
+    ones = np.ones(len(tiles.cells), np.float32)
+    member = csr_matrix((ones, tiles.cells, tiles.indptr), shape=(len(tiles), len(rows)))
+    where = positions(table, genes)
+    empty = csr_matrix((len(tiles), len(genes)), dtype=np.float32)
+    return sum((member[:, some] @ counts[:, where] for some, counts in counts_of(table, rows, layer)), empty).tocsr()
 
 
 def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:

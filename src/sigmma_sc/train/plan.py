@@ -21,36 +21,74 @@ class AlignmentPlan(pl.LightningModule):
     ----------
     module
         The towers.
-    lr, weight_decay
-        Of AdamW.
+    lr, encoder_lr, weight_decay
+        Of AdamW; the image encoder has a rate of its own.
+    edge_temperatures
+        First and last τ of the edge sampler.
     """
 
-    def __init__(self, module: Towers, lr: float, weight_decay: float):
+    def __init__(
+        self,
+        module: Towers,
+        lr: float,
+        encoder_lr: float,
+        weight_decay: float,
+        edge_temperatures: tuple[float, float],
+    ):
         super().__init__()
-        self.module, self.lr, self.weight_decay = module, lr, weight_decay
+        self.module, self.lr, self.encoder_lr, self.weight_decay = module, lr, encoder_lr, weight_decay
+        self.edge_temperatures = edge_temperatures
+        self.strict_loading = False  # checkpoints leave out what is frozen, see state_dict
 
-    def _step(self, batch: dict[str, Any], name: str, prefix: str) -> torch.Tensor:
-        n = len(batch["patches"])
-        losses = self.module.losses(self.module(batch))
-        total = torch.stack(list(losses.values())).sum()
-        options = {"batch_size": n, "on_epoch": True, "on_step": False}
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Weights for checkpoints, without the frozen ones of the image encoder."""
+        return {f"module.{name}": value for name, value in self.module.own_state().items()}
+
+    def _gathered(self, out: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
+        """Embeddings of all processes, in all of them, with gradient.
+
+        Each process then has the loss of the global batch, and the mean over processes of what flows back through the
+        gathering, which sums, is the gradient of one process on that batch.
+        """
+        if self.trainer.world_size == 1:
+            return out
+        towers = ("image", "transcriptome")
+        return {t: {s: self.all_gather(z, sync_grads=True).flatten(0, 1) for s, z in out[t].items()} for t in towers}
+
+    def _step(self, batch: list[dict[str, Any]], name: str, prefix: str) -> torch.Tensor:
+        n = sum(part["n_tiles"] for part in batch) * self.trainer.world_size
+        losses = self.module.losses(self._gathered(self.module(batch)))
+        total = self.module.total(losses)
+        options = {"batch_size": n, "on_epoch": True, "on_step": False, "sync_dist": self.trainer.world_size > 1}
         self.log(name, total, prog_bar=True, **options)
         for scale, loss in losses.items():
             self.log(f"{prefix}_loss_{scale}", loss, **options)
         self.log(f"{prefix}_ln_batch", math.log(n), **options)
         return total
 
-    def training_step(self, batch: dict[str, Any], _: int) -> torch.Tensor:
+    def on_train_batch_start(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
+        """Anneal the edge sampler."""
+        first, last = self.edge_temperatures
+        if first != last:
+            done = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches) - 1)
+            self.module.graph_tower.edge_temperature = first * (last / first) ** done
+
+    def training_step(self, batch: list[dict[str, Any]], _: int) -> torch.Tensor:
         """Loss of one batch."""
         return self._step(batch, "train_loss_epoch", "train")
 
-    def validation_step(self, batch: dict[str, Any], _: int) -> None:
+    def validation_step(self, batch: list[dict[str, Any]], _: int) -> None:
         """Log the losses of one batch of held-out tiles."""
         self._step(batch, "validation_loss", "validation")
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; warm-up over a twentieth of the steps, then cosine to a hundredth."""
-        optimiser = torch.optim.AdamW(self.module.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        rates: dict[float, list[torch.nn.Parameter]] = {self.lr: [], self.encoder_lr: []}
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                rates[self.encoder_lr if name.startswith("backbone.") else self.lr].append(parameter)
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items() if parameters]
+        optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         warm = max(1, steps // 20)
 
@@ -101,7 +139,7 @@ class KeepBest(pl.Callback):
         loss = trainer.callback_metrics.get("validation_loss")
         if loss is not None and not trainer.sanity_checking and float(loss) < self.loss:
             self.loss = float(loss)
-            self.state = {name: value.detach().cpu().clone() for name, value in plan.module.state_dict().items()}
+            self.state = {name: value.detach().cpu().clone() for name, value in plan.module.own_state().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
@@ -114,4 +152,4 @@ class KeepBest(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
         """Restore them."""
         if self.state is not None:
-            plan.module.load_state_dict(self.state)
+            plan.module.load_own_state(self.state)

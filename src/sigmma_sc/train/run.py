@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from sigmma_sc._checks import SetupError
-from sigmma_sc.nn.towers import Towers
 from sigmma_sc.tissue.split import near, resolve_split
 from sigmma_sc.tissue.tiling import lattice_tiles
-from sigmma_sc.train.batches import TileDataModule, TilePairs, WithinSlideBatches
+from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 from sigmma_sc.train.checkpoint import SaveEpochs
+from sigmma_sc.train.features import CPU_BATCH
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs
+from sigmma_sc.train.store import build_towers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,9 +22,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sigmma_sc.nn.backbone import Backbone
+    from sigmma_sc.nn.towers import Towers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
+    from sigmma_sc.train.batches import SlideTensors
     from sigmma_sc.train.data import TissueData
+
+
+RATES = {"frozen": 0.0, "lora": 1e-4, "last_k": 2e-5, "full": 2e-5}
+"""Learning rate of the image encoder by regime (our choices)."""
+
+GPU_CHUNK = 64
+"""Crops that pass the encoder at once on a GPU: of a ViT-L in half precision they take some 10 GB in the backward pass."""
+
+FIT_TILES = 256
+"""Tiles on which features are standardised where every feature costs a pass of the encoder."""
 
 
 def fit(
@@ -31,20 +45,25 @@ def fit(
     split: str | Mapping[str, Sequence[str]],
     stride: float,
     batch_size: int,
-    lr: float,
-    weight_decay: float,
+    rates: dict[str, float],
+    tuning: dict[str, Any],
     checkpoint_dir: str | Path | None,
     ckpt_path: str | Path | None,
     **trainer: Any,
 ) -> None:
-    """Prepare data, build the towers on the first call, and run scvi-tools' trainer."""
+    """Prepare data, build the towers on the first call, and run scvi-tools' trainer.
+
+    ``rates`` holds lr and weight_decay, ``tuning`` what matters where the image encoder is trained: encoder_lr, augment and
+    chunk_size.
+    """
     from scvi.model._utils import parse_device_args
     from scvi.train import TrainRunner
 
-    data, slides, seed = model.data, model._slides, model.config["seed"]
+    data, slides, config = model.data, model._slides, model.config
+    seed = config.seed
     if any(slide.region is None for slide in slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")
-    run = {"split": split, "stride": stride, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay}
+    run = {"split": split, "stride": stride, "batch_size": batch_size, **rates, **tuning}
     fresh = data.split is None
     checkpoints = SaveEpochs(model, run | trainer, checkpoint_dir, ckpt_path)
     if data.split is None:
@@ -55,7 +74,10 @@ def fit(
             f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
         )
     device = parse_device_args(accelerator=trainer["accelerator"], devices=trainer["devices"], return_device="torch")[2]
-    module_data = _batches(data, slides, stride, batch_size, seed, torch.device(device))
+    if trainer["precision"] == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        trainer["precision"] = "bf16-mixed" if half else "32-true"
+    module_data = _batches(data, slides, stride, batch_size, torch.device(device))
     if module_data.val is None:
         trainer["early_stopping"] = False
     epochs = len(next(iter(model.history.values()), ()))
@@ -63,56 +85,85 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + epochs)
         if model.module is None:
-            model.module = _build(model, module_data)
+            model.module = _build(model, module_data, torch.device(device))
         model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
-        plan = AlignmentPlan(model.module, lr, weight_decay)
+        backbone = model.module.backbone
+        if backbone is not None:
+            backbone.augment = tuning["augment"]
+            backbone.chunk_size = tuning["chunk_size"] or (CPU_BATCH if device.type == "cpu" else GPU_CHUNK)
+        encoder_lr = tuning["encoder_lr"] or RATES[config.regime]
+        plan = AlignmentPlan(model.module, rates["lr"], encoder_lr, rates["weight_decay"], config.edge_temperatures)
         callbacks = [*(trainer.pop("callbacks", None) or []), SeedEpochs(seed, epochs), KeepBest()]
+        # Batches are dealt out to the processes by our own sampler.
+        trainer["use_distributed_sampler"] = False
         runner = TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)
         checkpoints.attach(runner)
         runner()
+    if backbone is not None:
+        data.use_encoder(backbone.encoder)
     for name, frame in model.history_.items():
         model.history_[name] = frame.astype(float)
 
 
-def _build(model: Any, data: TileDataModule) -> Towers:
-    config, slides = model.config, data.dataset.slides
-    towers = Towers(
-        n_image=model.image_encoder.dim,
-        n_nodes=slides[0].nodes.shape[1],
-        grids=model.setup.grids,
-        scales=model.setup.scales,
-        **{name: config[name] for name in ("n_latent", "edges", "edge_temperature", "dropout", "temperature")},
-    )
-    train = {k: [] for k in range(len(slides))}
-    for k, tiles in data.train.groups:
-        train[k].append(tiles)
-    chosen = {k: np.concatenate(tiles) for k, tiles in train.items() if tiles}
-    towers.image_tower.fit(torch.cat([slides[k].patch_batch(which) for k, which in chosen.items()]))
-    cells = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
-    towers.node_standardise.fit(torch.cat([slides[k].nodes[torch.from_numpy(c)] for k, c in cells.items()]))
+def _build(model: Any, data: TileDataModule, device: torch.device) -> Towers:
+    """Fresh towers, standardised on the training tiles."""
+    slides = data.dataset.slides
+    first = slides[0]
+    towers = build_towers(model, first.nodes.shape[1] if first.genes is None else first.genes.shape[1])
+    slide, tile = np.concatenate(data.train.groups).T
+    chosen = {int(k): tile[slide == k] for k in np.unique(slide)}
+    if towers.backbone is None:
+        patches = [slides[k].patch_batch(which) for k, which in chosen.items()]
+    else:
+        towers.backbone.to(device).eval()
+        patches = [_few_patches(towers.backbone, slides[k], which, device) for k, which in chosen.items()]
+    towers.image_tower.fit(torch.cat(patches))
+    if first.genes is not None:
+        genes = [torch.from_numpy(slides[k].genes[which].toarray()) for k, which in chosen.items()]
+        towers.gene_tower.standardise.fit(torch.cat(genes))
+    else:
+        cells = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
+        towers.node_standardise.fit(torch.cat([slides[k].nodes[torch.from_numpy(c)] for k, c in cells.items()]))
     return towers
 
 
+@torch.no_grad()
+def _few_patches(backbone: Backbone, slide: SlideTensors, which: NDArray, device: torch.device) -> torch.Tensor:
+    """Patch features of some training tiles, evenly drawn, before the encoder is trained."""
+    some = which[np.linspace(0, len(which) - 1, min(len(which), FIT_TILES)).astype(int)]
+    tiles = torch.from_numpy(slide.pixels(slide.tiles.origins[some]))
+    return torch.cat([backbone(part.to(device)).cpu() for part in tiles.split(8)])
+
+
 def _batches(
-    data: TissueData, slides: Sequence[Slide], stride: float, batch_size: int, seed: int, device: torch.device
+    data: TissueData, slides: Sequence[Slide], stride: float, batch_size: int, device: torch.device
 ) -> TileDataModule:
     """Training tiles on a lattice of step ``stride``, validation tiles as they cover the slide."""
-    dataset, train, val = [], [], []
+    config, dataset, train, val = data.config, [], [], []
+    tune = config.regime != "frozen"
     for slide in slides:
         covering, _ = data.covering(slide)
         role = data.roles_of(slide, len(covering))
         if (role == "train").any():
             tiles = _training_tiles(data, slide, covering, role, stride)
-            train += [(len(dataset), np.flatnonzero(tiles.phase == phase)) for phase in np.unique(tiles.phase)]
-            dataset.append(data.tensors(slide, tiles, device))
+            train.append(np.column_stack([np.full(len(tiles), len(dataset)), np.arange(len(tiles)), tiles.phase]))
+            dataset.append(data.tensors(slide, tiles, device, pixels=tune))
         if (role == "val").any():
-            val.append((len(dataset), np.arange((role == "val").sum())))
-            dataset.append(data.tensors(slide, covering.take(np.flatnonzero(role == "val")), device))
-    sampler = WithinSlideBatches(train, batch_size, shuffle=True, seed=seed)
+            n = int((role == "val").sum())
+            val.append(np.column_stack([np.full(n, len(dataset)), np.arange(n), np.zeros(n, int)]))
+            dataset.append(data.tensors(slide, covering.take(np.flatnonzero(role == "val")), device, pixels=tune))
+    sampler = TileBatches(_groups(train, config.negatives), batch_size, shuffle=True, seed=config.seed)
     if not len(sampler):
         raise SetupError("No slide has two training tiles with enough cells. Lower min_cells or tile_size.")
-    held_out = WithinSlideBatches(val, batch_size, shuffle=False, seed=seed)
+    held_out = TileBatches(_groups(val, config.negatives), batch_size, shuffle=False, seed=config.seed)
     return TileDataModule(TilePairs(dataset, data.setup.grids), sampler, held_out if len(held_out) else None)
+
+
+def _groups(slides: list[NDArray[np.int64]], negatives: str) -> list[NDArray[np.int64]]:
+    """Tiles that may meet in a batch: those of one phase, of one slide or of all; from (slide, tile, phase) a slide."""
+    if negatives == "pooled" and slides:
+        slides = [np.concatenate(slides)]
+    return [rows[rows[:, 2] == phase, :2] for rows in slides for phase in np.unique(rows[:, 2])]
 
 
 def _training_tiles(data: TissueData, slide: Slide, covering: Tiles, role: NDArray, stride: float) -> Tiles:

@@ -12,16 +12,18 @@ import torch
 
 from sigmma_sc._checks import EncoderError, ExistsError, MissingKeyError, SetupError
 from sigmma_sc._files import fresh_folder
+from sigmma_sc.nn.backbone import Backbone
 from sigmma_sc.nn.towers import Towers
+from sigmma_sc.nn.tuning import tuned
 from sigmma_sc.tissue.setup import Setup, objects_of, register, stored_setup
 from sigmma_sc.train.match import require_match
-from sigmma_sc.train.nodes import CountsPCA
+from sigmma_sc.train.nodes import CountsPCA, GeneVectors
 
 if TYPE_CHECKING:
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.train.data import TissueData
 
-FORMAT = 2
+FORMAT = 3
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -47,14 +49,14 @@ def _describe(model: Any) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "setup": model.setup.to_json(),
-        "config": model.config,
+        "config": model.config.to_json(),
         "encoder": {
             "name": encoder.name,
             "dim": encoder.dim,
             "spec": encoder.spec,
             "fingerprint": encoder.fingerprint(),
         },
-        "n_nodes": model.module.node_standardise.mean.shape[0],
+        "n_nodes": model.module.n_nodes,
         **describe_data(data),
         "history": history_to_json(model.history),
     }
@@ -72,7 +74,7 @@ def describe_data(data: TissueData) -> dict[str, Any]:
 
 def data_tensors(data: TissueData) -> dict[str, torch.Tensor]:
     """The PCA of the counts, if there is one."""
-    if data.nodes is None:
+    if not isinstance(data.nodes, CountsPCA):
         return {}
     return {f"nodes.{name}": torch.from_numpy(getattr(data.nodes, name)) for name in ("mean", "components")}
 
@@ -81,7 +83,9 @@ def restore_data(data: TissueData, described: dict[str, Any], tensors: dict[str,
     """Take up what :func:`describe_data` and :func:`data_tensors` gave."""
     data.split = described["split"]
     data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
-    if described["genes"] is not None:
+    if data.config.cells == "genes":
+        data.nodes = GeneVectors(described["genes"], described["target_sum"])
+    elif described["genes"] is not None:
         mean, components = (tensors[f"nodes.{name}"].numpy() for name in ("mean", "components"))
         data.nodes = CountsPCA(described["genes"], described["target_sum"], mean, components)
 
@@ -103,7 +107,7 @@ def history_from_json(stored: dict[str, Any]) -> dict[str, pd.DataFrame]:
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    weights = {f"module.{k}": v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}
+    weights = {f"module.{k}": v.detach().cpu().contiguous() for k, v in model.module.own_state().items()}
     return {**weights, **data_tensors(model.data)}
 
 
@@ -120,20 +124,25 @@ def load(
     encoder = _encoder(described["encoder"], image_encoder)
     model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config)
     restore_data(model.data, described, tensors)
-    model.module = Towers(
-        described["encoder"]["dim"],
-        described["n_nodes"],
-        setup.grids,
-        setup.scales,
-        **{name: config[name] for name in ("n_latent", "edges", "edge_temperature", "dropout", "temperature")},
-    )
-    model.module.load_state_dict(
+    model.module = build_towers(model, described["n_nodes"])
+    model.module.load_own_state(
         {k.removeprefix("module."): value for k, value in tensors.items() if k.startswith("module.")}
     )
+    if model.module.backbone is not None:
+        model.data.use_encoder(model.module.backbone.encoder)
     model.module.eval()
     model.history_ = history_from_json(described["history"])
     model.is_trained_ = True
     return model
+
+
+def build_towers(model: Any, n_nodes: int) -> Towers:
+    """Fresh towers as the model's configuration has them, with the image encoder in them where it is trained too."""
+    config, setup, encoder, backbone = model.config, model.setup, model.image_encoder, None
+    if config.regime != "frozen":
+        sizes = config.crop_sizes or (encoder.input_size,) * len(setup.grids)
+        backbone = Backbone(tuned(encoder, config), setup.grids, sizes)
+    return Towers(encoder.dim, n_nodes, setup.grids, setup.scales, config, backbone)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

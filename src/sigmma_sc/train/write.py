@@ -42,7 +42,7 @@ def cell_matrices(
         raise SetupError("The object was set up with table_key=None and has no cells to embed.")
     n = get_table(sdata, setup).n_obs
     covered = np.zeros(n, bool)
-    out = {s: np.full((n, model.config["n_latent"]), np.nan, np.float32) for s in model.setup.scales}
+    out = {s: np.full((n, model.config.n_latent), np.nan, np.float32) for s in model.module.embedded}
     for e in embeddings:
         if e.slide.sdata is sdata:
             rows = e.slide.rows[e.covered]

@@ -1,0 +1,154 @@
+"""The switches of the method."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from sigmma_sc._checks import SetupError, require_choice, require_positive
+
+COUNTS = ("n_latent", "n_neighs", "min_cells", "lora_rank", "last_k")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Switches of the method; frozen, JSON-safe, and stored with the model.
+
+    Every field is an argument of :class:`sigmma_sc.SIGMMA`. Values that the paper does not give are choices of ours.
+
+    Attributes
+    ----------
+    n_latent
+        Width of the shared space and of the cell embeddings (our choice).
+    cells
+        ``"graph"``, the cell graph (the method), or ``"genes"``, one vector of the tile's pooled, log-normalised counts at
+        every scale (Table 4). Such a model embeds tiles, not cells.
+    edges
+        ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` keeps
+        the spatial edges alone (Table 4).
+    symmetric_edges
+        Draw an edge for both directions of a pair at once; by default each is drawn by itself.
+    edge_temperature
+        τ of the edge sampler, or (first, last): τ then falls from one to the other, geometrically, in the course of one call of
+        ``train`` (our choice).
+    n_neighs, radius
+        Spatial edges: nearest neighbours, or all cells within a radius in µm (for bins on a lattice) (our choice).
+    min_cells
+        Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a twentieth of which is stained;
+        inference covers them all the same.
+    loss_weights
+        Weight of each scale's loss, fine to coarse; ``None`` weighs all 1, ``(0, 0, 1)`` aligns the macro scale alone
+        (Table 4). A scale of weight 0 has no tile embedding.
+    temperature, learn_temperature
+        τ of InfoNCE (0.07), and whether each scale learns its own from there, within 0.01 and 0.5 (our choice).
+    negatives
+        ``"within_slide"`` draws each batch from one slide, ``"pooled"`` from all slides at once.
+    mc_samples
+        Average embeddings over this many sampled graphs; 0 weighs each pair by its probability, which is deterministic.
+    dropout
+        Of heads and node features.
+    regime
+        What is trained of the image encoder: ``"frozen"`` nothing, patch features are computed once; ``"lora"`` low-rank
+        adapters of its linear maps (Hu et al. 2021); ``"last_k"`` its last blocks; ``"full"`` all of it (the paper).
+    lora_rank, last_k
+        Rank of the adapters; number of blocks.
+    crop_sizes
+        Side in px at which each grid's crops reach the encoder, fine to coarse; ``None`` takes its input size for all. A
+        micro crop of 32 µm has 64 px at 0.5 µm/px: at 64 instead of 224 it costs a twelfth.
+    seed
+        Of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
+
+    Raises
+    ------
+    SetupError
+        A value is out of range.
+    """
+
+    n_latent: int = 128
+    cells: Literal["graph", "genes"] = "graph"
+    edges: Literal["sampled", "full", "none"] = "sampled"
+    symmetric_edges: bool = False
+    edge_temperature: float | tuple[float, float] = 1.0
+    n_neighs: int = 6
+    radius: float | None = None
+    min_cells: int = 5
+    loss_weights: tuple[float, ...] | None = None
+    temperature: float = 0.07
+    learn_temperature: bool = False
+    negatives: Literal["within_slide", "pooled"] = "within_slide"
+    mc_samples: int = 0
+    dropout: float = 0.1
+    regime: Literal["frozen", "lora", "last_k", "full"] = "frozen"
+    lora_rank: int = 8
+    last_k: int = 2
+    crop_sizes: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        # JSON knows no tuples, and a frozen dataclass is set this way only.
+        for name in ("edge_temperature", "loss_weights", "crop_sizes"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        require_choice(self.cells, ("graph", "genes"), "cells")
+        require_choice(self.edges, ("sampled", "full", "none"), "edges")
+        require_choice(self.negatives, ("within_slide", "pooled"), "negatives")
+        require_choice(self.regime, ("frozen", "lora", "last_k", "full"), "regime")
+        for name in COUNTS:
+            require_positive(getattr(self, name), name)
+        for value in self.edge_temperatures:
+            require_positive(value, "edge_temperature")
+        require_positive(self.temperature, "temperature")
+        if self.radius is not None:
+            require_positive(self.radius, "radius")
+        for size in self.crop_sizes or ():
+            require_positive(size, "crop_sizes")
+        if not 0 <= self.dropout < 1:
+            raise SetupError(f"dropout={self.dropout!r} must lie in [0, 1).")
+        if not isinstance(self.mc_samples, int) or self.mc_samples < 0:
+            raise SetupError(f"mc_samples={self.mc_samples!r} must be a whole number, 0 or more.")
+        weights = self.loss_weights
+        if weights is not None and (min(weights) < 0 or max(weights) == 0):
+            raise SetupError(f"loss_weights={weights!r} must be 0 or more, and one of them positive.")
+
+    @property
+    def edge_temperatures(self) -> tuple[float, float]:
+        """First and last τ of the edge sampler."""
+        value = self.edge_temperature
+        if not isinstance(value, tuple):
+            return value, value
+        if len(value) != 2:
+            raise SetupError(f"edge_temperature={value!r} must be one number, or two: the first τ and the last.")
+        return value
+
+    def weights(self, n_scales: int) -> tuple[float, ...]:
+        """Weight of the loss of each scale."""
+        return self.loss_weights or (1.0,) * n_scales
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def of(cls, switches: dict[str, Any], grids: tuple[int, ...]) -> Config:
+        """Configuration from switches by name, as JSON or a user gives them, for tiles with these grids.
+
+        Raises
+        ------
+        SetupError
+            A name does not exist, a value is out of range, or there is not one for each grid.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in switches:
+            if name not in known:
+                like = get_close_matches(name, known, 1)
+                raise SetupError(
+                    f"SIGMMA has no switch {name!r}." + (f" Did you mean {like[0]!r}?" if like else "")
+                    + f" Switches: {', '.join(known)}."
+                )  # fmt: skip
+        config = cls(**switches)
+        for name in ("loss_weights", "crop_sizes"):
+            value = getattr(config, name)
+            if value is not None and len(value) != len(grids):
+                raise SetupError(f"{name}={value!r} must have one value for each of grids={grids!r}, fine to coarse.")
+        return config

@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from sigmma_sc import Config
+from sigmma_sc._checks import SetupError
+
+GRIDS = (4, 2, 1)
+
+
+def test_a_configuration_survives_json():
+    config = Config(
+        edge_temperature=(1.0, 0.3), loss_weights=(0, 0, 1), crop_sizes=(64, 128, 224), edges="full", seed=7
+    )
+    assert Config.of(json.loads(json.dumps(config.to_json())), GRIDS) == config
+    assert hash(config) == hash(Config.of(config.to_json(), GRIDS))
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        ({"egdes": "none"}, "no switch 'egdes'. Did you mean 'edges'"),
+        ({"edges": "some"}, "edges='some' is not one of"),
+        ({"cells": "spots"}, "cells='spots'"),
+        ({"regime": "half"}, "regime='half'"),
+        ({"negatives": "all"}, "negatives='all'"),
+        ({"n_latent": 0}, "n_latent=0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"edge_temperature": (1.0, 0.0)}, "edge_temperature=0.0"),
+        ({"edge_temperature": (1.0, 0.5, 0.1)}, "one number, or two"),
+        ({"loss_weights": (0, 0, 0)}, "one of them positive"),
+        ({"loss_weights": (1, 1)}, r"loss_weights=\(1, 1\) must have one value for each of grids"),
+        ({"crop_sizes": (224,)}, "crop_sizes"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"mc_samples": -1}, "mc_samples=-1"),
+        ({"radius": 0.0}, "radius=0.0"),
+    ],
+)
+def test_what_is_out_of_range_is_named(switches, words):
+    with pytest.raises(SetupError, match=words):
+        Config.of(switches, GRIDS)
