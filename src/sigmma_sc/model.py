@@ -83,6 +83,10 @@ class SIGMMA:
         self.setup = common_setup(sdata)
         self.config = Config.of({"n_latent": n_latent, **switches}, self.setup.grids)
         self.image_encoder = get_encoder(image_encoder)
+        if self.config.regime != "frozen":
+            from sigmma_sc.nn.tuning import require_tunable
+
+            require_tunable(self.image_encoder, self.config)
         self.data = TissueData(self.setup, self.image_encoder, self.config, cache_dir)
         self.module = None
         self.trainer = None

@@ -9,7 +9,7 @@ from sigmma_sc.config import Config
 from sigmma_sc.nn.backbone import Backbone, patches_of, resampled, restained, turned
 from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.nn.stain import optical_density, unmixing_matrix
-from sigmma_sc.nn.tuning import adaptable, last_blocks, tuned
+from sigmma_sc.nn.tuning import adaptable, blocks_of, require_tunable, tuned
 
 GRIDS = (2, 1)
 
@@ -147,7 +147,7 @@ def test_last_blocks_of_a_vit_with_the_norm_behind_them():
     assert {name.split(".")[1] for name in found if name.startswith("blocks")} == {"1", "2"}
     assert {name for name in found if not name.startswith("blocks")} == {"norm.weight", "norm.bias"}
     with pytest.raises(EncoderError, match="has 4 blocks, last_k=9"):
-        tuned(small_vit(), Config(regime="last_k", last_k=9))
+        require_tunable(small_vit(), Config(regime="last_k", last_k=9))
 
 
 def test_last_blocks_of_a_module_that_is_not_timms():
@@ -164,11 +164,10 @@ def test_last_blocks_of_a_module_that_is_not_timms():
                 x = layer(x)
             return self.norm(x).mean((2, 3))
 
-    encoder = ImageEncoder(Net(), "net", 16)
-    assert last_blocks(encoder, 2) == {f"layers.{k}.{w}" for k in (1, 2) for w in ("weight", "bias")} | {
-        "norm.weight",
-        "norm.bias",
-    }
+    assert blocks_of(Net())[-2:] == [
+        ["layers.1.weight", "layers.1.bias"],
+        ["layers.2.weight", "layers.2.bias", "norm.weight", "norm.bias"],
+    ]
 
 
 def test_adapters_start_at_nothing_and_reach_every_map(rng):
@@ -204,4 +203,7 @@ def test_an_encoder_without_weights_cannot_be_trained():
     from sigmma_sc import get_encoder
 
     with pytest.raises(EncoderError, match="no weights to train with regime='lora'"):
-        tuned(get_encoder("stain-stats"), Config(regime="lora"))
+        require_tunable(get_encoder("stain-stats"), Config(regime="lora"))
+    conv = ImageEncoder(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "conv", 16)
+    with pytest.raises(EncoderError, match="no linear map"):
+        require_tunable(conv, Config(regime="lora"))

@@ -7,10 +7,19 @@ from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """Fixed standardisation of features, fitted on training data and stored with the weights."""
+    """Fixed standardisation of features, fitted on training data and stored with the weights.
 
-    def __init__(self, n_features: int):
+    Parameters
+    ----------
+    n_features
+        Width.
+    bound
+        Largest distance from the mean in standard deviations; beyond it a feature has no gradient.
+    """
+
+    def __init__(self, n_features: int, bound: float = 10.0):
         super().__init__()
+        self.bound = bound
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("scale", torch.ones(n_features))
 
@@ -23,8 +32,8 @@ class Standardise(nn.Module):
         self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Centre, scale, and bound outliers to ±10."""
-        return ((features.float() - self.mean) / self.scale).clamp(-10, 10)
+        """Centre, scale, and bound outliers."""
+        return ((features.float() - self.mean) / self.scale).clamp(-self.bound, self.bound)
 
 
 class ImageTower(nn.Module):
@@ -36,12 +45,14 @@ class ImageTower(nn.Module):
         Width of the image encoder's output.
     grids
         Blocks per side of each scale, fine to coarse.
+    bound
+        Of outliers; infinite for features in training, which may move.
     """
 
-    def __init__(self, n_features: int, grids: tuple[int, ...]):
+    def __init__(self, n_features: int, grids: tuple[int, ...], bound: float = 10.0):
         super().__init__()
         self.sizes = [b * b for b in grids]
-        self.standardise = nn.ModuleList([Standardise(n_features) for _ in grids])
+        self.standardise = nn.ModuleList([Standardise(n_features, bound) for _ in grids])
 
     def fit(self, patches: Tensor) -> None:
         """Fit the standardisation on the pooled features of training tiles ``(n_tiles, n_patches, d)``."""

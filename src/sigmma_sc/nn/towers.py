@@ -68,7 +68,7 @@ class Towers(nn.Module):
         start = torch.full((len(scales),), math.log(config.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
         self.backbone = backbone
-        self.image_tower = ImageTower(n_image, grids)
+        self.image_tower = ImageTower(n_image, grids, 10.0 if backbone is None else math.inf)
         self.image_heads = nn.ModuleList([ProjectionHead(n_image, n_latent, dropout) for _ in grids])
         if config.cells == "genes":
             self.gene_tower = GeneVectorTower(n_nodes, len(grids), dropout)

@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from sigmma_sc.config import Config
 
 
-def tuned(encoder: ImageEncoder, config: Config) -> ImageEncoder:
-    """A copy of an encoder with the parameters to be trained set to require a gradient; the encoder itself stays as it is.
-
-    It is put in evaluation mode for good: statistics of batch norms and stochastic depth stay as the encoder's authors left
-    them, and a crop's features do not depend on the crops beside it.
+def require_tunable(encoder: ImageEncoder, config: Config) -> None:
+    """Check that an encoder can be trained as the configuration says.
 
     Raises
     ------
     EncoderError
-        The encoder has nothing to train, no linear maps or no such number of blocks.
+        It has nothing to train, nothing to adapt, or fewer blocks.
     MissingPackageError
         ``regime="lora"`` without peft.
     """
@@ -32,30 +29,39 @@ def tuned(encoder: ImageEncoder, config: Config) -> ImageEncoder:
             f"Image encoder {encoder.name!r} has no weights to train with regime={config.regime!r}. Use regime='frozen', or an "
             "encoder with weights, e.g. 'resnet50'."
         )
-    encoder = copy.deepcopy(encoder).eval().requires_grad_(config.regime == "full")
     if config.regime == "lora":
-        add_adapters(encoder, config.lora_rank)
+        require_package("peft", "encoders")
+        if not adaptable(encoder.module):
+            raise EncoderError(
+                f"Image encoder {encoder.name!r} has no linear map and no 1 × 1 convolution to adapt. Use regime='full' or "
+                "'last_k'."
+            )
+    if config.regime == "last_k" and config.last_k > len(blocks_of(encoder.module)):
+        raise EncoderError(
+            f"Image encoder {encoder.name!r} has {len(blocks_of(encoder.module))} blocks, last_k={config.last_k}. Give at most "
+            "that many, or use regime='full'."
+        )
+
+
+def tuned(encoder: ImageEncoder, config: Config) -> ImageEncoder:
+    """A copy of an encoder with the parameters to be trained set to require a gradient; the encoder itself stays as it is.
+
+    ``"lora"`` gives the linear maps, or of a convolutional network the 1 × 1 convolutions, low-rank adapters (Hu et al. 2021). α is
+    the rank, so that adapters add with weight 1 (our choice); they start at zero, which leaves the output unchanged.
+    ``"last_k"`` takes the last blocks with what follows them, ``"full"`` everything.
+    """
+    encoder = copy.deepcopy(encoder).requires_grad_(config.regime == "full")
+    if config.regime == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        rank = config.lora_rank
+        adapters = LoraConfig(r=rank, lora_alpha=rank, target_modules=adaptable(encoder.module))
+        inject_adapter_in_model(adapters, encoder.module)
     elif config.regime == "last_k":
-        names = last_blocks(encoder, config.last_k)
+        names = {name for block in blocks_of(encoder.module)[-config.last_k :] for name in block}
         for name, parameter in encoder.module.named_parameters():
             parameter.requires_grad_(name in names)
     return encoder
-
-
-def add_adapters(encoder: ImageEncoder, rank: int) -> None:
-    """Give the linear maps of an encoder, or of a convolutional one its 1 × 1 convolutions, low-rank adapters (Hu et al. 2021).
-
-    α is the rank, so that adapters add with weight 1 (our choice). They start at zero: the encoder's output is unchanged.
-    """
-    require_package("peft", "encoders")
-    from peft import LoraConfig, inject_adapter_in_model
-
-    found = adaptable(encoder.module)
-    if not found:
-        raise EncoderError(
-            f"Image encoder {encoder.name!r} has no linear map and no 1 × 1 convolution to adapt. Use regime='full' or 'last_k'."
-        )
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=found), encoder.module)
 
 
 def adaptable(module: nn.Module) -> list[str]:
@@ -69,32 +75,21 @@ def adaptable(module: nn.Module) -> list[str]:
     ]
 
 
-def last_blocks(encoder: ImageEncoder, k: int) -> set[str]:
-    """Names of the parameters of an encoder's last ``k`` blocks and of what follows them.
+def blocks_of(module: nn.Module) -> list[list[str]]:
+    """Names of the parameters of each block of an encoder, first to last, what follows the last block with it.
 
     Blocks are those by which timm decays learning rates; of an encoder that is not timm's, the parts of its longest list of
-    modules, and with them everything that is defined after it.
+    modules.
     """
-    module, parameters = encoder.module, [name for name, _ in encoder.module.named_parameters()]
+    names = [name for name, _ in module.named_parameters()]
     if hasattr(module, "group_matcher"):
         from timm.models import group_parameters
 
-        groups: dict[int, list[str]] = group_parameters(module, module.group_matcher(coarse=False), reverse=False)
-        blocks = [groups[n] for n in sorted(groups)]
-    else:
-        lists = {
-            name: part for name, part in module.named_modules() if isinstance(part, (nn.ModuleList, nn.Sequential))
-        }
-        longest = max(lists, key=lambda name: len(lists[name]), default=None)
-        if longest is None:
-            blocks = []
-        else:
-            prefix = f"{longest}." if longest else ""
-            starts = [next(i for i, name in enumerate(parameters) if name.startswith(f"{prefix}{n}."))
-                      for n, part in lists[longest].named_children() if any(True for _ in part.parameters())]  # fmt: skip
-            blocks = [parameters[a:b] for a, b in zip(starts, [*starts[1:], len(parameters)], strict=True)]
-    if k > len(blocks):
-        raise EncoderError(
-            f"Image encoder {encoder.name!r} has {len(blocks)} blocks, last_k={k}. Give at most that many, or use regime='full'."
-        )
-    return {name for block in blocks[-k:] for name in block}
+        groups: dict[int, list[str]] = group_parameters(module, module.group_matcher(coarse=False))
+        return [groups[n] for n in sorted(groups)]
+    lists = [(name, part) for name, part in module.named_modules() if isinstance(part, (nn.ModuleList, nn.Sequential))]
+    longest, parts = max(lists, key=lambda pair: len(pair[1]), default=("", nn.Sequential()))
+    prefix = f"{longest}." if longest else ""
+    weighty = [n for n, part in parts.named_children() if any(True for _ in part.parameters())]
+    starts = [next(k for k, name in enumerate(names) if name.startswith(f"{prefix}{n}.")) for n in weighty]
+    return [names[a:b] for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]

@@ -1,0 +1,67 @@
+"""Two processes against one, on the same global batches."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = """
+import os, sys, warnings
+import lightning.pytorch as pl
+import torch
+from sigmma_sc import SIGMMA
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.train.batches import TileBatches
+sys.path.insert(0, sys.argv[2])
+from test_regimes import network
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+world = int(os.environ.get("WORLD_SIZE", 1))
+if world == 1:
+    # Two processes leave out the odd tile of a batch; the one process has to meet the same tiles.
+    plain = TileBatches.__iter__
+    TileBatches.__iter__ = lambda self: (batch[: len(batch) // 2 * 2] for batch in plain(self))
+found = []
+
+class Watch(pl.Callback):
+    def on_before_optimizer_step(self, trainer, plan, optimiser):
+        if not found:
+            found.append({n: p.grad.clone() for n, p in plan.module.named_parameters() if p.grad is not None})
+            found.append(plan.module.own_state())
+
+sdata = simulate_tissue(n_cells=900, seed=0)
+SIGMMA.setup_spatialdata(sdata, tile_size=64, grids=(2, 1))
+model = SIGMMA(sdata, network(), n_latent=16, edges="none", dropout=0.0, regime=sys.argv[3], learn_temperature=True)
+model.train(max_epochs=2, batch_size=32, split="end", augment=None if sys.argv[3] == "frozen" else False, accelerator="cpu", devices=world,
+            strategy="ddp" if world > 1 else "auto", enable_progress_bar=False, callbacks=[Watch()])
+if int(os.environ.get("RANK", 0)) == 0:
+    losses = {name: frame[name].tolist() for name, frame in model.history.items()}
+    torch.save({"gradients": found[0], "losses": losses, "state": model.module.own_state()}, sys.argv[1])
+    print(model.get_latent_representation(scale="all").shape)
+"""
+
+
+@pytest.mark.parametrize("regime", ["frozen", pytest.param("full", marks=pytest.mark.slow)])
+def test_two_processes_are_one(regime, tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, how in (("one", []), ("two", torchrun)):
+        command = [sys.executable, *how, str(script), str(tmp_path / name), here, regime]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
+    assert one["gradients"].keys() == two["gradients"].keys()
+    assert any("backbone" in name for name in one["gradients"]) == (regime == "full")
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-4, atol=2e-6)
+    assert one["losses"].keys() == two["losses"].keys()
+    for name, values in one["losses"].items():
+        assert two["losses"][name] == pytest.approx(values, rel=2e-3), name
+    assert two["losses"]["train_ln_batch"] == one["losses"]["train_ln_batch"]

@@ -1,0 +1,119 @@
+"""Training of the image encoder itself, on a small slide with a small convolutional network."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc._checks import EncoderError, SetupError
+from sigmma_sc.datasets import simulate_tissue
+
+QUIET = {"enable_progress_bar": False, "batch_size": 64}
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    blocks = [nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GELU()), nn.Sequential(nn.Conv2d(8, 12, 3, 2), nn.GELU())]
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 12)]
+    return ImageEncoder(nn.Sequential(*blocks, *pool), name="net", input_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.fixture(scope="module")
+def slide():
+    sdata = simulate_tissue(n_cells=900, seed=0)
+    SIGMMA.setup_spatialdata(sdata, tile_size=64, grids=(2, 1))
+    return sdata
+
+
+def learned(model):
+    return {name for name, p in model.module.backbone.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("regime", ["lora", "last_k", "full"])
+def test_training_the_encoder(slide, regime, tmp_path):
+    encoder = network()
+    before = encoder.fingerprint()
+    model = SIGMMA(slide, encoder, n_latent=16, regime=regime, last_k=1, lora_rank=2, seed=0)
+    model.train(max_epochs=30, lr=3e-3, encoder_lr=5e-4, split="none", augment=False, **QUIET)
+    last = {k: v.iloc[-1, 0] for k, v in model.history.items()}
+    assert last["train_loss_grid1"] < last["train_ln_batch"] - 0.15
+    # The given encoder is as it was, the trained one differs in what was to be trained and in nothing else.
+    assert encoder.fingerprint() == before
+    own = model.module.backbone.encoder
+    assert own.fingerprint() != before
+    given = dict(encoder.module.named_parameters())
+    for name, p in own.module.named_parameters():
+        plain = name.replace(".base_layer", "")
+        if plain in given:
+            assert torch.equal(p, given[plain]) == (f"encoder.module.{name}" not in learned(model)), name
+    # Saved are the towers and what was trained.
+    image = model.get_tile_representation(scale="all").X
+    model.save(tmp_path / "model")
+    loaded = SIGMMA.load(tmp_path / "model", slide, network())
+    np.testing.assert_array_equal(loaded.get_tile_representation(scale="all").X, image)
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(scale="all"), model.get_latent_representation(scale="all")
+    )
+    from safetensors.torch import load_file
+
+    names = {
+        n.removeprefix("module.backbone.")
+        for n in load_file(tmp_path / "model" / "weights.safetensors")
+        if "backbone" in n
+    }
+    assert names == learned(model)
+    with pytest.raises(EncoderError, match="weights or normalisation differ"):
+        SIGMMA.load(tmp_path / "model", slide, network(seed=1))
+
+
+def test_frozen_baseline_is_the_encoder_as_it_came(slide):
+    model = SIGMMA(slide, network(), n_latent=16, regime="full")
+    model.train(max_epochs=2, lr=3e-3, encoder_lr=1e-3, split="end", **QUIET)
+    frozen = SIGMMA(slide, network(), n_latent=16)
+    frozen.train(max_epochs=1, split="end", **QUIET)
+    tuned, plain = (m.evaluate_expression(split="test") for m in (model, frozen))
+    np.testing.assert_allclose(tuned.pcc_frozen, plain.pcc_frozen, rtol=1e-6)
+    assert np.abs(tuned.pcc - plain.pcc).max() > 1e-3
+
+
+def test_chunks_do_not_change_the_result(slide):
+    losses = []
+    for chunk_size in (3, 50):
+        model = SIGMMA(slide, network(), n_latent=16, regime="full", edges="none")
+        model.train(max_epochs=2, encoder_lr=1e-3, chunk_size=chunk_size, augment=False, split="none", **QUIET)
+        losses.append(model.history["train_loss_epoch"].iloc[-1, 0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_killed_run_takes_up_with_the_trained_encoder(slide, tmp_path):
+    class Stop(RuntimeError):
+        pass
+
+    import lightning.pytorch as pl
+
+    class StopAt(pl.Callback):
+        def on_train_epoch_start(self, trainer, plan):
+            if trainer.current_epoch == 2:
+                raise Stop
+
+    def run(folder, **more):
+        model = SIGMMA(slide, network(), n_latent=16, regime="lora", lora_rank=2)
+        model.train(max_epochs=4, encoder_lr=1e-2, split="none", checkpoint_dir=folder, **QUIET, **more)
+        return model
+
+    with pytest.raises(Stop):
+        run(tmp_path / "a", callbacks=[StopAt()])
+    resumed, whole = run(tmp_path / "a"), run(tmp_path / "b")
+    a, b = resumed.module.state_dict(), whole.module.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in b)
+    assert any("lora_B" in name and b[name].abs().max() > 0 for name in b)
+
+
+def test_arguments_of_training_an_encoder_that_is_frozen(slide):
+    model = SIGMMA(slide, network(), n_latent=16)
+    for argument in ({"encoder_lr": 1e-5}, {"augment": True}, {"chunk_size": 4}):
+        with pytest.raises(SetupError, match=f"{next(iter(argument))}=.*regime='lora'"):
+            model.train(**argument)
+    with pytest.raises(EncoderError, match="no weights to train"):
+        SIGMMA(slide, "stain-stats", regime="full")
