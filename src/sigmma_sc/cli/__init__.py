@@ -23,6 +23,7 @@ from sigmma_sc.cli.options import (
     Overwrite,
     Sample,
     Store,
+    Switches,
     System,
     TableName,
     TileSize,
@@ -100,6 +101,7 @@ def train(
     encoder_arg: EncoderArg = [],  # noqa: B006
     epochs: Epochs = 60,
     split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
+    switches: Switches = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     cache: Cache = None,
     checkpoints: Checkpoints = None,
@@ -124,7 +126,8 @@ def train(
         microns_per_pixel=microns_per_pixel,
         tile_size=tile_size,
     )
-    model = SIGMMA(sdata, _encoder(encoder, weights, encoder_arg), seed=seed, cache_dir=cache)
+    chosen = _pairs("--set", switches)
+    model = SIGMMA(sdata, _encoder(encoder, weights, encoder_arg), cache_dir=cache, **{"seed": seed, **chosen})
     model.train(max_epochs=epochs, split=split, checkpoint_dir=checkpoints)
     finish(model, sdata, out)
 
@@ -211,12 +214,14 @@ def _encoder(name: str, weights: Path | None, arguments: list[str]) -> Any:
         if arguments:
             raise SetupError(f"--encoder-arg goes with a timm model; {name!r} is registered with all its arguments.")
         return get_encoder(name, weights)
+    return ImageEncoder.from_timm(name, weights, pretrained=weights is None, **_pairs("--encoder-arg", arguments))
+
+
+def _pairs(option: str, arguments: list[str]) -> dict[str, Any]:
+    """Values by name from NAME=VALUE."""
     if wrong := [argument for argument in arguments if "=" not in argument]:
-        raise SetupError(f"--encoder-arg {wrong[0]} must read NAME=VALUE, e.g. pad_type=same.")
-    options = dict(argument.split("=", 1) for argument in arguments)
-    return ImageEncoder.from_timm(
-        name, weights, pretrained=weights is None, **{k: _value(v) for k, v in options.items()}
-    )
+        raise SetupError(f"{option} {wrong[0]} must read NAME=VALUE.")
+    return {name: _value(text) for name, text in (argument.split("=", 1) for argument in arguments)}
 
 
 def _value(text: str) -> Any:

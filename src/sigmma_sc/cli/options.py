@@ -28,6 +28,12 @@ Weights = Annotated[
 EncoderArg = Annotated[
     list[str], typer.Option("--encoder-arg", help="NAME=VALUE for timm.create_model, or mean=…/std=… as three numbers.")
 ]
+Switches = Annotated[
+    list[str],
+    typer.Option(
+        "--set", help="NAME=VALUE for a switch of the method, e.g. edges=none or loss_weights=0,0,1 (sg.Config)."
+    ),
+]
 Epochs = Annotated[int, typer.Option(help="Most epochs; training ends earlier when the validation loss stops falling.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
 Cache = Annotated[
