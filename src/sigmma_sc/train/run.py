@@ -89,6 +89,7 @@ def fit(
         model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
         backbone = model.module.backbone
         if backbone is not None:
+            data.use_encoder(backbone.encoder)  # whatever becomes of this call, features of before are not this encoder's
             backbone.augment = tuning["augment"]
             backbone.chunk_size = tuning["chunk_size"] or (CPU_BATCH if device.type == "cpu" else GPU_CHUNK)
         encoder_lr = tuning["encoder_lr"] or RATES[config.regime]
@@ -99,8 +100,6 @@ def fit(
         runner = TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)
         checkpoints.attach(runner)
         runner()
-    if backbone is not None:
-        data.use_encoder(backbone.encoder)
     for name, frame in model.history_.items():
         model.history_[name] = frame.astype(float)
 
