@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.nn.towers import TwoTowers
 
     Tissue = SpatialData | dict[str, SpatialData]
 
@@ -471,6 +472,12 @@ class SIGMMA:
             f"SIGMMA ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: {self.image_encoder.name} "
             f"({self.config.regime}), edges: {self.config.edges}, n_latent: {self.config.n_latent}"
         )
+
+    def _towers(self, n_nodes: int) -> TwoTowers:
+        """Fresh towers for node features, or gene vectors, of this width."""
+        from sigmma_sc.train.store import build_towers
+
+        return build_towers(self, n_nodes)
 
     def _trained(self) -> Any:
         if not self.is_trained_:

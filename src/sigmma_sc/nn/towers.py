@@ -35,7 +35,70 @@ class ProjectionHead(nn.Module):
         return y + self.branch(y)
 
 
-class Towers(nn.Module):
+class TwoTowers(nn.Module):
+    """What any pair of towers has in common: parts of a batch in, one dict out, losses by scale.
+
+    Subclasses give :meth:`embed_images`, :meth:`embed_cells`, :meth:`fit` and :meth:`losses`.
+
+    Parameters
+    ----------
+    scales
+        Names of the scales that have embeddings.
+    n_nodes
+        Width of node features, or of gene vectors.
+    weights
+        Weight of each scale's loss.
+    backbone
+        Image encoder in training; ``None`` where patch features come ready made.
+    """
+
+    def __init__(
+        self, scales: tuple[str, ...], n_nodes: int, weights: tuple[float, ...], backbone: Backbone | None = None
+    ):
+        super().__init__()
+        self.scales, self.n_nodes, self.backbone = scales, n_nodes, backbone
+        self.weights = dict(zip(scales, weights, strict=True))
+
+    @property
+    def aligned(self) -> tuple[str, ...]:
+        """Scales that have a loss, and so tile embeddings."""
+        return tuple(scale for scale in self.scales if self.weights[scale] > 0)
+
+    @property
+    def embedded(self) -> tuple[str, ...]:
+        """Scales that have cell embeddings."""
+        return ()
+
+    def forward(self, parts: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+        """Embed a batch of paired tiles in both towers; each part of it holds tiles of one slide."""
+        image = [self.embed_images(part) for part in parts]
+        transcriptome = [self.embed_cells(part)[1] for part in parts]
+        return {
+            name: {scale: torch.cat([part[scale] for part in tower]) for scale in self.scales}
+            for name, tower in (("image", image), ("transcriptome", transcriptome))
+        }
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The objective: the weighted sum over the scales (paper, section 5.3)."""
+        return torch.stack([self.weights[s] * losses[s] for s in self.scales]).sum()
+
+    def own_state(self) -> dict[str, Tensor]:
+        """State without what is frozen of the image encoder, which never changes."""
+        frozen = set()
+        if self.backbone is not None:
+            learned = {name for name, p in self.backbone.named_parameters() if p.requires_grad}
+            frozen = {f"backbone.{name}" for name in self.backbone.state_dict() if name not in learned}
+        return {name: value for name, value in self.state_dict().items() if name not in frozen}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Take up :meth:`own_state`."""
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        needed = self.own_state().keys() & set(missing)
+        if needed or unexpected:
+            raise ValueError(f"The state lacks {sorted(needed)} and has {sorted(unexpected)} too many.")
+
+
+class Towers(TwoTowers):
     """Image tower f and cell-graph tower g with a projection head a scale.
 
     Parameters
@@ -61,13 +124,10 @@ class Towers(nn.Module):
         config: Config,
         backbone: Backbone | None = None,
     ):
-        super().__init__()
-        self.scales, self.n_nodes = scales, n_nodes
-        self.weights = dict(zip(scales, config.weights(len(scales)), strict=True))
+        super().__init__(scales, n_nodes, config.weights(len(scales)), backbone)
         n_latent, dropout = config.n_latent, config.dropout
         start = torch.full((len(scales),), math.log(config.temperature))
         self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
-        self.backbone = backbone
         self.image_tower = ImageTower(n_image, grids, 10.0 if backbone is None else math.inf)
         self.image_heads = nn.ModuleList([ProjectionHead(n_image, n_latent, dropout) for _ in grids])
         if config.cells == "genes":
@@ -79,11 +139,6 @@ class Towers(nn.Module):
             )
             n_nodes = n_latent
         self.graph_heads = nn.ModuleList([ProjectionHead(n_nodes, n_latent, dropout) for _ in grids])
-
-    @property
-    def aligned(self) -> tuple[str, ...]:
-        """Scales that have a loss, and so tile embeddings."""
-        return tuple(scale for scale in self.scales if self.weights[scale] > 0)
 
     @property
     def embedded(self) -> tuple[str, ...]:
@@ -99,6 +154,11 @@ class Towers(nn.Module):
         if log.requires_grad:
             log = log.clamp(math.log(COLDEST), math.log(WARMEST))
         return dict(zip(self.scales, log.exp(), strict=True))
+
+    def fit(self, patches: Tensor, cells: Tensor) -> None:
+        """Standardise by patch features ``(n, n_patches, d)`` and node features, or gene vectors, of the training tiles."""
+        self.image_tower.fit(patches)
+        (self.gene_tower.standardise if hasattr(self, "gene_tower") else self.node_standardise).fit(cells)
 
     def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Image embedding of each scale, ``(n_tiles, n_latent)``."""
@@ -121,34 +181,6 @@ class Towers(nn.Module):
         heads = zip(self.scales, self.graph_heads, tiles, strict=True)
         return dict(zip(self.scales, cells, strict=False)), {name: head(z) for name, head, z in heads}
 
-    def forward(self, parts: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
-        """Embed a batch of paired tiles in both towers; each part of it holds tiles of one slide."""
-        image = [self.embed_images(part) for part in parts]
-        transcriptome = [self.embed_cells(part)[1] for part in parts]
-        return {
-            name: {scale: torch.cat([part[scale] for part in tower]) for scale in self.scales}
-            for name, tower in (("image", image), ("transcriptome", transcriptome))
-        }
-
     def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """InfoNCE of each scale."""
         return {s: info_nce(out["image"][s], out["transcriptome"][s], self.temperatures[s]) for s in self.scales}
-
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The objective: the weighted sum over the scales (paper, section 5.3)."""
-        return torch.stack([self.weights[s] * losses[s] for s in self.scales]).sum()
-
-    def own_state(self) -> dict[str, Tensor]:
-        """State without what is frozen of the image encoder, which never changes."""
-        frozen = set()
-        if self.backbone is not None:
-            learned = {name for name, p in self.backbone.named_parameters() if p.requires_grad}
-            frozen = {f"backbone.{name}" for name in self.backbone.state_dict() if name not in learned}
-        return {name: value for name, value in self.state_dict().items() if name not in frozen}
-
-    def load_own_state(self, state: dict[str, Tensor]) -> None:
-        """Take up :meth:`own_state`."""
-        missing, unexpected = self.load_state_dict(state, strict=False)
-        needed = self.own_state().keys() & set(missing)
-        if needed or unexpected:
-            raise ValueError(f"The state lacks {sorted(needed)} and has {sorted(unexpected)} too many.")

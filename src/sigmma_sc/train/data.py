@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.config import Config
     from sigmma_sc.nn.encoders import ImageEncoder
-    from sigmma_sc.nn.towers import Towers
+    from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
 
@@ -180,7 +180,7 @@ class TissueData:
 
     @torch.no_grad()
     def embed(
-        self, module: Towers, tissue: Any, images: bool, cells: bool, stride: float | None = None
+        self, module: TwoTowers, tissue: Any, images: bool, cells: bool, stride: float | None = None
     ) -> list[SlideEmbedding]:
         """Embed every slide of an object in one tower or both; only what is asked for is computed.
 
@@ -197,7 +197,7 @@ class TissueData:
             ]
 
     def _embed_slide(
-        self, module: Towers, slide: Slide, images: bool, cells: bool, stride: float | None
+        self, module: TwoTowers, slide: Slide, images: bool, cells: bool, stride: float | None
     ) -> SlideEmbedding:
         device = next(module.parameters()).device
         tiles, own = self.covering(slide)
@@ -228,7 +228,7 @@ class TissueData:
         return out
 
     def _cells(
-        self, module: Towers, data: SlideTensors, which: NDArray[np.int64]
+        self, module: TwoTowers, data: SlideTensors, which: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], dict[str, NDArray], dict[str, NDArray]]:
         """Cells of some tiles, their embeddings, and the tiles' own."""
         device = next(module.parameters()).device
@@ -240,7 +240,7 @@ class TissueData:
         )
         return data.tiles.take(which).cells, h, z
 
-    def _average(self, module: Towers, data: SlideTensors, out: SlideEmbedding, stride: float) -> None:
+    def _average(self, module: TwoTowers, data: SlideTensors, out: SlideEmbedding, stride: float) -> None:
         """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
         side, per_side = data.tiles.side, round(self.setup.tile_size / stride)
         steps = np.arange(per_side) * side / per_side

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from sigmma_sc.nn.towers import Towers
+from sigmma_sc.nn.towers import TwoTowers
 
 
 class AlignmentPlan(pl.LightningModule):
@@ -29,7 +29,7 @@ class AlignmentPlan(pl.LightningModule):
 
     def __init__(
         self,
-        module: Towers,
+        module: TwoTowers,
         lr: float,
         encoder_lr: float,
         weight_decay: float,

@@ -14,7 +14,6 @@ from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 from sigmma_sc.train.checkpoint import SaveEpochs
 from sigmma_sc.train.features import CPU_BATCH
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs
-from sigmma_sc.train.store import build_towers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.nn.backbone import Backbone
-    from sigmma_sc.nn.towers import Towers
+    from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
     from sigmma_sc.train.batches import SlideTensors
@@ -89,7 +88,9 @@ def fit(
         model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
         backbone = model.module.backbone
         if backbone is not None:
-            data.use_encoder(backbone.encoder)  # whatever becomes of this call, features of before are not this encoder's
+            data.use_encoder(
+                backbone.encoder
+            )  # whatever becomes of this call, features of before are not this encoder's
             backbone.augment = tuning["augment"]
             backbone.chunk_size = tuning["chunk_size"] or (CPU_BATCH if device.type == "cpu" else GPU_CHUNK)
         encoder_lr = tuning["encoder_lr"] or RATES[config.regime]
@@ -104,11 +105,11 @@ def fit(
         model.history_[name] = frame.astype(float)
 
 
-def _build(model: Any, data: TileDataModule, device: torch.device) -> Towers:
+def _build(model: Any, data: TileDataModule, device: torch.device) -> TwoTowers:
     """Fresh towers, standardised on the training tiles."""
     slides = data.dataset.slides
     first = slides[0]
-    towers = build_towers(model, first.nodes.shape[1] if first.genes is None else first.genes.shape[1])
+    towers = model._towers(first.nodes.shape[1] if first.genes is None else first.genes.shape[1])
     slide, tile = np.concatenate(data.train.groups).T
     chosen = {int(k): tile[slide == k] for k in np.unique(slide)}
     if towers.backbone is None:
@@ -116,13 +117,12 @@ def _build(model: Any, data: TileDataModule, device: torch.device) -> Towers:
     else:
         towers.backbone.to(device).eval()
         patches = [_few_patches(towers.backbone, slides[k], which, device) for k, which in chosen.items()]
-    towers.image_tower.fit(torch.cat(patches))
     if first.genes is not None:
-        genes = [torch.from_numpy(slides[k].genes[which].toarray()) for k, which in chosen.items()]
-        towers.gene_tower.standardise.fit(torch.cat(genes))
+        cells = [torch.from_numpy(slides[k].genes[which].toarray()) for k, which in chosen.items()]
     else:
-        cells = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
-        towers.node_standardise.fit(torch.cat([slides[k].nodes[torch.from_numpy(c)] for k, c in cells.items()]))
+        of_tiles = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
+        cells = [slides[k].nodes[torch.from_numpy(c)] for k, c in of_tiles.items()]
+    towers.fit(torch.cat(patches), torch.cat(cells))
     return towers
 
 

@@ -124,7 +124,7 @@ def load(
     encoder = _encoder(described["encoder"], image_encoder)
     model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config)
     restore_data(model.data, described, tensors)
-    model.module = build_towers(model, described["n_nodes"])
+    model.module = model._towers(described["n_nodes"])
     model.module.load_own_state(
         {k.removeprefix("module."): value for k, value in tensors.items() if k.startswith("module.")}
     )
