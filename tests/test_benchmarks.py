@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "--device cpu --arch vit_tiny_patch16_224 --size 32 --tiles 4 --graph-tiles 8 --chunks 21 --matrix 256 --repeats 1"
+SMALL = (
+    "--device cpu --arch vit_tiny_patch16_224 --size 32 --tiles 4 --graph-tiles 8 --chunks 21 --matrix 256 --repeats 1"
+)
 
 
 def run(*arguments):

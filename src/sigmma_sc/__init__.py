@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sigmma_sc import datasets, io, metrics, pl, pp, tl
+    from sigmma_sc import baselines, datasets, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
@@ -15,6 +15,7 @@ __all__ = [
     "SIGMMA",
     "Config",
     "ImageEncoder",
+    "baselines",
     "datasets",
     "get_encoder",
     "io",

@@ -89,6 +89,7 @@ class SIGMMA:
 
             require_tunable(self.image_encoder, self.config)
         self.data = TissueData(self.setup, self.image_encoder, self.config, cache_dir)
+        self.options: dict[str, Any] = {}  # of methods that are built on this one
         self.module = None
         self.trainer = None
         self.history_: dict[str, pd.DataFrame] | None = None

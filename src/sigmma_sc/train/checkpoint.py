@@ -211,6 +211,7 @@ def describe_run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     plain = json.loads(json.dumps({k: v for k, v in arguments.items() if k not in NO_MATTER}, default=lambda _: None))
     return {
         **model.config.to_json(),
+        **model.options,
         **plain,
         "tile_size": setup.tile_size,
         "grids": list(setup.grids),

@@ -50,6 +50,7 @@ def _describe(model: Any) -> dict[str, Any]:
         "format": FORMAT,
         "setup": model.setup.to_json(),
         "config": model.config.to_json(),
+        "options": model.options,
         "encoder": {
             "name": encoder.name,
             "dim": encoder.dim,
@@ -122,7 +123,7 @@ def load(
             register(one, setup)
     require_match(setup, described["genes"], described["n_nodes"], sdata)
     encoder = _encoder(described["encoder"], image_encoder)
-    model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config)
+    model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config, **described["options"])
     restore_data(model.data, described, tensors)
     model.module = model._towers(described["n_nodes"])
     model.module.load_own_state(
@@ -137,12 +138,17 @@ def load(
 
 
 def build_towers(model: Any, n_nodes: int) -> Towers:
-    """Fresh towers as the model's configuration has them, with the image encoder in them where it is trained too."""
-    config, setup, encoder, backbone = model.config, model.setup, model.image_encoder, None
-    if config.regime != "frozen":
-        sizes = config.crop_sizes or (encoder.input_size,) * len(setup.grids)
-        backbone = Backbone(tuned(encoder, config), setup.grids, sizes)
-    return Towers(encoder.dim, n_nodes, setup.grids, setup.scales, config, backbone)
+    """Fresh towers as the model's configuration has them."""
+    setup = model.setup
+    return Towers(model.image_encoder.dim, n_nodes, setup.grids, setup.scales, model.config, build_backbone(model))
+
+
+def build_backbone(model: Any) -> Backbone | None:
+    """A copy of the model's image encoder to be trained; ``None`` where it is frozen."""
+    config, grids, encoder = model.config, model.setup.grids, model.image_encoder
+    if config.regime == "frozen":
+        return None
+    return Backbone(tuned(encoder, config), grids, config.crop_sizes or (encoder.input_size,) * len(grids))
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

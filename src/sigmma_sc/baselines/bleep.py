@@ -1,0 +1,102 @@
+"""BLEEP (Xie et al. 2023, arXiv:2306.01859; bowang-lab/BLEEP)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+
+
+class BLEEP(OneScale):
+    """BLEEP: two projection heads and a contrastive loss whose targets are as soft as the batch is alike.
+
+    As published: ResNet50, heads of 256 with dropout 0.1, temperature 1, AdamW at 1e-3 with weight decay 1e-3, batches of 128.
+    Its genes are the highly variable ones, log-normalised and corrected by Harmony; here they are all genes of the panel,
+    log-normalised. Image features are standardised, as for every method here.
+
+    Parameters
+    ----------
+    sdata, image_encoder, n_latent, cache_dir, **switches
+        As for :class:`sigmma_sc.SIGMMA`.
+    temperature
+        Of logits, and inverse of that of targets.
+    """
+
+    published: ClassVar[dict[str, Any]] = {"batch_size": 128, "lr": 1e-3, "weight_decay": 1e-3}
+
+    def __init__(
+        self,
+        sdata: Any,
+        image_encoder: str | ImageEncoder = "resnet50",
+        n_latent: int = 256,
+        *,
+        temperature: float = 1.0,
+        cache_dir: str | Path | None = None,
+        **switches: Any,
+    ):
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, temperature=temperature, **switches)
+
+    def _towers(self, n_nodes: int) -> BLEEPTowers:
+        return BLEEPTowers(self, n_nodes)
+
+
+class BLEEPHead(nn.Module):
+    """Linear map, a residual branch, layer norm."""
+
+    def __init__(self, n_input: int, n_latent: int, dropout: float):
+        super().__init__()
+        self.projection = nn.Linear(n_input, n_latent)
+        self.branch = nn.Sequential(nn.GELU(), nn.Linear(n_latent, n_latent), nn.Dropout(dropout))
+        self.norm = nn.LayerNorm(n_latent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(n, n_input)`` to ``(n, n_latent)``."""
+        y = self.projection(x)
+        return self.norm(y + self.branch(y))
+
+
+class BLEEPTowers(OneScaleTowers):
+    """Heads of image and genes."""
+
+    def __init__(self, model: BLEEP, n_genes: int):
+        super().__init__(model, n_genes)
+        config = model.config
+        self.temperature = config.temperature
+        self.image_head = BLEEPHead(model.image_encoder.dim, config.n_latent, config.dropout)
+        self.gene_head = BLEEPHead(n_genes, config.n_latent, config.dropout)
+
+    def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Cross-entropy with soft targets, of its scale."""
+        scale = self.scales[0]
+        return {scale: soft_target_loss(out["image"][scale], out["transcriptome"][scale], self.temperature)}
+
+
+def soft_target_loss(image: Tensor, genes: Tensor, temperature: float) -> Tensor:
+    """BLEEP's objective: targets are the softmax of the mean of both modalities' own similarities.
+
+    Inner products, not cosines. The targets of an image are a column of those of the genes, as published; columns do not add
+    up to one.
+
+    Parameters
+    ----------
+    image, genes
+        Paired embeddings, ``(n, d)``.
+    temperature
+        τ of the logits.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, genes = (z if z.dtype == torch.float64 else z.float() for z in (image, genes))
+        targets = functional.softmax((image @ image.T + genes @ genes.T) / 2 * temperature, dim=-1)
+        logits = genes @ image.T / temperature
+        of_genes = -(targets * logits.log_softmax(-1)).sum(1)
+        of_images = -(targets.T * logits.T.log_softmax(-1)).sum(1)
+        return ((of_genes + of_images) / 2).mean()

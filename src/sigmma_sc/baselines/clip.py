@@ -1,0 +1,80 @@
+"""CLIP, PLIP and OmiCLIP on tissue: an image tower against a text tower that reads gene names."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
+from sigmma_sc.nn.losses import info_nce
+from sigmma_sc.nn.text import GeneSentenceTower, text_tower
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+
+COLDEST = 0.01
+"""Smallest τ that CLIP learns."""
+
+
+class CLIP(OneScale):
+    """CLIP (Radford et al. 2021), and after it PLIP (Huang et al. 2023) and OmiCLIP (Chen et al. 2025), fine-tuned on tissue.
+
+    The tile's transcriptome is a sentence, the names of its 50 most expressed genes, most first, as OmiCLIP writes it. Linear
+    maps take image and text into the shared space; τ begins at 0.07 and is learned.
+
+    Parameters
+    ----------
+    sdata, image_encoder, n_latent, cache_dir, **switches
+        As for :class:`sigmma_sc.SIGMMA`. With ``image_encoder="plip"`` and ``text="plip"`` the towers are PLIP's own; ``regime``
+        says what is trained of the image tower.
+    text
+        ``"clip"``, ``"plip"`` or ``"omiclip"`` for that model's text tower, which is trained on; ``"genes"`` for a small one
+        from scratch with a word for each gene, which needs no download.
+    text_weights
+        Local checkpoint of the model whose text tower it is.
+    """
+
+    published: ClassVar[dict[str, Any]] = {"batch_size": 128}
+
+    def __init__(
+        self,
+        sdata: Any,
+        image_encoder: str | ImageEncoder = "clip",
+        n_latent: int = 512,
+        *,
+        text: str = "genes",
+        text_weights: str | None = None,
+        cache_dir: str | Path | None = None,
+        **switches: Any,
+    ):
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **switches)
+        self.options = {"text": text, "text_weights": text_weights}
+
+    def _towers(self, n_nodes: int) -> CLIPTowers:
+        return CLIPTowers(self, n_nodes)
+
+
+class CLIPTowers(OneScaleTowers):
+    """Linear maps of the image's feature and of the sentence's."""
+
+    def __init__(self, model: CLIP, n_genes: int):
+        super().__init__(model, n_genes)
+        n_latent = model.config.n_latent
+        if model.options["text"] == "genes":
+            tower: nn.Module = GeneSentenceTower(n_genes)
+        else:
+            tower = text_tower(model.options["text"], model.options["text_weights"], model.data.nodes.genes)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(model.config.temperature)))
+        self.image_head = nn.Linear(model.image_encoder.dim, n_latent, bias=False)
+        self.gene_head = nn.Sequential(tower, nn.Linear(tower.width, n_latent, bias=False))
+
+    def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """InfoNCE, of its scale."""
+        scale = self.scales[0]
+        temperature = self.log_temperature.clamp_min(math.log(COLDEST)).exp()
+        return {scale: info_nce(out["image"][scale], out["transcriptome"][scale], temperature)}

@@ -1,0 +1,80 @@
+"""What the published methods have in common: one crop of a tile against one vector of its genes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sigmma_sc.model import SIGMMA
+from sigmma_sc.nn.image import Standardise
+from sigmma_sc.nn.towers import TwoTowers
+from sigmma_sc.train.store import build_backbone
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+
+
+class OneScale(SIGMMA):
+    """A method of one scale behind SIGMMA's interface.
+
+    Subclasses give ``_towers``, and ``published``, their authors' arguments of :meth:`train`.
+    """
+
+    published: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        sdata: Any,
+        image_encoder: str | ImageEncoder,
+        n_latent: int,
+        *,
+        cache_dir: str | Path | None = None,
+        **switches: Any,
+    ):
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**switches, "cells": "genes"})
+
+    def train(self, *args: Any, **kwargs: Any) -> None:
+        """As :meth:`sigmma_sc.SIGMMA.train`, with the published values where none are given."""
+        super().train(*args, **{**self.published, **kwargs})
+
+
+class OneScaleTowers(TwoTowers):
+    """The tile's coarsest crop, standardised, and its log-normalised counts.
+
+    Parameters
+    ----------
+    model
+        Whose towers.
+    n_genes
+        Length of the gene vector.
+    """
+
+    def __init__(self, model: SIGMMA, n_genes: int):
+        super().__init__((model.setup.scales[-1],), n_genes, (1.0,), build_backbone(model))
+        self.n_crops = model.setup.grids[-1] ** 2
+        self.image_standardise = Standardise(model.image_encoder.dim, 10.0 if self.backbone is None else np.inf)
+
+    def fit(self, patches: Tensor, cells: Tensor) -> None:
+        """Standardise the image feature."""
+        self.image_standardise.fit(patches[:, -self.n_crops :].float().mean(1))
+
+    def image_feature(self, batch: dict[str, Any]) -> Tensor:
+        """Feature of the tile's image, ``(n_tiles, d)``."""
+        patches = batch["patches"] if "patches" in batch else self.backbone(batch["pixels"])
+        return self.image_standardise(patches[:, -self.n_crops :].float().mean(1))
+
+    def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Image embedding, ``(n_tiles, n_latent)``."""
+        return {self.scales[0]: self.image_head(self.image_feature(batch))}
+
+    def embed_cells(self, batch: dict[str, Any], sample: bool | None = None) -> tuple[dict, dict[str, Tensor]]:
+        """No cells, and the transcriptome's embedding, ``(n_tiles, n_latent)``."""
+        return {}, {self.scales[0]: self.gene_head(batch["genes"])}
+
+    image_head: torch.nn.Module
+    gene_head: torch.nn.Module
