@@ -31,7 +31,7 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.nn.cellgraph import CellGraphTower
 from sigmma_sc.tissue.graph import edges_within, spatial_graph
 from sigmma_sc.tissue.tiling import block_of, covering_tiles
-from sigmma_sc.train.batches import make_buckets
+from sigmma_sc.train.layout import cell_layout
 
 GRIDS, WIDTH, N_FEATURES = (4, 2, 1), 128, 50
 
@@ -121,7 +121,7 @@ class Listed(nn.Module):
                 )
                 uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
                 noisy = logits + uniform.log() - (-uniform).log1p()
-                soft = torch.sigmoid(noisy / sampler.temperature)
+                soft = torch.sigmoid(noisy / tower.edge_temperature)
                 new = (noisy > 0).float() + soft - soft.detach()
                 # An edge drawn at meso and at macro would count twice: its list is joined once, at the last level.
                 edges = torch.cat([edges, self.pairs[k - 1]], 1)
@@ -145,21 +145,86 @@ class Listed(nn.Module):
         return drawn[self.place] * self.found
 
 
-class Dense(nn.Module):
-    """Our tower on given buckets."""
+class Ours(nn.Module):
+    """The package's tower."""
 
-    def __init__(self, tower, largest=False):
+    def __init__(self, tower):
         super().__init__()
-        self.tower, self.largest = tower, largest
+        self.tower = tower
 
     def prepare(self, indptr, blocks, source, target):
-        """Cut into buckets, or pad all tiles to the largest."""
-        spread = {"spread": np.inf} if self.largest else {}
-        self.buckets, self.n_tiles = list(make_buckets(indptr, blocks, source, target, **spread)), len(indptr) - 1
+        """Lay out in blocks."""
+        self.layout = cell_layout(indptr, blocks, source, target)
 
     def forward(self, x):
         """Tile embeddings of every scale."""
-        return self.tower(x, self.buckets, self.n_tiles)[1]
+        return self.tower(x, self.layout)[1]
+
+
+class PairScore(torch.autograd.Function):
+    """``out[t, v, u] = Σ_k w_k relu(a[t, v, k] + b[t, u, k])``, one hidden unit at a time, so that padding fits in memory."""
+
+    @staticmethod
+    def forward(ctx, a, b, w):
+        ctx.save_for_backward(a, b, w)
+        out = a.new_zeros(a.shape[0], a.shape[1], b.shape[1])
+        for k in range(a.shape[2]):
+            out.addcmul_((a[:, :, None, k] + b[:, None, :, k]).relu_(), w[k])
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b, w = ctx.saved_tensors
+        da, db, dw = torch.empty_like(a), torch.empty_like(b), torch.empty_like(w)
+        for k in range(a.shape[2]):
+            active = (a[:, :, None, k] + b[:, None, :, k]).relu_()
+            dw[k] = (grad * active).sum()
+            through = grad * (active > 0)
+            da[:, :, k], db[:, :, k] = w[k] * through.sum(2), w[k] * through.sum(1)
+        return da, db, dw
+
+
+class Padded(nn.Module):
+    """The same tower with the same weights on dense tiles, all padded to the largest of the batch."""
+
+    def __init__(self, tower):
+        super().__init__()
+        self.tower = tower
+
+    def prepare(self, indptr, blocks, source, target):
+        """Slots of the cells, and the micro graph as a matrix a tile."""
+        counts = np.diff(indptr)
+        tile, size = np.repeat(np.arange(len(counts)), counts), counts.max()
+        slot = np.arange(indptr[-1]) - indptr[tile]
+        index = np.full((len(counts), size), indptr[-1])
+        index[tile, slot] = np.arange(indptr[-1])
+        self.index, self.mask = torch.from_numpy(index), torch.from_numpy(index < indptr[-1])
+        block = np.zeros((len(blocks), *index.shape), np.int64)
+        block[:, tile, slot] = blocks
+        self.blocks = torch.from_numpy(block)
+        self.micro = torch.zeros(len(counts), size, size)
+        self.micro[tile[target], slot[target], slot[source]] = 1.0
+
+    def forward(self, x):
+        """Tile embeddings of every scale."""
+        tower, out, weights = self.tower, [], self.micro
+        h = torch.cat([x, x.new_zeros(1, x.shape[1])])[self.index]
+        pairs = self.mask[:, :, None] & self.mask[:, None, :] & ~torch.eye(h.shape[1], dtype=torch.bool)
+        for k, layer in enumerate(tower.layers):
+            if k:
+                sampler, block = tower.samplers[k - 1], self.blocks[k]
+                logits = PairScore.apply(sampler.target(h), sampler.source(h), sampler.weight) + sampler.bias
+                uniform = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+                noisy = logits + uniform.log() - (-uniform).log1p()
+                soft = torch.sigmoid(noisy / tower.edge_temperature)
+                new = (noisy > 0).float() + soft - soft.detach()
+                new = torch.where(pairs & (block[:, :, None] == block[:, None, :]), new, 0.0)
+                weights = weights + (1 - weights) * new
+            mean = (weights @ h) / (weights.sum(-1, keepdim=True) + 1e-8)
+            h = nn.functional.gelu(layer.own(h) + layer.neighbours(mean))
+            gate = tower.pools[k].gate(h).squeeze(-1).masked_fill(~self.mask, -torch.inf).softmax(-1)
+            out.append(torch.einsum("tp,tpd->td", gate, h))
+        return out
 
 
 class Fixed(nn.Module):
@@ -190,9 +255,9 @@ def methods():
     torch.manual_seed(0)
     tower = CellGraphTower(N_FEATURES, WIDTH, dropout=0.0).train()
     return {
-        "ours": Dense(tower),
+        "ours": Ours(tower),
         "pairs listed": Listed(tower),
-        "padded": Dense(tower, largest=True),
+        "padded": Padded(tower),
         "fixed graphs": Fixed(tower),
     }
 

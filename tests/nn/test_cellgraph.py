@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from sigmma_sc.nn.cellgraph import AttentionPool, CellGraphTower, EdgeSampler, PairScore, WeightedSAGE
+from sigmma_sc.nn import pairs
+from sigmma_sc.nn.cellgraph import AttentionPool, CellGraphTower, WeightedSAGE
+from sigmma_sc.nn.pairs import EdgeWeights, uniform_like
 from sigmma_sc.tissue.tiling import block_of
-from sigmma_sc.train.batches import make_buckets
+from sigmma_sc.train.layout import cell_layout
 
 GRIDS = (4, 2, 1)
 
@@ -23,8 +27,18 @@ def batch_of(counts, seed=0, side=128.0, n_features=6):
     return x, indptr, blocks, source, target, tile
 
 
-def reference(tower, x, indptr, blocks, source, target):
-    """The method written out cell by cell and pair by pair, in evaluation: every pair weighs its probability."""
+def dense(tower, x, layout, sample=None):
+    """Edge weights of each scale as a matrix over all cells: row v holds what v listens to."""
+    out = []
+    for source, target, weight in tower.weights(x, layout, sample):
+        matrix = torch.zeros(len(x), len(x))
+        matrix[target, source] = weight.detach()
+        out.append(matrix)
+    return out
+
+
+def reference(tower, x, indptr, blocks, source, target, drawn=None):
+    """The method written out cell by cell and pair by pair; every pair weighs its probability, or what was drawn."""
     n, tile = len(x), np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     edges = [{} for _ in range(n)]
     for s, t in zip(source, target, strict=True):
@@ -39,14 +53,16 @@ def reference(tower, x, indptr, blocks, source, target):
                     if u == v or tile[u] != tile[v] or blocks[k][u] != blocks[k][v]:
                         continue
                     hidden = torch.relu(sampler.target(h[v]) + sampler.source(h[u]))
-                    added = torch.sigmoid(hidden @ sampler.weight + sampler.bias).item()
+                    added = torch.sigmoid(hidden @ sampler.weight + sampler.bias)
+                    if drawn is not None:  # straight through: the value of the draw, the gradient of its soft value
+                        added = drawn(k, v, u, hidden @ sampler.weight + sampler.bias)
                     absent = 1 - edges[v].get(u, 0.0)
                     new[v][u] = 1 - absent * (1 - added)
             edges = new
         rows = []
         for v in range(n):
-            total = sum((w * h[u] for u, w in edges[v].items()), torch.zeros(h.shape[1]))
-            mean = total / max(sum(edges[v].values()), 1e-8)
+            total = sum((w * h[u] for u, w in edges[v].items()), torch.zeros(h.shape[1], dtype=h.dtype))
+            mean = total / (sum(edges[v].values()) + 1e-8)
             rows.append(torch.nn.functional.gelu(layer.own(h[v]) + layer.neighbours(mean)))
         h = torch.stack(rows)
         cells.append(h)
@@ -60,49 +76,119 @@ def reference(tower, x, indptr, blocks, source, target):
     return cells, pooled, sets
 
 
-def test_tower_equals_the_method_written_out():
-    x, indptr, blocks, source, target, _ = batch_of([0, 1, 30, 2, 17, 30, 1])
-    torch.manual_seed(0)
-    tower = CellGraphTower(6, 8).eval()
+def scattered(tower):
+    """Scores far apart, so that probabilities differ between pairs."""
     with torch.no_grad():
-        for sampler in tower.samplers:  # so that probabilities differ between pairs
+        for sampler in tower.samplers:
             sampler.target.weight.mul_(5), sampler.source.weight.mul_(5), sampler.weight.normal_()
-        cells, tiles = tower(x, list(make_buckets(indptr, blocks, source, target)), 7)
+    return tower
+
+
+SIZES = [0, 1, 30, 2, 17, 30, 1]
+
+
+@pytest.mark.parametrize("max_pairs", [1, 60, 2**18])
+def test_tower_equals_the_method_written_out(max_pairs):
+    x, indptr, blocks, source, target, _ = batch_of(SIZES)
+    torch.manual_seed(0)
+    tower = scattered(CellGraphTower(6, 8)).eval()
+    with torch.no_grad():
+        layout = cell_layout(indptr, blocks, source, target, max_pairs=max_pairs)
+        cells, tiles = tower(x, layout)
         ref_cells, ref_tiles, sets = reference(tower, x, indptr, blocks, source, target)
-    weights = np.array([w for edges in sets[1] for w in edges.values()])
+        found = dense(tower, x, layout)
+    weights = np.array([float(w) for edges in sets[1] for w in edges.values()])
     assert weights.min() < 0.3 < 0.7 < np.sort(weights[weights < 1])[-1]
     for a, b in zip(cells + tiles, ref_cells + ref_tiles, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     assert (tiles[0][0] == 0).all()  # an empty tile pools to zero
+    for matrix, edges in zip(found, sets, strict=True):
+        expected = torch.zeros(len(x), len(x))
+        for v, heard in enumerate(edges):
+            for u, w in heard.items():
+                expected[v, u] = w
+        torch.testing.assert_close(matrix, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_equal_those_of_the_method_written_out(training, monkeypatch):
+    """Of all parameters and of the input, with the draws given."""
+    x, indptr, blocks, source, target, tile = batch_of([0, 1, 9, 12], seed=2)
+    layout = cell_layout(indptr, blocks, source, target)
+    torch.manual_seed(0)
+    tower = scattered(CellGraphTower(6, 5, dropout=0.0, edge_temperature=0.7)).train(training)
+    # Uniform noise by pair: whatever bucket asks, it gets that of its pairs.
+    n = len(x)
+    noise = {k: torch.rand(n + 1, n + 1) for k in (1, 2)}
+    asked = []
+
+    def uniform(x):
+        k, bucket = asked.pop(0)
+        cell = layout.blocks(layout.cell, bucket)
+        return noise[k][cell[:, :, None], cell[:, None, :]]
+
+    monkeypatch.setattr(pairs, "uniform_like", uniform)
+
+    def drawn(k, v, u, logit):
+        noisy = logit + torch.logit(noise[k][v, u])
+        soft = torch.sigmoid(noisy / 0.7)
+        return (noisy > 0).float() + soft - soft.detach()
+
+    gradients = []
+    for which in ("ours", "written out"):
+        asked[:] = [(k, bucket) for k in (1, 2) for bucket in layout.reached(k)]
+        tower.zero_grad()
+        inputs = x.clone().requires_grad_()
+        if which == "ours":
+            cells, tiles = tower(inputs, layout)
+        else:
+            cells, tiles, _ = reference(tower, inputs, indptr, blocks, source, target, drawn if training else None)
+        (1000 * sum((h * torch.linspace(0, 1, h.shape[1])).square().sum() for h in cells)).backward(retain_graph=True)
+        (1000 * sum(z[2:].square().sum() for z in tiles)).backward()
+        gradients.append({"x": inputs.grad, **{name: p.grad.clone() for name, p in tower.named_parameters()}})
+    ours, expected = gradients
+    for name, gradient in expected.items():
+        torch.testing.assert_close(ours[name], gradient, atol=2e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    for k in (0, 1):
+        assert expected[f"samplers.{k}.target.weight"].abs().max() > 0.1
 
 
 def test_a_batch_of_empty_tiles_alone():
     """Bare glass may fill whole batches of inference."""
     x, indptr, blocks, source, target, _ = batch_of([0, 0, 0])
-    cells, tiles = CellGraphTower(6, 8)(x, list(make_buckets(indptr, blocks, source, target)), 3)
+    cells, tiles = CellGraphTower(6, 8)(x, cell_layout(indptr, blocks, source, target))
     assert [h.shape for h in cells] == [(0, 8)] * 3
-    assert all((z == 0).all() for z in tiles)
+    assert all((z == 0).all() and z.shape == (3, 8) for z in tiles)
+
+
+def test_a_single_scale_has_its_spatial_edges_alone():
+    x, indptr, blocks, source, target, _ = batch_of([20, 0, 7])
+    tower = CellGraphTower(6, 8, n_scales=1)
+    (matrix,) = dense(tower, x, cell_layout(indptr, blocks[:1], source, target))
+    expected = torch.zeros(len(x), len(x))
+    expected[target, source] = 1.0
+    assert torch.equal(matrix, expected)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_edges_are_nested_and_never_cross_a_block(training):
-    x, indptr, blocks, source, target, _ = batch_of([25, 40], seed=3)
+    x, indptr, blocks, source, target, tile = batch_of([25, 40], seed=3)
     tower = CellGraphTower(6, 8, dropout=0.0).train(training)
-    for bucket in make_buckets(indptr, blocks, source, target):
-        _, graphs = tower.embed(x, bucket)
-        weights = [g.detach() for g in graphs]
-        kept = [g > 1e-6 for g in weights]
-        assert (weights[0] == bucket.micro).all()
-        for k in range(3):
-            same = bucket.blocks[k][:, :, None] == bucket.blocks[k][:, None, :]
-            real = bucket.mask[:, :, None] & bucket.mask[:, None, :]
-            assert not (kept[k] & ~(same & real)).any()
-            assert not torch.diagonal(kept[k], dim1=1, dim2=2).any()
-        assert (weights[1][kept[0]] == 1).all()
-        assert (weights[2] >= weights[1] - 1e-6).all()
-        if training:  # drawn, not weighed
-            assert all(((g - g.round()).abs() < 1e-6).all() for g in weights)
-            assert weights[0].sum() < weights[1].sum() < weights[2].sum()
+    weights = dense(tower, x, cell_layout(indptr, blocks, source, target))
+    kept = [w > 1e-6 for w in weights]
+    micro = torch.zeros(len(x), len(x), dtype=torch.bool)
+    micro[target, source] = True
+    assert torch.equal(kept[0], micro)
+    for k in range(3):
+        block = torch.from_numpy(tile * 100 + blocks[k])
+        assert not (kept[k] & (block[:, None] != block[None])).any()
+        assert not kept[k].diagonal().any()
+    assert (weights[1][kept[0]] == 1).all()
+    assert (weights[2] >= weights[1] * (1 - 1e-6)).all() or training
+    if training:  # drawn, not weighed
+        assert all(((w - w.round()).abs() < 1e-6).all() for w in weights)
+        assert weights[0].sum() < weights[1].sum() < weights[2].sum()
+        assert set(map(tuple, kept[0].nonzero().tolist())) < set(map(tuple, kept[2].nonzero().tolist()))
 
 
 def test_embeddings_permute_with_the_cells():
@@ -110,8 +196,8 @@ def test_embeddings_permute_with_the_cells():
     tower = CellGraphTower(6, 8).eval()
     order = np.r_[np.random.default_rng(2).permutation(20), 20 + np.random.default_rng(3).permutation(33)]
     place = np.argsort(order)
-    a, za = tower(x, list(make_buckets(indptr, blocks, source, target)), 2)
-    b, zb = tower(x[order], list(make_buckets(indptr, blocks[:, order], place[source], place[target])), 2)
+    a, za = tower(x, cell_layout(indptr, blocks, source, target))
+    b, zb = tower(x[order], cell_layout(indptr, blocks[:, order], place[source], place[target]))
     for k in range(3):
         torch.testing.assert_close(a[k][order], b[k], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(za[k], zb[k], atol=1e-5, rtol=1e-4)
@@ -121,21 +207,84 @@ def test_tiles_do_not_see_each_other():
     x, indptr, blocks, source, target, _ = batch_of([20, 33], seed=1)
     tower = CellGraphTower(6, 8).eval()
     first = target < 20
-    alone, _ = tower(x[:20], list(make_buckets(indptr[:2], blocks[:, :20], source[first], target[first])), 1)
-    both, _ = tower(x, list(make_buckets(indptr, blocks, source, target)), 2)
+    alone, _ = tower(x[:20], cell_layout(indptr[:2], blocks[:, :20], source[first], target[first]))
+    both, _ = tower(x, cell_layout(indptr, blocks, source, target))
     for k in range(3):
         torch.testing.assert_close(alone[k], both[k][:20], atol=1e-6, rtol=1e-5)
 
 
 def test_full_and_none_are_the_ablations():
     x, indptr, blocks, source, target, _ = batch_of([25], seed=4)
-    (bucket,) = make_buckets(indptr, blocks, source, target)
-    _, full = CellGraphTower(6, 8, edges="full").eval().embed(x, bucket)
-    assert full[2].sum() == 25 * 24
-    same = bucket.blocks[1][0][:, None] == bucket.blocks[1][0][None]
-    assert full[1].sum() == (same.sum() - 25)
-    _, none = CellGraphTower(6, 8, edges="none").eval().embed(x, bucket)
-    assert all((g == bucket.micro).all() for g in none)
+    layout = cell_layout(indptr, blocks, source, target)
+    full = dense(CellGraphTower(6, 8, edges="full").eval(), x, layout)
+    assert torch.equal(full[2], 1 - torch.eye(25))
+    block = torch.from_numpy(blocks[1])
+    assert torch.equal(full[1], (block[:, None] == block[None]).float() - torch.eye(25))
+    none = dense(CellGraphTower(6, 8, edges="none").eval(), x, layout)
+    assert torch.equal(none[0], none[2])
+    assert none[0].sum() == len(source)
+
+
+def test_symmetric_edges_are_drawn_for_both_directions():
+    x, indptr, blocks, _, _, _ = batch_of([25], seed=4)
+    nothing = np.zeros(0, np.int64)
+    layout = cell_layout(indptr, blocks, nothing, nothing)
+    torch.manual_seed(0)
+    tower = scattered(CellGraphTower(6, 8, symmetric=True, dropout=0.0)).train()
+    for weights in (dense(tower, x, layout)[2], dense(tower, x, layout, sample=False)[2]):
+        torch.testing.assert_close(weights, weights.T, rtol=0, atol=1e-6)
+        assert 0 < weights.sum() < 25 * 24
+    directed = scattered(CellGraphTower(6, 8, dropout=0.0)).train()
+    weights = dense(directed, x, layout)[2]
+    assert (weights != weights.T).any()
+    tower(x, layout)[1][2].square().sum().backward()
+    assert tower.samplers[1].source.weight.grad.abs().max() > 0
+
+
+def test_sampling_may_be_asked_for_and_may_be_left_out():
+    x, indptr, blocks, source, target, _ = batch_of([25], seed=4)
+    layout = cell_layout(indptr, blocks, source, target)
+    tower = CellGraphTower(6, 8, dropout=0.0)
+    with torch.no_grad():
+        weighed = tower.eval()(x, layout)[0][2]
+        assert torch.equal(tower.train()(x, layout, sample=False)[0][2], weighed)
+        one, two = (tower.eval()(x, layout, sample=True)[0][2] for _ in range(2))
+    assert not torch.equal(one, weighed)
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_no_value_is_looked_at(training):
+    """Tensors without values tell whatever would have to wait for a GPU: shapes that depend on data, and numbers read from it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, indptr, blocks, source, target, _ = batch_of([20, 0, 33], seed=1)
+    layout = cell_layout(indptr, blocks, source, target)
+    tower = CellGraphTower(6, 8).train(training)
+    mode = FakeTensorMode()
+    parameters = {name: mode.from_tensor(p) for name, p in tower.named_parameters()}
+    fields = {name: mode.from_tensor(getattr(layout, name)) for name in ("cell", "finer", "slot", "micro", "tile")}
+    with mode:
+        cells, tiles = torch.func.functional_call(tower, parameters, (mode.from_tensor(x), replace(layout, **fields)))
+        loss = sum(z.square().sum() for z in tiles)
+        if training:
+            torch.autograd.grad(loss, list(parameters.values()))
+    assert cells[2].shape == (53, 8)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_half_precision_runs_and_is_close(training):
+    x, indptr, blocks, source, target, _ = batch_of([20, 0, 33], seed=1)
+    layout = cell_layout(indptr, blocks, source, target)
+    torch.manual_seed(0)
+    tower = CellGraphTower(6, 8, dropout=0.0)
+    whole = tower(x, layout, sample=False)[1][2]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = tower(x, layout, sample=False)[1][2]
+        drawn = tower.train(training)(x, layout)[1][2]
+    torch.testing.assert_close(half.float(), whole, atol=0.03, rtol=0.05)
+    drawn.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in tower.parameters() if p.grad is not None)
 
 
 def test_weighted_sage_with_unit_weights_equals_pyg():
@@ -146,49 +295,78 @@ def test_weighted_sage_with_unit_weights_equals_pyg():
     theirs.lin_l.weight.data = ours.neighbours.weight.data
     theirs.lin_l.bias.data.zero_()
     theirs.lin_r.weight.data = ours.own.weight.data
-    dense = torch.zeros(1, 30, 30)
-    dense[0, target, source] = 1.0
-    got = ours(x[None], dense)[0]
+    weights = torch.zeros(30, 30)
+    weights[target, source] = 1.0
+    got = ours(x, weights @ torch.cat([x, torch.ones(30, 1)], 1))
     edges = torch.from_numpy(np.stack([source, target]))
     expected = torch.nn.functional.gelu(theirs(x, edges) + ours.own.bias)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_pair_score_gradients():
-    torch.manual_seed(0)
-    a, b = (torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    w = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(PairScore.apply, (a, b, w))
-    plain = (torch.relu(a[:, :, None] + b[:, None]) * w).sum(-1)
-    torch.testing.assert_close(PairScore.apply(a, b, w), plain)
+def parts(seed=0, n=2, p=5, k=3, dtype=torch.float64):
+    torch.manual_seed(seed)
+    a, b = (torch.randn(n, p, k, dtype=dtype, requires_grad=True) for _ in range(2))
+    c, d = torch.randn(k, dtype=dtype, requires_grad=True), torch.randn((), dtype=dtype, requires_grad=True)
+    weights = torch.rand(n, p, p, dtype=dtype, requires_grad=True)
+    candidates = torch.rand(n, p, p) < 0.7
+    return a, b, c, d, weights, (candidates & candidates.mT).to(dtype)
 
 
-def test_sampled_edges_follow_the_bernoulli_probability():
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("union", [False, True])
+def test_edge_weights_and_their_gradients(symmetric, union):
+    a, b, c, d, weights, candidates = parts()
+    if not union:
+        weights = None
+    score = (torch.relu(a[:, :, None] + b[:, None]) * c).sum(-1) + d
+    score = (score + score.mT) / 2 if symmetric else score
+    e = torch.sigmoid(score) * candidates
+    plain = e if weights is None else weights + (1 - weights) * e
+    got = EdgeWeights.apply(a, b, c, d, weights, candidates, None, symmetric)
+    torch.testing.assert_close(got, plain)
+    inputs = [t for t in (a, b, c, d, weights) if t is not None]
+    way = torch.randn_like(plain)
+    for ours, expected in zip(
+        torch.autograd.grad(got, inputs, way), torch.autograd.grad(plain, inputs, way), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_uniform_numbers_are_uniform():
     torch.manual_seed(0)
-    sampler = EdgeSampler(4, temperature=0.5)
-    h = torch.randn(1, 6, 4) * 2
-    candidates = ~torch.eye(6, dtype=torch.bool)[None]
+    u = uniform_like(torch.empty(3, 333, 333))
+    assert 0 < u.min() < 1e-4
+    assert 1 - 1e-4 < u.max() < 1
+    counts = torch.histc(u, 50, 0, 1)
+    assert ((counts - u.numel() / 50).square() / (u.numel() / 50)).sum() < 90  # chi-squared, 49 degrees: p about 0.0003
+    flat = u.flatten() - 0.5
+    for lag in (1, 2, 3, 4):
+        assert abs((flat[lag:] * flat[:-lag]).mean() * 12) < 4.5 / u.numel() ** 0.5
+
+
+def test_drawn_edges_follow_the_bernoulli_probability_whatever_the_temperature():
+    a, b, c, d, _, candidates = parts(p=6, dtype=torch.float32)
     with torch.no_grad():
-        logits = PairScore.apply(sampler.target(h), sampler.source(h), sampler.weight) + sampler.bias
-        mean = torch.stack([sampler(h, candidates, sample=True) for _ in range(4000)]).mean(0)
-    expected = torch.sigmoid(logits) * candidates
-    assert (mean - expected).abs().max() < 4 * 0.5 / 4000**0.5  # four standard errors
+        expected = EdgeWeights.apply(a, b, c, d, None, candidates, None, False)
+        for temperature in (0.3, 2.0):
+            draws = [EdgeWeights.apply(a, b, c, d, None, candidates, temperature, False) for _ in range(4000)]
+            assert set(torch.cat(draws).unique().tolist()) == {0.0, 1.0}
+            assert (torch.stack(draws).mean(0) - expected).abs().max() < 4.5 * 0.5 / 4000**0.5  # standard errors
 
 
 def test_evaluation_weighs_edges_by_how_often_they_are_drawn():
     x, indptr, blocks, source, target, _ = batch_of([12], seed=7)
-    (bucket,) = make_buckets(indptr, blocks, source, target)
+    layout = cell_layout(indptr, blocks, source, target)
     torch.manual_seed(0)
     tower = CellGraphTower(6, 8, dropout=0.0)
     with torch.no_grad():
         for layer in tower.layers:  # else what is drawn at meso would change what may be drawn at macro
             layer.neighbours.weight.zero_()
-        _, expected = tower.eval().embed(x, bucket)
-        tower.train()
-        draws = [tower.embed(x, bucket)[1] for _ in range(4000)]
+        expected = dense(tower.eval(), x, layout)
+        draws = [dense(tower.train(), x, layout) for _ in range(2000)]
     for k in (1, 2):
         drawn = torch.stack([graphs[k] for graphs in draws]).mean(0)
-        assert (drawn - expected[k]).abs().max() < 4.5 * 0.5 / 4000**0.5  # four and a half standard errors
+        assert (drawn - expected[k]).abs().max() < 4.5 * 0.5 / 2000**0.5  # four and a half standard errors
         assert 0 < expected[k][expected[k] > 0].min() < 0.9
 
 
@@ -196,7 +374,7 @@ def test_straight_through_gradient_reaches_the_edge_mlp():
     x, indptr, blocks, source, target, _ = batch_of([30, 30], seed=6)
     torch.manual_seed(0)
     tower = CellGraphTower(6, 8).train()
-    _, tiles = tower(x, list(make_buckets(indptr, blocks, source, target)), 2)
+    _, tiles = tower(x, cell_layout(indptr, blocks, source, target))
     (tiles[2] ** 2).sum().backward()
     for sampler in tower.samplers:
         for name in ("target.weight", "source.weight", "weight", "bias"):
@@ -207,14 +385,16 @@ def test_attention_pool_by_hand():
     pool = AttentionPool(2)
     pool.gate.weight.data = torch.tensor([[1.0, 0.0]])
     pool.gate.bias.data.zero_()
-    h = torch.tensor([[[0.0, 1.0], [np.log(3.0), 5.0], [100.0, 100.0]]], dtype=torch.float32)
-    got = pool(h, torch.tensor([[True, True, False]]))
+    h = torch.tensor([[0.0, 1.0], [np.log(3.0), 5.0], [100.0, 7.0]], dtype=torch.float32)
+    got = pool(h, torch.tensor([0, 0, 2]), 3)
     torch.testing.assert_close(got[0, 1], torch.tensor(0.25 * 1 + 0.75 * 5))
+    torch.testing.assert_close(got[2], h[2])
+    assert (got[1] == 0).all()
 
 
 def test_empty_tiles_give_no_nan_gradient():
     x, indptr, blocks, source, target, _ = batch_of([0, 3, 0])
     tower = CellGraphTower(6, 8).train()
-    _, tiles = tower(x, list(make_buckets(indptr, blocks, source, target)), 3)
+    _, tiles = tower(x, cell_layout(indptr, blocks, source, target))
     sum(t.sum() for t in tiles).backward()
     assert all(torch.isfinite(p.grad).all() for p in tower.parameters() if p.grad is not None)

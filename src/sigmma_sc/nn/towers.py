@@ -135,7 +135,13 @@ class Towers(TwoTowers):
         else:
             self.node_standardise = Standardise(n_nodes)
             self.graph_tower = CellGraphTower(
-                n_nodes, n_latent, len(grids), config.edges, config.edge_temperatures[0], dropout
+                n_nodes,
+                n_latent,
+                len(grids),
+                config.edges,
+                config.edge_temperatures[0],
+                dropout,
+                config.symmetric_edges,
             )
             n_nodes = n_latent
         self.graph_heads = nn.ModuleList([ProjectionHead(n_nodes, n_latent, dropout) for _ in grids])
@@ -177,7 +183,7 @@ class Towers(TwoTowers):
             cells, tiles = [], self.gene_tower(batch["genes"])
         else:
             x = self.node_standardise(batch["x"])
-            cells, tiles = self.graph_tower(x, batch["buckets"], batch["n_tiles"], sample)
+            cells, tiles = self.graph_tower(x, batch["layout"], sample)
         heads = zip(self.scales, self.graph_heads, tiles, strict=True)
         return dict(zip(self.scales, cells, strict=False)), {name: head(z) for name, head, z in heads}
 

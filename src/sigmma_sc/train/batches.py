@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sigmma_sc.nn.cellgraph import Bucket
 from sigmma_sc.tissue.graph import edges_within
 from sigmma_sc.tissue.tiling import block_of
+from sigmma_sc.train.layout import cell_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from sigmma_sc.tissue.tilepixels import TilePixels
     from sigmma_sc.tissue.tiling import Tiles
-
-BUCKET_SPREAD = 1.25
-"""Largest tile of a bucket over its smallest."""
 
 
 @dataclass
@@ -85,8 +82,7 @@ def make_batch(slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, 
 
     Returns
     -------
-    ``cells`` (position in the slide of each node), ``tile`` (tile in the batch of each node), ``x`` node features,
-    ``buckets`` of :class:`~sigmma_sc.nn.cellgraph.Bucket`.
+    ``x`` node features, and ``layout``, the :class:`~sigmma_sc.nn.pairs.CellLayout` of the cells.
     """
     tiles = slide.tiles.take(which)
     counts = tiles.n_cells
@@ -95,55 +91,9 @@ def make_batch(slide: SlideTensors, which: NDArray[np.int64], grids: tuple[int, 
     blocks = np.stack([block_of(offset, tiles.side, b) for b in grids])
     source, target = edges_within(slide.adjacency, tiles.cells, tile * grids[0] ** 2 + blocks[0])
     return {
-        "cells": torch.from_numpy(tiles.cells),
-        "tile": torch.from_numpy(tile),
         "x": slide.nodes[torch.from_numpy(tiles.cells)],
-        "buckets": list(make_buckets(tiles.indptr, blocks, source, target)),
+        "layout": cell_layout(tiles.indptr, blocks, source, target),
     }
-
-
-def make_buckets(
-    indptr: NDArray[np.int64],
-    blocks: NDArray[np.int64],
-    source: NDArray[np.int64],
-    target: NDArray[np.int64],
-    spread: float = BUCKET_SPREAD,
-) -> Iterator[Bucket]:
-    """Group tiles of nearly equal size.
-
-    Parameters
-    ----------
-    indptr
-        First node of each tile and one past the last, ``(n_tiles + 1,)``.
-    blocks
-        Block of each node at every grid, ``(n_scales, n_nodes)``.
-    source, target
-        Spatial edges between nodes.
-    spread
-        Largest tile of a bucket over its smallest.
-    """
-    counts = np.diff(indptr)
-    tile_of = np.repeat(np.arange(len(counts)), counts)
-    order = np.argsort(counts, kind="stable")
-    start = 0
-    while start < len(order):
-        limit = max(4, spread * counts[order[start]])
-        stop = start + int(np.searchsorted(counts[order[start:]], limit, side="right"))
-        members = order[start:stop]
-        start = stop
-        # One slot at least, so that tiles without cells pass through the same code.
-        slots = np.arange(max(1, counts[members].max()))
-        mask = slots < counts[members, None]
-        index = np.where(mask, indptr[members, None] + slots, -1)
-        row = np.full(len(counts), -1)
-        row[members] = np.arange(len(members))
-        inside = row[tile_of[target]] >= 0
-        s, t = source[inside], target[inside]
-        micro = np.zeros((len(members), len(slots), len(slots)), bool)
-        micro[row[tile_of[t]], t - indptr[tile_of[t]], s - indptr[tile_of[s]]] = True
-        padded = np.zeros((len(blocks), *index.shape), np.int64)
-        padded[:, mask] = blocks[:, index[mask]]
-        yield Bucket(*(torch.from_numpy(a) for a in (members, index, mask, padded, micro)))
 
 
 class TilePairs(Dataset):

@@ -1,0 +1,202 @@
+"""Pairs of cells as small dense problems: how they are laid out, and weights of edges drawn over them.
+
+Pairs come in *shells*. The first holds those that share a block of the second finest grid (meso), where the first edges are added; the spatial edges,
+within micro blocks, are among them. The next holds those that share a block of the next grid but none of a finer one, and so on: a
+pair appears at the scale at which it first can be an edge, and stays. Each shell is a set of blocks of nearly equal size put side by side, so that
+the macro scale's pairs cost the finer scales nothing, and a dense tile does not set the cost of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Blocks of nearly equal size: ``n`` of them, padded to ``size`` slots, from slot ``start`` on; ``shell`` they are of."""
+
+    shell: int
+    n: int
+    size: int
+    start: int
+
+
+@dataclass(frozen=True)
+class CellLayout:
+    """The cells of a batch of tiles in slots; prepared on the host, so that the tower needs no look at any value.
+
+    Attributes
+    ----------
+    buckets
+        The blocks, bucket after bucket, shell after shell. Blocks of a single cell hold no pair and are left out.
+    cell
+        Cell of each slot, ``(n_slots,)``; padding is ``n_cells``, a row of zeros.
+    finer
+        Block of each slot's cell in the shell before, ``(n_slots,)``: a pair that shares it belongs there. In the first shell the
+        cell itself.
+    slot
+        Slot of each cell in each shell, ``(n_shells, n_cells)``; ``n_slots`` where it has none.
+    micro
+        Spatial edges, a 0/1 matrix a block of the first shell, flat, bool; row v holds what v listens to.
+    tile
+        Tile of each cell, ``(n_cells,)``.
+    n_tiles
+        Number of tiles.
+    """
+
+    buckets: tuple[Bucket, ...]
+    cell: Tensor
+    finer: Tensor
+    slot: Tensor
+    micro: Tensor
+    tile: Tensor
+    n_tiles: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> CellLayout:
+        """Move to a device; Lightning's batch transfer calls this."""
+        names = ("cell", "finer", "slot", "micro", "tile")
+        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
+
+    def reached(self, scale: int) -> list[Bucket]:
+        """Buckets whose pairs can be edges at a scale: at the first the spatial edges, in the first shell."""
+        return [bucket for bucket in self.buckets if bucket.shell <= max(0, scale - 1)]
+
+    def spread(self, cells: Tensor, buckets: list[Bucket]) -> dict[Bucket, Tensor]:
+        """Rows of ``cells`` ``(n_cells, d)`` in the slots of the first buckets, ``(n, size, d)`` each."""
+        sizes = [bucket.n * bucket.size for bucket in buckets]
+        slots = torch.cat([cells, cells.new_zeros(1, cells.shape[1])]).index_select(0, self.cell[: sum(sizes)])
+        # One split, whose gradient is one concatenation; that of a slice would be as large as the whole.
+        parts = slots.split(sizes) if buckets else ()
+        return {b: part.unflatten(0, (b.n, b.size)) for b, part in zip(buckets, parts, strict=True)}
+
+    def gathered(self, slots: dict[Bucket, Tensor], zero: Tensor) -> Tensor:
+        """Sum over shells of each cell's slots, ``(n_cells, d)``, for what :meth:`spread` gave; ``zero`` is a row of zeros."""
+        rows = torch.cat([*(part.flatten(0, 1) for part in slots.values()), zero])
+        # A cell that has no slot in a shell finds the zeros.
+        places = self.slot[: 1 + max((bucket.shell for bucket in slots), default=0)].clamp_max(len(rows) - 1)
+        return rows.index_select(0, places.flatten()).unflatten(0, places.shape).sum(0)
+
+    def blocks(self, slots: Tensor, bucket: Bucket) -> Tensor:
+        """Part of ``slots`` ``(n_slots,)`` that is a bucket's, ``(n, size)``."""
+        return slots[bucket.start : bucket.start + bucket.n * bucket.size].view(bucket.n, bucket.size)
+
+    def candidates(self, bucket: Bucket) -> Tensor:
+        """Pairs of a bucket that can be edges as 0/1, ``(n, size, size)`` float: no cell with itself, no pair of an earlier shell."""
+        finer = self.blocks(self.finer, bucket)
+        out = torch.empty(bucket.n, bucket.size, bucket.size, device=finer.device)
+        return torch.ne(finer[:, :, None], finer[:, None, :], out=out)
+
+    def spatial(self, bucket: Bucket, dtype: torch.dtype) -> Tensor:
+        """Spatial edges of a bucket of the first shell, ``(n, size, size)``."""
+        before = sum(b.n * b.size**2 for b in self.buckets if b.shell == 0 and b.start < bucket.start)
+        flat = self.micro[before : before + bucket.n * bucket.size**2]
+        return flat.view(bucket.n, bucket.size, bucket.size).to(dtype)
+
+
+def uniform_like(x: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1), 65,536 of them: four from each 64 random bits, which is three times as fast as one from each."""
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    return bits.view(torch.int16)[: x.numel()].view(x.shape).to(x.dtype).add_(32768.5).div_(65536)
+
+
+class EdgeWeights(torch.autograd.Function):
+    """Union of edges that are there and edges that are drawn: ``w + (1 - w) e``, in few passes over the pairs.
+
+    e is 0 or 1 as drawn from the relaxed Bernoulli of the score, with the gradient of its soft value (straight through), or
+    the probability itself. The score of a pair, ``s = Σ_k c_k relu(a_vk + b_uk) + d``, is computed one hidden unit at a time as
+    ``Σ_k c_k max(a_vk, -b_uk) + Σ_k c_k b_uk + d``, and again in the backward pass: one matrix of pairs is kept.
+    """
+
+    @staticmethod
+    def forward(
+        ctx,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        d: Tensor,
+        weights: Tensor | None,
+        candidates: Tensor,
+        temperature: float | None,
+        symmetric: bool,
+    ) -> Tensor:
+        """Weights ``(n, p, p)``.
+
+        Parameters
+        ----------
+        ctx
+            Of autograd.
+        a, b
+            Listening and speaking cells' parts of the hidden layer, ``(n, p, k)``.
+        c, d
+            Weights ``(k,)`` and bias of the output.
+        weights
+            What was linked before, ``(n, p, p)``; ``None`` for nothing.
+        candidates
+            Pairs that may be linked as 0/1, ``(n, p, p)``.
+        temperature
+            τ of the draw; ``None`` takes the probability.
+        symmetric
+            One score and one draw for both directions of a pair.
+        """
+        heard, said = a.permute(2, 0, 1).contiguous(), -b.permute(2, 0, 1).contiguous()
+        score = ((b @ c) + d)[:, None, :].expand(-1, a.shape[1], -1).clone()
+        largest = torch.empty_like(score)
+        for k in range(len(c)):
+            torch.maximum(heard[k, :, :, None], said[k, :, None, :], out=largest)
+            score.addcmul_(largest, c[k])
+        if symmetric:
+            score = (score + score.mT) / 2
+        soft = _drawn(score, temperature, symmetric).mul_(candidates)
+        edges = soft if temperature is None else soft.round()
+        ctx.save_for_backward(a, b, c, soft, weights)
+        ctx.temperature, ctx.symmetric = temperature, symmetric
+        if weights is None:
+            return edges.clone() if temperature is None else edges
+        return torch.addcmul(weights, 1 - weights, edges)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of ``a``, ``b``, ``c``, ``d`` and ``weights``."""
+        a, b, c, soft, weights = ctx.saved_tensors
+        of_weights = None
+        through = soft * (1 - soft)
+        if weights is not None:
+            if ctx.needs_input_grad[4]:
+                edges = soft if ctx.temperature is None else soft.round()
+                of_weights = torch.addcmul(grad, grad, edges, value=-1)
+            through.mul_(1 - weights)
+        through.mul_(grad)
+        if ctx.temperature is not None:
+            through.div_(ctx.temperature)
+        if ctx.symmetric:
+            through = (through + through.mT) / 2
+        heard, said = a.permute(2, 0, 1).contiguous(), b.permute(2, 0, 1).contiguous()
+        of_heard, of_said = torch.empty_like(heard), torch.empty_like(said)
+        hidden, part = torch.empty_like(through), torch.empty_like(through)
+        for k in range(len(c)):
+            torch.add(heard[k, :, :, None], said[k, :, None, :], out=hidden)
+            torch.ops.aten.threshold_backward.grad_input(through, hidden, 0, grad_input=part)
+            torch.sum(part, 2, out=of_heard[k])
+            torch.sum(part, 1, out=of_said[k])
+        of_c = (of_heard * heard + of_said * said).sum((1, 2))
+        da, db = ((c[:, None, None] * part).permute(1, 2, 0) for part in (of_heard, of_said))
+        return da, db, of_c, through.sum(), of_weights, None, None, None
+
+
+def _drawn(score: Tensor, temperature: float | None, symmetric: bool) -> Tensor:
+    """Probability of each score, or σ((s + log u - log(1 - u)) / τ) for uniform u; ``score`` is used up.
+
+    The latter is 1 / (1 + (e⁻ˢ (1 / u - 1))^(1/τ)), which takes one exponential and no logarithm.
+    """
+    if temperature is None:
+        return score.sigmoid_()
+    uniform = uniform_like(score)
+    if symmetric:
+        uniform = uniform.triu() + uniform.triu(1).mT
+    against = score.neg_().exp_().mul_(uniform.reciprocal_().sub_(1))
+    if temperature != 1:
+        against.pow_(1 / temperature)
+    return against.add_(1).reciprocal_()

@@ -1,0 +1,102 @@
+"""Lay the cells of some tiles out in blocks, see :mod:`sigmma_sc.nn.pairs`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sigmma_sc.nn.pairs import Bucket, CellLayout
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SPREAD = (1.5, 1.25)
+"""Largest block of a bucket over its smallest, by shell: small blocks waste little, and many buckets cost calls."""
+
+MAX_PAIRS = 2**18
+"""Pairs in a bucket, for memory: what is computed on the way is of this size."""
+
+
+def cell_layout(
+    indptr: NDArray[np.int64],
+    blocks: NDArray[np.int64],
+    source: NDArray[np.int64],
+    target: NDArray[np.int64],
+    spread: tuple[float, ...] = SPREAD,
+    max_pairs: int = MAX_PAIRS,
+) -> CellLayout:
+    """Slots of the cells of a batch.
+
+    Parameters
+    ----------
+    indptr
+        First cell of each tile and one past the last, ``(n_tiles + 1,)``.
+    blocks
+        Block of each cell at every grid, fine to coarse, ``(n_scales, n_cells)``; each grid divides the one before.
+    source, target
+        Spatial edges between cells, all within blocks of the finest grid.
+    spread, max_pairs
+        See :data:`SPREAD`, whose last value is for all further shells, and :data:`MAX_PAIRS`.
+    """
+    counts = np.diff(indptr)
+    tile = np.repeat(np.arange(len(counts)), counts)
+    n = len(tile)
+    buckets, cells, finer, slot, start = [], [], [], [], 0
+    units = np.arange(n)
+    micro = np.zeros(0, bool)
+    # Where there is a single grid, its blocks hold the spatial edges.
+    for shell, block in enumerate(blocks[1:] if len(blocks) > 1 else blocks):
+        before, units = units, tile * (block.max(initial=0) + 1) + block
+        mine = np.full(n, -1)
+        for index in _buckets(units, spread[min(shell, len(spread) - 1)], max_pairs):
+            buckets.append(Bucket(shell, *index.shape, start))
+            there = index < n
+            mine[index[there]] = start + np.flatnonzero(there)
+            cells.append(index.ravel())
+            # A slot of padding is no cell's: whatever it is paired with, its row of zeros says nothing.
+            finer.append(np.append(before, -1)[index].ravel())
+            start += index.size
+        slot.append(mine)
+        if shell == 0:
+            micro = _adjacency(buckets, mine, source, target)
+    slot = np.stack(slot)
+    slot[slot < 0] = start
+    flat = [np.concatenate([*part, np.zeros(0, np.int64)]) for part in (cells, finer)]
+    return CellLayout(tuple(buckets), *(torch.from_numpy(a) for a in (*flat, slot, micro, tile)), len(counts))
+
+
+def _buckets(units: NDArray[np.int64], spread: float, max_pairs: int) -> list[NDArray[np.int64]]:
+    """Cells of blocks of two cells and more, ``(n, size)`` each, padded with ``n_cells``."""
+    order = np.argsort(units, kind="stable")
+    _, first, sizes = np.unique(units[order], return_index=True, return_counts=True)
+    by_size = np.argsort(sizes, kind="stable")
+    by_size = by_size[sizes[by_size] > 1]
+    first, sizes, out, begin = first[by_size], sizes[by_size], [], 0
+    padded = np.append(order, len(units))
+    while begin < len(sizes):
+        end = begin + int(np.searchsorted(sizes[begin:], max(4, spread * sizes[begin]), side="right"))
+        end = min(end, begin + max(1, max_pairs // int(sizes[end - 1]) ** 2))
+        slots = np.arange(sizes[end - 1])
+        inside = slots < sizes[begin:end, None]
+        out.append(padded[np.where(inside, first[begin:end, None] + slots, len(units))])
+        begin = end
+    return out
+
+
+def _adjacency(
+    buckets: list[Bucket], slot: NDArray[np.int64], source: NDArray[np.int64], target: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Spatial edges as a matrix for each block, one after the other: row v, column u."""
+    areas = np.array([b.n * b.size**2 for b in buckets], dtype=np.int64)
+    out = np.zeros(int(areas.sum()), bool)
+    if not len(source):
+        return out
+    starts, sizes = (np.array([getattr(b, name) for b in buckets], dtype=np.int64) for name in ("start", "size"))
+    v, u = slot[target], slot[source]
+    bucket = np.searchsorted(starts, v, side="right") - 1
+    before, size = (np.cumsum(areas) - areas)[bucket], sizes[bucket]
+    # Row v of the bucket's blocks, one under the other, and u's column in its block.
+    out[before + (v - starts[bucket]) * size + (u - starts[bucket]) % size] = True
+    return out
