@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 
+WORK = 2**18
+"""Pairs times hidden units computed at once."""
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Blocks of nearly equal size: ``n`` of them, padded to ``size`` slots, from slot ``start`` on; ``shell`` they are of."""
@@ -35,8 +39,8 @@ class CellLayout:
     cell
         Cell of each slot, ``(n_slots,)``; padding is ``n_cells``, a row of zeros.
     finer
-        Block of each slot's cell in the shell before, ``(n_slots,)``: a pair that shares it belongs there. In the first shell the
-        cell itself.
+        Number of each slot's block in the shell before within its own block, ``(n_slots,)`` float32: a pair that shares it
+        belongs there. In the first shell the number of the cell.
     slot
         Slot of each cell in each shell, ``(n_shells, n_cells)``; ``n_slots`` where it has none.
     micro
@@ -86,8 +90,8 @@ class CellLayout:
     def candidates(self, bucket: Bucket) -> Tensor:
         """Pairs of a bucket that can be edges as 0/1, ``(n, size, size)`` float: no cell with itself, no pair of an earlier shell."""
         finer = self.blocks(self.finer, bucket)
-        out = torch.empty(bucket.n, bucket.size, bucket.size, device=finer.device)
-        return torch.ne(finer[:, :, None], finer[:, None, :], out=out)
+        # Whole numbers: what is not equal differs by one at least. Several times faster than a comparison.
+        return (finer[:, :, None] - finer[:, None, :]).abs_().clamp_max_(1)
 
     def spatial(self, bucket: Bucket, dtype: torch.dtype) -> Tensor:
         """Spatial edges of a bucket of the first shell, ``(n, size, size)``."""
@@ -106,7 +110,7 @@ class EdgeWeights(torch.autograd.Function):
     """Union of edges that are there and edges that are drawn: ``w + (1 - w) e``, in few passes over the pairs.
 
     e is 0 or 1 as drawn from the relaxed Bernoulli of the score, with the gradient of its soft value (straight through), or
-    the probability itself. The score of a pair, ``s = Σ_k c_k relu(a_vk + b_uk) + d``, is computed one hidden unit at a time as
+    the probability itself. The score of a pair, ``s = Σ_k c_k relu(a_vk + b_uk) + d``, is computed a few hidden units at a time as
     ``Σ_k c_k max(a_vk, -b_uk) + Σ_k c_k b_uk + d``, and again in the backward pass: one matrix of pairs is kept.
     """
 
@@ -142,11 +146,10 @@ class EdgeWeights(torch.autograd.Function):
             One score and one draw for both directions of a pair.
         """
         heard, said = a.permute(2, 0, 1).contiguous(), -b.permute(2, 0, 1).contiguous()
-        score = ((b @ c) + d)[:, None, :].expand(-1, a.shape[1], -1).clone()
-        largest = torch.empty_like(score)
-        for k in range(len(c)):
-            torch.maximum(heard[k, :, :, None], said[k, :, None, :], out=largest)
-            score.addcmul_(largest, c[k])
+        score = ((b * c).sum(-1) + d)[:, None, :].expand(-1, a.shape[1], -1).clone()
+        for some in _groups(len(c), score):
+            largest = torch.maximum(heard[some, :, :, None], said[some, :, None, :])
+            score.view(-1).addmv_(largest.flatten(1).T, c[some])
         if symmetric:
             score = (score + score.mT) / 2
         soft = _drawn(score, temperature, symmetric).mul_(candidates)
@@ -175,15 +178,21 @@ class EdgeWeights(torch.autograd.Function):
             through = (through + through.mT) / 2
         heard, said = a.permute(2, 0, 1).contiguous(), b.permute(2, 0, 1).contiguous()
         of_heard, of_said = torch.empty_like(heard), torch.empty_like(said)
-        hidden, part = torch.empty_like(through), torch.empty_like(through)
-        for k in range(len(c)):
-            torch.add(heard[k, :, :, None], said[k, :, None, :], out=hidden)
-            torch.ops.aten.threshold_backward.grad_input(through, hidden, 0, grad_input=part)
-            torch.sum(part, 2, out=of_heard[k])
-            torch.sum(part, 1, out=of_said[k])
+        for some in _groups(len(c), through):
+            hidden = heard[some, :, :, None] + said[some, :, None, :]
+            # The gradient where the hidden unit is active, zero elsewhere.
+            part = torch.ops.aten.threshold_backward(through.expand_as(hidden), hidden, 0)
+            torch.sum(part, 3, out=of_heard[some])
+            torch.sum(part, 2, out=of_said[some])
         of_c = (of_heard * heard + of_said * said).sum((1, 2))
         da, db = ((c[:, None, None] * part).permute(1, 2, 0) for part in (of_heard, of_said))
         return da, db, of_c, through.sum(), of_weights, None, None, None
+
+
+def _groups(n_hidden: int, pairs: Tensor) -> list[slice]:
+    """Hidden units to compute at once: one for a large bucket, all for a small one, so that little memory is touched by few calls."""
+    step = min(n_hidden, max(1, WORK // max(1, pairs.numel())))
+    return [slice(k, k + step) for k in range(0, n_hidden, step)]
 
 
 def _drawn(score: Tensor, temperature: float | None, symmetric: bool) -> Tensor:

@@ -55,15 +55,17 @@ def cell_layout(
             there = index < n
             mine[index[there]] = start + np.flatnonzero(there)
             cells.append(index.ravel())
-            # A slot of padding is no cell's: whatever it is paired with, its row of zeros says nothing.
-            finer.append(np.append(before, -1)[index].ravel())
+            # A slot of padding is no cell's: whatever it is paired with, its row of zeros says nothing. Numbers are small, so that
+            # floats hold them.
+            number = np.append(before, 0)[index]
+            finer.append((number - number[:, :1]).ravel().astype(np.float32))
             start += index.size
         slot.append(mine)
         if shell == 0:
             micro = _adjacency(buckets, mine, source, target)
     slot = np.stack(slot)
     slot[slot < 0] = start
-    flat = [np.concatenate([*part, np.zeros(0, np.int64)]) for part in (cells, finer)]
+    flat = [np.concatenate([*part, np.zeros(0, kind)]) for part, kind in ((cells, np.int64), (finer, np.float32))]
     return CellLayout(tuple(buckets), *(torch.from_numpy(a) for a in (*flat, slot, micro, tile)), len(counts))
 
 
