@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from anndata import AnnData
     from spatialdata import SpatialData
+    from xarray import Dataset
 
     from sigmma_sc.nn.encoders import ImageEncoder
 
@@ -322,6 +323,42 @@ class SIGMMA:
         obs = pd.concat([tile_obs(self, e) for e in embeddings])
         centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
         return AnnData(X=matrix, obs=obs, obsm={"spatial": centres})
+
+    def get_attention(
+        self, tiles: Sequence[str], sdata: Tissue | None = None, when: Literal["before", "after"] = "after"
+    ) -> Dataset:
+        """Where the image encoder's class token looks on some tiles, head by head (paper, Fig. 3).
+
+        Each tile is one crop, as at a grid of 1. :func:`sigmma_sc.pl.attention` draws the result.
+
+        Parameters
+        ----------
+        tiles
+            Names of tiles, as in ``obs_names`` of :meth:`get_tile_representation` and of ``tables["sigmma_tiles"]``.
+        sdata
+            Another object, with or without a table; ``None`` for the one trained on.
+        when
+            The encoder before or after alignment. A frozen encoder is the same.
+
+        Returns
+        -------
+        Dataset of ``attention`` (tile, head, row, column), the last block's softmax weights from the class token to each
+        patch, and ``image`` (tile, y, x, channel), the crops that the encoder saw, uint8 RGB. Coordinates of each tile:
+        ``slide``, ``image_key``, ``coordinate_system``, ``microns_per_pixel``; its corner ``x0``, ``y0`` and ``side`` in px of
+        the full-resolution image.
+
+        Raises
+        ------
+        EncoderError
+            The encoder is no vision transformer with a class token.
+        MissingKeyError
+            There is no such tile.
+        """
+        from sigmma_sc.train.attention import tile_attention
+
+        self._trained()
+        require_choice(when, ("before", "after"), "when")
+        return tile_attention(self, tiles, self._resolve(sdata, cells=False), when)
 
     def write_embeddings(
         self, sdata: Tissue | None = None, overwrite: bool = False, stride: float | None = None
