@@ -60,14 +60,30 @@ def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
         _draw(adata, setup.scales, truth, folder)
-        # The user has the images already.
-        kept = (
-            sdata if whole else sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
-        )
-        kept.write(folder / "cells.zarr")
+        (sdata if whole else _without_images(sdata)).write(folder / "cells.zarr")
     print_retrieval(recall, split)
     if truth:
         print_table("Leiden niches against the truth", _agreement(adata, setup.scales, truth))
+    _print_written(out)
+
+
+def finish_he_only(model: Any, sdata: SpatialData, out: Path) -> None:
+    """Embed the tiles of images alone, predict their expression and write, all or nothing."""
+    model.write_embeddings(sdata, overwrite=True)
+    expression = model.predict_expression(sdata)
+    with fresh_folder(out) as folder:
+        model.save(folder / "model")
+        expression.write_h5ad(folder / "expression.h5ad")
+        _without_images(sdata).write(folder / "tiles.zarr")
+    _print_written(out)
+
+
+def _without_images(sdata: SpatialData) -> SpatialData:
+    """The user has the images already."""
+    return sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
+
+
+def _print_written(out: Path) -> None:
     console.print(f"Written to [bold]{out}[/bold]: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
