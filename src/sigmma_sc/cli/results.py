@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from sigmma_sc._checks import ExistsError
+from sigmma_sc._checks import ExistsError, SetupError
 from sigmma_sc._files import fresh_folder
 
 if TYPE_CHECKING:
@@ -70,10 +70,15 @@ def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (
 def finish_he_only(model: Any, sdata: SpatialData, out: Path) -> None:
     """Embed the tiles of images alone, predict their expression and write, all or nothing."""
     model.write_embeddings(sdata, overwrite=True)
-    expression = model.predict_expression(sdata)
+    try:
+        expression = model.predict_expression(sdata)
+    except SetupError as error:  # a model of embeddings alone, without counts
+        expression = None
+        console.print(f"No expression.h5ad is written. {error}", highlight=False)
     with fresh_folder(out) as folder:
         model.save(folder / "model")
-        expression.write_h5ad(folder / "expression.h5ad")
+        if expression is not None:
+            expression.write_h5ad(folder / "expression.h5ad")
         _without_images(sdata).write(folder / "tiles.zarr")
     _print_written(out)
 

@@ -170,6 +170,21 @@ class TissueData:
             for slide in self.slides(tissue)
         ]
 
+    @torch.no_grad()
+    def embed_tiles(self, module: Towers, slide: Slide, tiles: Tiles) -> SlideEmbedding:
+        """Embed some tiles of a slide in both towers; their cells' own embeddings are not kept."""
+        module.eval()
+        device = next(module.parameters()).device
+        data = self.tensors(slide, tiles, device)
+        shape = len(tiles), self.config["n_latent"]
+        image, transcriptome = ({s: np.empty(shape, np.float32) for s in module.scales} for _ in range(2))
+        for which in _chunks(len(tiles)):
+            z_image = module.embed_images(data.patch_batch(which).to(device))
+            z_cells = self._cells(module, data, which)[2]
+            for s in module.scales:
+                image[s][which], transcriptome[s][which] = z_image[s].cpu().numpy(), z_cells[s]
+        return SlideEmbedding(slide, tiles, np.zeros(len(slide.xy), bool), {}, image, transcriptome)
+
     def _embed_slide(
         self, module: Towers, slide: Slide, images: bool, cells: bool, stride: float | None
     ) -> SlideEmbedding:

@@ -63,28 +63,31 @@ def reference_of(model: Any) -> Reference:
 
 
 def _build(model: Any) -> Reference:
-    data = model.data
-    chosen = []
-    for e in data.embed(model.module, model.sdata, images=True, cells=True):
-        roles = data.roles_of(e.slide, len(e.tiles))
-        chosen.append((e, np.flatnonzero(np.isin(roles, ("train", "val")))))
-    role = np.concatenate([data.roles_of(e.slide, len(e.tiles))[which] for e, which in chosen])
-    train = role == "train"
-    if not train.any():
+    data, chosen, roles = model.data, [], []
+    for slide in data.slides(model.sdata):
+        tiles, _ = data.covering(slide)
+        role = data.roles_of(slide, len(tiles))
+        which = np.flatnonzero(np.isin(role, ("train", "val")))
+        if len(which):
+            # Only these: the others were never encoded.
+            chosen.append((data.embed_tiles(model.module, slide, tiles.take(which)), np.arange(len(which))))
+            roles.append(role[which])
+    if not chosen:
         raise SetupError(
             "The model carries no expression to predict from, and its object holds none of the tiles it was trained on. Load "
             "it on the object it was trained on, save it again, and load that."
         )
+    train = np.concatenate(roles) == "train"
     first = chosen[0][0].slide.sdata
     genes = list(map(str, get_table(first, stored_setup(first) or model.setup).var_names))
     counts = pooled_counts(model, chosen, genes)
     library = median_total(counts[train])
     image, transcriptome = (
-        {s: np.concatenate([getattr(e, tower)[s][which] for e, which in chosen]) for s in model.setup.scales}
+        {s: np.concatenate([getattr(e, tower)[s] for e, _ in chosen]) for s in model.setup.scales}
         for tower in ("image", "transcriptome")
     )
     slide = np.repeat(np.arange(len(chosen)), [len(which) for _, which in chosen])
-    expression = log_expression(counts, library).astype(np.float16).toarray()
+    expression = log_expression(counts, library).astype(np.float32).toarray().astype(np.float16)
     return Reference(genes, library, expression, image, transcriptome, slide, train)
 
 
