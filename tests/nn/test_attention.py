@@ -5,6 +5,7 @@ from types import MethodType
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from sigmma_sc._checks import EncoderError
@@ -81,6 +82,7 @@ def test_equals_queries_times_keys(options, prefix):
         ("vit_small_patch16_dinov3", {"patch_size": 8}, 5),
         ("eva02_tiny_patch14_224", {"patch_size": 8}, 1),
         ("beit_base_patch16_224", {"patch_size": 8}, 1),
+        ("vit_tiny_patch16_224", {"patch_size": 8, "block_fn": ParallelScalingBlock}, 1),
     ],
 )
 @torch.no_grad()
@@ -90,7 +92,7 @@ def test_equals_the_unfused_attention_of_timm(arch, options, prefix):
     network = timm.create_model(arch, **(size | options)).eval()
     encoder, images = wrap(network), crops()
     maps = cls_attention(encoder, images)
-    attention, kept = network.blocks[-1].attn, []
+    attention, kept = getattr(network.blocks[-1], "attn", network.blocks[-1]), []
     assert attention.fused_attn
     attention.fused_attn = False
     attention.attn_drop.forward = lambda weights: kept.append(weights) or weights

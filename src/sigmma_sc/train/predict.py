@@ -130,13 +130,13 @@ def reliability(reference: Reference, method: str, scale: str, n_neighbors: int,
     -------
     Indexed by gene: ``reliability``, NaN where it is undefined, of which a warning tells; ``reliability_n_tiles``.
     """
-    held, rows = ~reference.train, []
-    slides = [s for s in np.unique(reference.slide[held]) if (held & (reference.slide == s)).sum() >= FEWEST]
-    for s in slides:
-        here = held & (reference.slide == s)
-        image = {name: values[here] for name, values in reference.image.items()}
-        predicted = predict(image, reference, method, scale, n_neighbors, temperature)
-        rows.append(pearson(reference.expression[here].astype(np.float64), predicted.astype(np.float64)))
+    held, rows, slides = ~reference.train, [], []
+    if held.sum() >= FEWEST:
+        image = {name: values[held] for name, values in reference.image.items()}
+        predicted = predict(image, reference, method, scale, n_neighbors, temperature).astype(np.float64)
+        measured, slide = reference.expression[held].astype(np.float64), reference.slide[held]
+        slides = [s for s in np.unique(slide) if (slide == s).sum() >= FEWEST]
+        rows = [pearson(measured[slide == s], predicted[slide == s]) for s in slides]
     genes = pd.Index(reference.genes, dtype=object)
     mean = pd.DataFrame(rows, columns=genes, dtype=float).mean()  # of the slides where a gene's is defined
     _warn_undefined(mean, int(held.sum()), bool(slides))
