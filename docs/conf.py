@@ -89,7 +89,7 @@ nitpick_ignore_regex = [
     (
         r"py:.*",
         r"Ellipsis|(anndata|collections|lightning|matplotlib|np|numpy|os|pandas|pathlib|pd|scanpy|scipy|scvi|sklearn|spatialdata"
-        r"|spatialdata_io|squidpy|timm|torch|typing)\..*",
+        r"|spatialdata_io|squidpy|timm|torch|typing|xarray)\..*",
     ),
 ]
 

@@ -1,5 +1,6 @@
 import sys
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -69,6 +70,24 @@ def test_embed_gives_what_training_wrote(store, results, tmp_path):
     for scale in ("micro", "meso", "macro"):
         np.testing.assert_array_equal(a.obsm[f"X_sigmma_{scale}"], b.obsm[f"X_sigmma_{scale}"])
         assert (a.obs[f"sigmma_niche_{scale}"] == b.obs[f"sigmma_niche_{scale}"]).all()
+
+
+@pytest.mark.filterwarnings("ignore::sigmma_sc._checks.ExpressionWarning")  # trained on every tile
+def test_embed_an_image_alone(store, results, tmp_path, capsys):
+    sdata = sd.read_zarr(store)
+    sd.SpatialData(images={"he_image": sdata["he_image"]}).write(tmp_path / "image.zarr")
+    arguments = ("embed", tmp_path / "image.zarr", "--model", results / "model", "--out", tmp_path / "out", "--he-only")
+    assert run(*arguments) == 2
+    assert "microns_per_pixel" in said(capsys)
+    assert run(*arguments, "--microns-per-pixel", 0.5) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model", "tiles.zarr", "expression.h5ad"}
+    tiles = sd.read_zarr(tmp_path / "out" / "tiles.zarr")["sigmma_tiles"]
+    trained = sd.read_zarr(results / "cells.zarr")["sigmma_tiles"]
+    for scale in ("micro", "meso", "macro"):
+        np.testing.assert_allclose(tiles.obsm[f"image_{scale}"], trained.obsm[f"image_{scale}"], atol=1e-3)
+    expression = ad.read_h5ad(tmp_path / "out" / "expression.h5ad")
+    assert expression.shape == (tiles.n_obs, 120)
+    assert np.isfinite(expression.X).all()
 
 
 def test_cache_and_checkpoints_spare_work(store, results, tmp_path, monkeypatch):

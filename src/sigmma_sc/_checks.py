@@ -52,6 +52,10 @@ class CacheWarning(UserWarning):
     """A file of the cache cannot be used; what it held is computed again."""
 
 
+class ExpressionWarning(UserWarning):
+    """Expression cannot be predicted later, or a gene's prediction comes without an estimate of its reliability."""
+
+
 class SplitWarning(UserWarning):
     """The chosen split leaks, or is the best of poor choices."""
 

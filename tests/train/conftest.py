@@ -20,7 +20,7 @@ def _encoder(gain=1.0, input_size=16, std=(1.0, 1.0, 1.0)):
     return ImageEncoder(MeanAndSpread(gain), name="mean", input_size=input_size, mean=(0.0, 0.0, 0.0), std=std)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def encoder():
     return _encoder
 

@@ -16,7 +16,7 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 from sigmma_sc.tissue.tiling import covering_tiles
 from sigmma_sc.train import nodes
-from sigmma_sc.train.evaluate import _counts
+from sigmma_sc.train.evaluate import chosen_counts
 from sigmma_sc.train.nodes import CountsPCA
 
 N = 1000
@@ -112,7 +112,7 @@ def test_counts_pooled_over_tiles_equal_brute_force(tissue, monkeypatch):
     which = np.flatnonzero(tiles.n_cells)[::2]
     genes = list(tissue["table"].var_names[::-3])
     chosen = [(SimpleNamespace(slide=slide, tiles=tiles), which)]
-    pooled = _counts(SimpleNamespace(setup=setup), chosen, genes)
+    pooled = chosen_counts(SimpleNamespace(setup=setup), chosen, genes)
     counts = tissue["table"][:, genes].to_df().to_numpy()
     brute = [counts[tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]]].sum(axis=0) for t in which]
     np.testing.assert_array_equal(pooled.toarray(), brute)

@@ -74,6 +74,11 @@ class BLEEPTowers(OneScaleTowers):
         self.image_head = BLEEPHead(model.image_encoder.dim, config.n_latent, config.dropout)
         self.gene_head = BLEEPHead(n_genes, config.n_latent, config.dropout)
 
+    @property
+    def temperatures(self) -> dict[str, Tensor]:
+        """τ of its scale."""
+        return {self.scales[0]: torch.tensor(self.temperature)}
+
     def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """Cross-entropy with soft targets, of its scale."""
         scale = self.scales[0]

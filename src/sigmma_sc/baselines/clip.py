@@ -73,8 +73,12 @@ class CLIPTowers(OneScaleTowers):
         self.image_head = nn.Linear(model.image_encoder.dim, n_latent, bias=False)
         self.gene_head = nn.Sequential(tower, nn.Linear(tower.width, n_latent, bias=False))
 
+    @property
+    def temperatures(self) -> dict[str, Tensor]:
+        """τ of its scale, as learned."""
+        return {self.scales[0]: self.log_temperature.clamp_min(math.log(COLDEST)).exp()}
+
     def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """InfoNCE, of its scale."""
         scale = self.scales[0]
-        temperature = self.log_temperature.clamp_min(math.log(COLDEST)).exp()
-        return {scale: info_nce(out["image"][scale], out["transcriptome"][scale], temperature)}
+        return {scale: info_nce(out["image"][scale], out["transcriptome"][scale], self.temperatures[scale])}

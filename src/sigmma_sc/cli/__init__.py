@@ -17,6 +17,7 @@ from sigmma_sc.cli.options import (
     EncoderArg,
     Epochs,
     Features,
+    HeOnly,
     Image,
     Microns,
     Out,
@@ -29,7 +30,7 @@ from sigmma_sc.cli.options import (
     TileSize,
     Weights,
 )
-from sigmma_sc.cli.results import console, finish, print_table, require_free
+from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -141,10 +142,15 @@ def embed(
     table: TableName = "table",
     coordinate_system: System = ["global"],  # noqa: B006
     microns_per_pixel: Microns = None,
+    he_only: HeOnly = False,
     cache: Cache = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Embed a store with a trained model; write as 'train' does. The store itself is not changed."""
+    """Embed a store with a trained model; write as 'train' does. The store itself is not changed.
+
+    With --he-only, OUT holds model/, tiles.zarr (the table of tiles with their image embeddings, and their squares) and
+    expression.h5ad (tiles × genes, predicted by retrieval, with a reliability of each gene).
+    """
     import json
 
     from sigmma_sc import SIGMMA
@@ -158,7 +164,7 @@ def embed(
     SIGMMA.setup_spatialdata(
         sdata,
         _by_region(image) if image else trained.image_key,
-        table,
+        None if he_only else table,
         _by_region(coordinate_system),
         trained.layer,
         trained.features_key,
@@ -167,7 +173,7 @@ def embed(
         trained.tile_size,
         trained.grids,
     )
-    finish(SIGMMA.load(model, sdata, cache_dir=cache), sdata, out)
+    (finish_he_only if he_only else finish)(SIGMMA.load(model, sdata, cache_dir=cache), sdata, out)
 
 
 @app.command()

@@ -43,3 +43,6 @@ Checkpoints = Annotated[
     Path | None,
     typer.Option("--checkpoints", help="Folder that keeps the state of training; the same command takes up from it."),
 ]
+HeOnly = Annotated[
+    bool, typer.Option("--he-only", help="Look at the image alone; --microns-per-pixel is needed, --table is not read.")
+]

@@ -8,7 +8,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from sigmma_sc._checks import ExistsError
+from sigmma_sc._checks import ExistsError, SetupError
 from sigmma_sc._files import fresh_folder
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (
     from sigmma_sc import tl
     from sigmma_sc.tissue.setup import get_table, stored_setup
 
-    setup = stored_setup(sdata)
     model.write_embeddings(sdata, overwrite=True)
-    adata = get_table(sdata, setup)
-    tl.niches(adata, setup.scales)
+    adata = get_table(sdata, stored_setup(sdata))
+    scales = model.module.embedded
+    if scales:  # gene vectors in the place of the cell graph embed no cells
+        tl.niches(adata, scales)
     # Of a slide it was not trained on, every tile is a test tile.
     split = "all" if model.data.split == "none" else "test"
     recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
@@ -59,15 +60,37 @@ def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (
         model.save(folder / "model")
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
-        _draw(adata, setup.scales, truth, folder)
-        # The user has the images already.
-        kept = (
-            sdata if whole else sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
-        )
-        kept.write(folder / "cells.zarr")
+        if scales:
+            _draw(adata, scales, truth, folder)
+        (sdata if whole else _without_images(sdata)).write(folder / "cells.zarr")
     print_retrieval(recall, split)
-    if truth:
-        print_table("Leiden niches against the truth", _agreement(adata, setup.scales, truth))
+    if truth and scales:
+        print_table("Leiden niches against the truth", _agreement(adata, scales, truth))
+    _print_written(out)
+
+
+def finish_he_only(model: Any, sdata: SpatialData, out: Path) -> None:
+    """Embed the tiles of images alone, predict their expression and write, all or nothing."""
+    model.write_embeddings(sdata, overwrite=True)
+    try:
+        expression = model.predict_expression(sdata)
+    except SetupError as error:  # a model of embeddings alone, without counts
+        expression = None
+        console.print(f"No expression.h5ad is written. {error}", highlight=False)
+    with fresh_folder(out) as folder:
+        model.save(folder / "model")
+        if expression is not None:
+            expression.write_h5ad(folder / "expression.h5ad")
+        _without_images(sdata).write(folder / "tiles.zarr")
+    _print_written(out)
+
+
+def _without_images(sdata: SpatialData) -> SpatialData:
+    """The user has the images already."""
+    return sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
+
+
+def _print_written(out: Path) -> None:
     console.print(f"Written to [bold]{out}[/bold]: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge, RidgeCV
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sigmma_sc._checks import SetupError, require_choice, require_positive
@@ -91,18 +91,26 @@ def expression_probe(
     names = pd.Index(genes, name="gene")
     _check_shapes(x, counts, x_test, counts_test, names)
 
-    library = _median_total(counts) if protocol == "default" else None
-    log, log_test = _log_expression(counts, library), _log_expression(counts_test, library)
+    library = median_total(counts) if protocol == "default" else None
+    log, log_test = log_expression(counts, library), log_expression(counts_test, library)
     chosen = _variable_genes(log, int(n_genes))
     y, y_test = log[:, chosen].toarray(), log_test[:, chosen].toarray()
 
-    components = min(int(n_components), x.shape[1], len(x) - 1)
-    reduce = make_pipeline(StandardScaler(), PCA(components, random_state=seed))
-    head = _head(protocol, components, len(chosen))
-    with np.errstate(invalid="ignore"):  # a collapsed encoder has no variance for the PCA to divide into shares
-        head.fit(reduce.fit_transform(x), y)
-    predicted = head.predict(reduce.transform(x_test)).reshape(y_test.shape)  # a single gene may come flat
+    probe = fit_probe(x, y, protocol, n_components=int(n_components), seed=seed)
+    predicted = probe.predict(x_test).reshape(y_test.shape)  # a single gene may come flat
     return _score_slides(y_test, predicted, y, names[chosen], groups)
+
+
+def fit_probe(x: NDArray, y: NDArray, protocol: str = "default", *, n_components: int = 256, seed: int = 0) -> Pipeline:
+    """Fit scaler, PCA and ridge of one protocol to features ``(n, d)`` and log expression ``(n, g)``.
+
+    See :func:`expression_probe` for the arguments. A gene's prediction does not depend on what others are fitted with it,
+    but for ``"hest"``, whose penalty is divided by their number.
+    """
+    components = min(n_components, x.shape[1], len(x) - 1)
+    probe = make_pipeline(StandardScaler(), PCA(components, random_state=seed), _head(protocol, components, y.shape[1]))
+    with np.errstate(invalid="ignore"):  # a collapsed encoder has no variance for the PCA to divide into shares
+        return probe.fit(x, y)
 
 
 def summarise_expression(table: pd.DataFrame) -> dict[str, float]:
@@ -138,23 +146,23 @@ def _head(protocol: str, components: int, n_genes: int) -> Ridge | RidgeCV:
     return RidgeCV(ALPHAS, alpha_per_target=n_genes > 1)
 
 
-def _variable_genes(log_expression: sparse.csr_array, n_genes: int) -> NDArray[np.intp]:
+def _variable_genes(logs: sparse.csr_array, n_genes: int) -> NDArray[np.intp]:
     """Columns of the most variable genes, ascending; genes that do not vary are out."""
-    low, high = (getattr(log_expression, end)(axis=0).toarray().ravel() for end in ("min", "max"))
+    low, high = (getattr(logs, end)(axis=0).toarray().ravel() for end in ("min", "max"))
     varying = np.flatnonzero(high - low > CONSTANT * high)
     if len(varying) == 0:
         raise SetupError(f"None of the {len(high)} genes varies over the training tiles: check train_counts.")
     if len(varying) <= n_genes:
         return varying
     found = sc.pp.highly_variable_genes(
-        ad.AnnData(sparse.csr_matrix(log_expression[:, varying])), n_top_genes=n_genes, flavor="seurat", inplace=False
+        ad.AnnData(sparse.csr_matrix(logs[:, varying])), n_top_genes=n_genes, flavor="seurat", inplace=False
     )
     # By rank and not by scanpy's own column, which holds more than n_genes when dispersions tie.
     dispersion = found["dispersions_norm"].fillna(-np.inf).to_numpy()
     return np.sort(varying[np.argsort(-dispersion, kind="stable")[:n_genes]])
 
 
-def _log_expression(counts: sparse.csr_array, library: float | None) -> sparse.csr_array:
+def log_expression(counts: sparse.csr_array, library: float | None) -> sparse.csr_array:
     """log1p of the counts, each row first scaled to the sum ``library`` unless None; empty rows stay 0."""
     if library is not None:
         total = np.asarray(counts.sum(axis=1)).ravel()
@@ -162,7 +170,7 @@ def _log_expression(counts: sparse.csr_array, library: float | None) -> sparse.c
     return sparse.csr_array(counts).log1p()
 
 
-def _median_total(counts: sparse.csr_array) -> float:
+def median_total(counts: sparse.csr_array) -> float:
     """Median total of the tiles that hold any count."""
     total = np.asarray(counts.sum(axis=1)).ravel()
     if not total.any():
@@ -187,7 +195,7 @@ def _score_slides(
         y, p = target[codes == i], predicted[codes == i]
         scores = {
             "slide": slide,
-            "pcc": _pearson(y, p),
+            "pcc": pearson(y, p),
             "mse": ((p - y) ** 2).mean(axis=0),
             "mse_gene_mean": ((train.mean(axis=0) - y) ** 2).mean(axis=0),
             "n_train": len(train),
@@ -197,7 +205,7 @@ def _score_slides(
     return pd.concat(tables)
 
 
-def _pearson(a: NDArray, b: NDArray) -> NDArray[np.float64]:
+def pearson(a: NDArray, b: NDArray) -> NDArray[np.float64]:
     """Pearson correlation of each column of ``a`` with that of ``b``; NaN where either is constant."""
     defined = np.ones(a.shape[1], dtype=bool)
     for x in (a, b):

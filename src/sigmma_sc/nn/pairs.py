@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-
 WORK = 2**18
 """Pairs times hidden units computed at once."""
 

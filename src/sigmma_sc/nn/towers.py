@@ -69,6 +69,11 @@ class TwoTowers(nn.Module):
         """Scales that have cell embeddings."""
         return ()
 
+    @property
+    def temperatures(self) -> dict[str, Tensor]:
+        """τ of each scale."""
+        raise NotImplementedError
+
     def forward(self, parts: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
         """Embed a batch of paired tiles in both towers; each part of it holds tiles of one slide."""
         image = [self.embed_images(part) for part in parts]

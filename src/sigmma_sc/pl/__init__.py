@@ -1,6 +1,7 @@
 """Figures."""
 
+from sigmma_sc.pl.attention import attention
 from sigmma_sc.pl.niches import niches
 from sigmma_sc.pl.registration import registration
 
-__all__ = ["niches", "registration"]
+__all__ = ["attention", "niches", "registration"]

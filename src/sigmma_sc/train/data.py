@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from sigmma_sc.train.features import PatchFeatures
 from sigmma_sc.train.nodes import CountsPCA, GeneVectors, embedding_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -186,15 +187,35 @@ class TissueData:
 
         With a ``stride`` in µm, a cell's embedding is the mean over the tiles of all grids moved by that step.
         """
-        module.eval()
-        device = next(module.parameters()).device
-        # The draws of Monte-Carlo evaluation come from the model's seed, and leave the user's random state as it was.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.config.seed)
+        with self._evaluating(module):
             return [
                 self._embed_slide(module, slide, images, cells and slide.region is not None, stride)
                 for slide in self.slides(tissue)
             ]
+
+    @torch.no_grad()
+    def embed_tiles(self, module: TwoTowers, slide: Slide, tiles: Tiles) -> SlideEmbedding:
+        """Embed some tiles of a slide in both towers; their cells' own embeddings are not kept."""
+        device = next(module.parameters()).device
+        data = self.tensors(slide, tiles, device)
+        shape = len(tiles), self.config.n_latent
+        image, transcriptome = ({s: np.empty(shape, np.float32) for s in module.aligned} for _ in range(2))
+        with self._evaluating(module):
+            for which in _chunks(len(tiles)):
+                z_image = module.embed_images({"patches": data.patch_batch(which).to(device)})
+                z_cells = self._cells(module, data, which)[2]
+                for s in module.aligned:
+                    image[s][which], transcriptome[s][which] = z_image[s].cpu().numpy(), z_cells[s]
+        return SlideEmbedding(slide, tiles, np.zeros(len(slide.xy), bool), {}, image, transcriptome)
+
+    @contextmanager
+    def _evaluating(self, module: TwoTowers) -> Iterator[None]:
+        """Evaluation mode; draws of Monte-Carlo evaluation come from the model's seed, and the user's random state stays as it was."""
+        module.eval()
+        device = next(module.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            yield
 
     def _embed_slide(
         self, module: TwoTowers, slide: Slide, images: bool, cells: bool, stride: float | None

@@ -43,7 +43,7 @@ def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> 
     """Per gene figures of the aligned embedding, the frozen encoder and the gene mean."""
     first = get_table(train[0][0].slide.sdata, stored_setup(train[0][0].slide.sdata) or model.setup)
     genes = list(map(str, first.var_names))
-    train_counts, test_counts = (_counts(model, part, genes) for part in (train, test))
+    train_counts, test_counts = (chosen_counts(model, part, genes) for part in (train, test))
     slides = np.concatenate([np.full(len(which), e.slide.name) for e, which in test])
     tables = [
         expression_probe(
@@ -75,7 +75,7 @@ def _frozen(model: Any, chosen: Chosen) -> NDArray[np.float32]:
     return np.concatenate(out)
 
 
-def _counts(model: Any, chosen: Chosen, genes: list[str]) -> csr_matrix:
+def chosen_counts(model: Any, chosen: Chosen, genes: list[str]) -> csr_matrix:
     """Raw counts pooled over each tile's cells, ``(n_tiles, n_genes)``."""
     from scipy.sparse import vstack
 

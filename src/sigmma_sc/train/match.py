@@ -5,12 +5,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc._checks import SetupError
-from sigmma_sc.tissue.setup import get_table, objects_of, stored_setup
+from sigmma_sc.tissue.setup import get_table, objects_of, register, stored_setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sigmma_sc.tissue.setup import Setup
+
+
+def adopt(tissue: Any, setup: Setup) -> None:
+    """Give a model's setup to those objects that were never set up.
+
+    Raises
+    ------
+    SetupError
+        Such an object holds no table, so that nothing says how large its pixels are.
+    """
+    for name, one in objects_of(tissue).items():
+        if stored_setup(one) is not None:
+            continue
+        if setup.table_key is not None and not one.tables:
+            raise SetupError(
+                f"Object {name!r} holds no table and was never set up. Call SIGMMA.setup_spatialdata(sdata, image_key=…, "
+                f"table_key=None, microns_per_pixel=…, tile_size={setup.tile_size}, grids={setup.grids}) first."
+            )
+        register(one, setup)
 
 
 def require_match(trained: Setup, genes: list[str] | None, n_nodes: int, tissue: Any, cells: bool = True) -> None:

@@ -100,6 +100,7 @@ def fit(
         trainer["use_distributed_sampler"] = False
         runner = TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)
         checkpoints.attach(runner)
+        model._reference = None  # its embeddings are those of the weights before
         runner()
     for name, frame in model.history_.items():
         model.history_[name] = frame.astype(float)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +11,20 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sigmma_sc._checks import EncoderError, ExistsError, MissingKeyError, SetupError
+from sigmma_sc._checks import EncoderError, ExistsError, ExpressionWarning, MissingKeyError, SetupError
 from sigmma_sc._files import fresh_folder
 from sigmma_sc.nn.backbone import Backbone
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.nn.tuning import tuned
-from sigmma_sc.tissue.setup import Setup, objects_of, register, stored_setup
-from sigmma_sc.train.match import require_match
+from sigmma_sc.tissue.setup import Setup
+from sigmma_sc.train.match import adopt, require_match
 from sigmma_sc.train.nodes import CountsPCA, GeneVectors
+from sigmma_sc.train.reference import describe_reference, reference_of, reference_tensors, restore_reference
 
 if TYPE_CHECKING:
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.train.data import TissueData
+    from sigmma_sc.train.reference import Reference
 
 FORMAT = 3
 JSON, WEIGHTS = "model.json", "weights.safetensors"
@@ -39,9 +42,24 @@ def save(model: Any, path: str | Path, overwrite: bool) -> None:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
+    reference = _reference_or_none(model)
+    described, tensors = _describe(model), _tensors(model)
+    described["reference"] = None if reference is None else describe_reference(reference)
+    tensors |= {} if reference is None else reference_tensors(reference)
     with fresh_folder(path) as folder:
-        (folder / JSON).write_text(json.dumps(_describe(model), indent=1))
-        save_file(_tensors(model), folder / WEIGHTS)
+        (folder / JSON).write_text(json.dumps(described, indent=1))
+        save_file(tensors, folder / WEIGHTS)
+
+
+def _reference_or_none(model: Any) -> Reference | None:
+    """A model without counts to predict is saved all the same, with a warning."""
+    try:
+        return reference_of(model)
+    except (SetupError, MissingKeyError) as error:
+        warnings.warn(
+            f"The model is saved without expression to predict from: {error}", ExpressionWarning, stacklevel=4
+        )
+        return None
 
 
 def _describe(model: Any) -> dict[str, Any]:
@@ -118,9 +136,7 @@ def load(
     """Rebuild a model around an object; see :meth:`sigmma_sc.SIGMMA.load`."""
     described, tensors = _read(Path(path))
     setup, config = Setup.from_json(described["setup"]), described["config"]
-    for one in objects_of(sdata).values():
-        if stored_setup(one) is None:
-            register(one, setup)
+    adopt(sdata, setup)
     require_match(setup, described["genes"], described["n_nodes"], sdata)
     encoder = _encoder(described["encoder"], image_encoder)
     model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config, **described["options"])
@@ -132,6 +148,11 @@ def load(
     if model.module.backbone is not None:
         model.data.use_encoder(model.module.backbone.encoder)
     model.module.eval()
+    if described.get("reference") is not None:  # earlier versions saved none
+        model._reference = restore_reference(described["reference"], tensors, model.module.aligned)
+    if model.setup.table_key is None:
+        # What later objects are compared with, and what is saved again, is a setup with cells.
+        model.setup = model.data.setup = setup
     model.history_ = history_from_json(described["history"])
     model.is_trained_ = True
     return model
