@@ -90,6 +90,8 @@ class SIGMMA:
             from sigmma_sc.nn.tuning import require_tunable
 
             require_tunable(self.image_encoder, self.config)
+        for size in self.config.crop_sizes or ():
+            self.image_encoder.allow(size)
         self.data = TissueData(self.setup, self.image_encoder, self.config, cache_dir)
         self.options: dict[str, Any] = {}  # of methods that are built on this one
         self.module = None

@@ -15,7 +15,7 @@ from sigmma_sc._checks import ExpressionWarning, SetupError
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
 from sigmma_sc.train import predict as predict_module
-from sigmma_sc.train.evaluate import chosen_tiles, chosen_counts
+from sigmma_sc.train.evaluate import chosen_counts, chosen_tiles
 from sigmma_sc.train.predict import predict, reliability, retrieve, ridge
 from sigmma_sc.train.reference import Reference
 

@@ -67,6 +67,7 @@ class ImageEncoder(nn.Module):
             raise EncoderError(f"mean={mean!r} and std={std!r} must be three numbers each, std positive.")
         self.module, self.name, self.input_size, self.dim, self.spec = module, name, int(input_size), dim, spec
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        self.sizes = {self.input_size}  # of crops that it is known to take
         self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
         place = next(module.parameters(), self._mean).device if isinstance(module, nn.Module) else "cpu"
@@ -84,8 +85,9 @@ class ImageEncoder(nn.Module):
 
         For training the encoder; :meth:`encode` is the frozen counterpart.
         """
-        side = self.input_size
-        if crops.dtype != torch.uint8 or crops.ndim != 4 or tuple(crops.shape[1:]) != (3, side, side):
+        shape = tuple(crops.shape[1:])
+        if crops.dtype != torch.uint8 or crops.ndim != 4 or shape not in {(3, side, side) for side in self.sizes}:
+            side = self.input_size
             raise EncoderError(
                 f"Image encoder {self.name!r} takes uint8 crops (B, 3, {side}, {side}), got {crops.dtype} "
                 f"{tuple(crops.shape)}. Resample the crops to its input_size; it normalises them itself."
@@ -100,6 +102,29 @@ class ImageEncoder(nn.Module):
                 "needed. Pool its tokens or feature map first, e.g. with timm's num_classes=0."
             )
         return out.float()
+
+    def allow(self, size: int) -> None:
+        """Take crops of another side than ``input_size`` too; tried on a blank one.
+
+        Convolutional networks do, as a rule; a timm ViT that was built with ``dynamic_img_size=True``, if its patches fit.
+
+        Raises
+        ------
+        EncoderError
+            The network does not take them.
+        """
+        if size in self.sizes:
+            return
+        self.sizes.add(size)
+        try:
+            self.encode(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        except Exception as error:
+            self.sizes.remove(size)
+            raise EncoderError(
+                f"Image encoder {self.name!r} does not take crops of {size} px: {error}. Leave crop_sizes out, or use an encoder "
+                "for any size: a convolutional one, or a timm ViT built with dynamic_img_size=True and a size that its patches "
+                "divide."
+            ) from error
 
     @torch.no_grad()
     def encode(self, crops: Tensor) -> Tensor:

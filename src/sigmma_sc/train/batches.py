@@ -52,7 +52,7 @@ class SlideTensors:
     nodes: torch.Tensor | None
     adjacency: csr_matrix | None
     patches: torch.Tensor | None
-    patch_index: NDArray[np.int64]
+    patch_index: NDArray[np.int64] | None
     pixels: TilePixels | None = None
     genes: csr_matrix | None = None
 

@@ -27,9 +27,10 @@ FORMAT = 1
 Crop = tuple[float, ...]
 
 
-def cache_key(image: str, encoder: ImageEncoder) -> str:
-    """Hash over an image's identity and all that decides what an encoder makes of it."""
-    return hashlib.sha256(f"{FORMAT} {image} {encoder.input_size} {encoder.fingerprint()}".encode()).hexdigest()[:32]
+def cache_key(image: str, encoder: ImageEncoder, size: int, half: bool) -> str:
+    """Hash over an image's identity and all that decides what an encoder makes of it, at crops of ``size`` px."""
+    what = f"{FORMAT} {image} {size} {encoder.fingerprint()}" + (" bfloat16" if half else "")
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 
 class FeatureCache:

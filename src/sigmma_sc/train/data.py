@@ -130,6 +130,17 @@ class TissueData:
         """Take patch features from an encoder that was trained; those of the encoder as it came are :attr:`pretrained`."""
         self.features = PatchFeatures(encoder, cache_dir=self.cache_dir)
 
+    def patches(
+        self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False
+    ) -> tuple[torch.Tensor, NDArray[np.int64]]:
+        """Features of every distinct patch ``(n_crops, d)``, and which is which patch of each tile, ``(n_tiles, n_patches)``."""
+        crops, index = crops_of_tiles(tiles, self.setup.grids)
+        sizes = None
+        if self.config.crop_sizes is not None:
+            of_grid = dict(zip(self.setup.grids, self.config.crop_sizes, strict=True))
+            sizes = np.array([of_grid[b] for b in np.round(tiles.side / crops[:, 2]).astype(int)])
+        return (self.pretrained if pretrained else self.features)(slide, crops, device, sizes), index
+
     def fit_nodes(self, slides: Sequence[Slide]) -> None:
         """Fit what is made of the counts on the cells of training tiles alone."""
         if self.config.cells == "graph" and self.setup.features_key is not None:
@@ -158,12 +169,11 @@ class TissueData:
         pixels: bool = False,
     ) -> SlideTensors:
         """Everything that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
-        crops, index = crops_of_tiles(tiles, self.setup.grids)
-        out = SlideTensors(tiles, slide.xy, None, None, None, index)
+        out = SlideTensors(tiles, slide.xy, None, None, None, None)
         if images and pixels:
             out.pixels = TilePixels(slide, tiles.origins, tiles.side, self.setup.grids)
         elif images:
-            out.patches = self.features(slide, crops, device)
+            out.patches, out.patch_index = self.patches(slide, tiles, device)
         if not cells or slide.region is None:
             return out
         setup = stored_setup(slide.sdata) or self.setup

@@ -10,7 +10,6 @@ import pandas as pd
 from sigmma_sc._checks import SetupError, require_choice
 from sigmma_sc.metrics.expression import expression_probe
 from sigmma_sc.tissue.setup import get_table, stored_setup
-from sigmma_sc.tissue.tiling import crops_of_tiles
 from sigmma_sc.train.nodes import pooled_counts
 
 if TYPE_CHECKING:
@@ -69,8 +68,8 @@ def _frozen(model: Any, chosen: Chosen) -> NDArray[np.float32]:
     sizes = np.cumsum([b * b for b in model.setup.grids])[:-1]
     out = []
     for e, which in chosen:
-        crops, index = crops_of_tiles(e.tiles.take(which), model.setup.grids)
-        patches = model.data.pretrained(e.slide, crops, model.device).float().numpy()[index]
+        features, index = model.data.patches(e.slide, e.tiles.take(which), model.device, pretrained=True)
+        patches = features.float().numpy()[index]
         out.append(np.concatenate([part.mean(axis=1) for part in np.split(patches, sizes, axis=1)], axis=1))
     return np.concatenate(out)
 

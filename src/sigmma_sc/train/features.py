@@ -67,15 +67,28 @@ class PatchFeatures:
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
             raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
-        self._known: dict[tuple[int, str], _Known] = {}
+        self._known: dict[tuple[int, str, int, bool], _Known] = {}
 
-    def __call__(self, slide: Slide, crops: NDArray[np.float64], device: torch.device) -> torch.Tensor:
+    def __call__(
+        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, sizes: NDArray[np.int64] | None = None
+    ) -> torch.Tensor:
         """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded.
 
         Crops are rounded to a thousandth of a pixel, so that features depend on nothing but what they are known by.
+        ``sizes`` ``(n_crops,)`` are the sides in px at which they reach the encoder, its input size by default. A GPU that
+        has bfloat16 encodes in it.
         """
-        known = self._of(slide)
         crops = np.round(crops, 3)
+        sizes = np.full(len(crops), self.encoder.input_size) if sizes is None else sizes
+        out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
+        for size in np.unique(sizes):
+            some = np.flatnonzero(sizes == size)
+            out[torch.from_numpy(some)] = self._of_size(slide, crops[some], device, int(size))
+        return out
+
+    def _of_size(self, slide: Slide, crops: NDArray[np.float64], device: torch.device, size: int) -> torch.Tensor:
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        known = self._of(slide, size, half)
         keys = [tuple(key) for key in crops.tolist()]
         new = [k for k, key in enumerate(keys) if key not in known.places]
         if new and known.cache is not None:
@@ -83,22 +96,28 @@ class PatchFeatures:
             known.add([keys[new[k]] for k in found], features)
             new = [k for k in new if keys[k] not in known.places]
         if new:
-            known.add([keys[k] for k in new], self._encode(slide, crops[new], device, known.cache))
+            known.add([keys[k] for k in new], self._encode(slide, crops[new], device, known.cache, size, half))
         return known.features[[known.places[key] for key in keys]]
 
-    def _of(self, slide: Slide) -> _Known:
-        name = (id(slide.sdata), slide.image_key)
+    def _of(self, slide: Slide, size: int, half: bool) -> _Known:
+        name = (id(slide.sdata), slide.image_key, size, half)
         if name not in self._known:
             cache = None
             if self.cache_dir is not None:
-                key = cache_key(image_identity(slide), self.encoder)
+                key = cache_key(image_identity(slide), self.encoder, size, half)
                 cache = FeatureCache(self.cache_dir, key, self.encoder.dim)
             empty = torch.empty(0, self.encoder.dim, dtype=torch.float16)
             self._known[name] = _Known(slide.sdata, {}, empty, cache)
         return self._known[name]
 
     def _encode(
-        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, cache: FeatureCache | None
+        self,
+        slide: Slide,
+        crops: NDArray[np.float64],
+        device: torch.device,
+        cache: FeatureCache | None,
+        size: int,
+        half: bool,
     ) -> torch.Tensor:
         """Encode crops; what is done goes to the cache now and then, and as one shard in the end."""
         from rich.progress import track
@@ -106,7 +125,7 @@ class PatchFeatures:
         self.encoder.to(device)
         out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
         batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
-        groups = read_crops(slide, crops, self.encoder.input_size)
+        groups = read_crops(slide, crops, size)
         total = len(crops)
         waiting, shards, flushed = [], [], time.monotonic()
         for index, pixels in track(
@@ -115,7 +134,9 @@ class PatchFeatures:
             # A full batch of one size every time: kernels differ between sizes in their last bits, a crop's features must not.
             filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
             images = torch.from_numpy(filled).permute(0, 3, 1, 2)  # channels last in memory
-            out[torch.from_numpy(index)] = self.encoder.encode(images.to(device))[: len(index)].cpu().half()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                features = self.encoder.encode(images.to(device, non_blocking=True))
+            out[torch.from_numpy(index)] = features[: len(index)].cpu().half()
             waiting += index.tolist()
             if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
                 shards.append(cache.write(crops[waiting], out[waiting]))
