@@ -65,7 +65,9 @@ def vit(**kwargs):
 
 
 def test_an_encoder_that_cannot_take_the_size_is_named_before_any_work(tiny):
-    with pytest.raises(EncoderError, match="'vit_tiny_patch16_224' does not take crops of 16 px.*dynamic_img_size=True"):
+    with pytest.raises(
+        EncoderError, match="'vit_tiny_patch16_224' does not take crops of 16 px.*dynamic_img_size=True"
+    ):
         SIGMMA(tiny, vit(), crop_sizes=(16, 32, 32))
     with pytest.raises(EncoderError, match="crops of 20 px"):
         SIGMMA(tiny, vit(dynamic_img_size=True), crop_sizes=(20, 32, 32))

@@ -1,5 +1,6 @@
 """Before training: whether everything lies where it should."""
 
+from sigmma_sc.pp.encode import encode_patches
 from sigmma_sc.pp.registration import check_registration
 
-__all__ = ["check_registration"]
+__all__ = ["check_registration", "encode_patches"]

@@ -130,15 +130,28 @@ class TissueData:
         """Take patch features from an encoder that was trained; those of the encoder as it came are :attr:`pretrained`."""
         self.features = PatchFeatures(encoder, cache_dir=self.cache_dir)
 
+    def crops(self, tiles: Tiles) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+        """Distinct crops of tiles.
+
+        Returns
+        -------
+        crops
+            ``(n_crops, 3)`` as (x, y, side) in px.
+        sizes
+            Side in px at which each reaches the encoder, ``(n_crops,)``.
+        index
+            Crop of each patch of each tile, ``(n_tiles, n_patches)``.
+        """
+        crops, index = crops_of_tiles(tiles, self.setup.grids)
+        sizes = self.config.crop_sizes or (self.features.encoder.input_size,) * len(self.setup.grids)
+        of_grid = dict(zip(self.setup.grids, sizes, strict=True))
+        return crops, np.array([of_grid[b] for b in np.round(tiles.side / crops[:, 2]).astype(int)], np.int64), index
+
     def patches(
         self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False
     ) -> tuple[torch.Tensor, NDArray[np.int64]]:
         """Features of every distinct patch ``(n_crops, d)``, and which is which patch of each tile, ``(n_tiles, n_patches)``."""
-        crops, index = crops_of_tiles(tiles, self.setup.grids)
-        sizes = None
-        if self.config.crop_sizes is not None:
-            of_grid = dict(zip(self.setup.grids, self.config.crop_sizes, strict=True))
-            sizes = np.array([of_grid[b] for b in np.round(tiles.side / crops[:, 2]).astype(int)])
+        crops, sizes, index = self.crops(tiles)
         return (self.pretrained if pretrained else self.features)(slide, crops, device, sizes), index
 
     def fit_nodes(self, slides: Sequence[Slide]) -> None:

@@ -1,0 +1,163 @@
+"""Patch features by many processes: each fills its share of one cache."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigmma_sc._checks import SetupError, require_divides
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import torch
+    from distributed import Client
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.train.data import TissueData
+
+
+def encode_patches(
+    sdata: SpatialData | dict[str, SpatialData],
+    image_encoder: str | ImageEncoder,
+    cache_dir: str | Path,
+    *,
+    stride: float | None = None,
+    crop_sizes: Sequence[int] | None = None,
+    client: Client | None = None,
+) -> None:
+    """Compute the patch features that training and embedding need, and keep them for ``SIGMMA(…, cache_dir=…)``.
+
+    One process encodes everything. Under ``torchrun``, every process that calls it encodes its share, on the GPU of its local
+    rank if there is one, and returns when that is done. With a Dask client, the workers share the work. Shares are strips of
+    the slides, so that a stored chunk is decoded by one process, two at a border.
+
+    Parameters
+    ----------
+    sdata
+        Object, or objects by name, prepared with :meth:`sigmma_sc.SIGMMA.setup_spatialdata`.
+    image_encoder
+        As for :class:`sigmma_sc.SIGMMA`.
+    cache_dir
+        Folder of features, which all processes reach.
+    stride
+        Step of the training tiles in µm; half a tile by default, as in training.
+    crop_sizes
+        As for :class:`sigmma_sc.Config`.
+    client
+        Of ``dask.distributed``. Every worker opens the objects from their stores and builds the encoder anew.
+
+    Raises
+    ------
+    SetupError
+        With a client: an object lies in no store, or the encoder is a module of your own, which no worker could build.
+    """
+    from sigmma_sc.nn.encoders import get_encoder
+
+    encoder = get_encoder(image_encoder)
+    if client is None:
+        rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        _encode_share(sdata, encoder, cache_dir, stride, crop_sizes, rank, world)
+        return
+    if encoder.spec is None:
+        raise SetupError(
+            f"Image encoder {encoder.name!r} is a module of your own, which the workers cannot build. Use torchrun, or an encoder "
+            "by name or ImageEncoder.from_timm(…)."
+        )
+    stores = _stores(sdata)
+    world = len(client.scheduler_info(n_workers=-1)["workers"])
+    shares = [
+        client.submit(
+            _of_store, stores, encoder.spec, str(cache_dir), stride, crop_sizes, rank, world, pure=False, retries=1
+        )
+        for rank in range(world)
+    ]
+    client.gather(shares)
+
+
+def _stores(sdata: Any) -> dict[str | None, tuple[str, dict[str, Any]]]:
+    """Where each object lies, and its setup; by name, ``None`` for an object alone."""
+    from sigmma_sc.tissue.setup import objects_of, stored_setup
+
+    out: dict[str | None, tuple[str, dict[str, Any]]] = {}
+    for name, one in objects_of(sdata).items():
+        if one.path is None:
+            raise SetupError(
+                "The workers open the object from its store, and it lies in none. Write it first: sdata.write('tissue.zarr')."
+            )
+        setup = stored_setup(one)
+        if setup is None:
+            raise SetupError("Call SIGMMA.setup_spatialdata(sdata) first.")
+        out[name if isinstance(sdata, dict) else None] = (str(one.path), setup.to_json())
+    return out
+
+
+def _of_store(
+    stores: dict[str | None, tuple[str, dict[str, Any]]], spec: dict[str, Any], cache_dir: str, *arguments: Any
+) -> None:
+    """What a worker does."""
+    import spatialdata
+
+    from sigmma_sc._keys import SETUP
+    from sigmma_sc.nn.encoders import ImageEncoder
+
+    objects = {}
+    for name, (path, setup) in stores.items():
+        objects[name] = spatialdata.read_zarr(path)
+        objects[name].attrs[SETUP] = setup
+    _encode_share(objects.get(None, objects), ImageEncoder.from_spec(spec), cache_dir, *arguments)
+
+
+def _encode_share(
+    sdata: Any,
+    encoder: ImageEncoder,
+    cache_dir: str | Path,
+    stride: float | None,
+    crop_sizes: Sequence[int] | None,
+    rank: int,
+    world: int,
+) -> None:
+    from sigmma_sc.config import Config
+    from sigmma_sc.tissue.setup import common_setup
+    from sigmma_sc.train.data import TissueData
+
+    setup = common_setup(sdata)
+    config = Config.of({} if crop_sizes is None else {"crop_sizes": tuple(crop_sizes)}, setup.grids)
+    for size in config.crop_sizes or ():
+        encoder.allow(size)
+    stride = setup.tile_size / 2 if stride is None else stride
+    require_divides(stride, setup.tile_size)
+    data = TissueData(setup, encoder, config, cache_dir)
+    for slide in data.slides(sdata):
+        crops, sizes = _needed(data, slide, stride)
+        share = np.array_split(np.lexsort((crops[:, 0], crops[:, 1])), world)[rank]
+        if len(share):
+            data.features(slide, crops[share], _device(), sizes[share])
+
+
+def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Distinct crops of the tiles that cover a slide, and of those that training may take."""
+    from sigmma_sc.tissue.tiling import lattice_tiles
+
+    tiles = [data.covering(slide)[0]]
+    if slide.region is not None:
+        lattice = lattice_tiles(slide.xy, slide.width, slide.height, data.side(slide), stride / slide.microns_per_pixel)
+        tiles.append(lattice.take(np.flatnonzero(data.usable(slide, lattice))))
+    found = [data.crops(part)[:2] for part in tiles]
+    crops, sizes = (np.concatenate([part[k] for part in found]) for k in (0, 1))
+    first = np.unique(np.round(crops, 3), axis=0, return_index=True)[1]
+    return crops[first], sizes[first]
+
+
+def _device() -> torch.device:
+    import torch
+
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
