@@ -31,7 +31,7 @@ def dense(tower, x, layout, sample=None):
     """Edge weights of each scale as a matrix over all cells: row v holds what v listens to."""
     out = []
     for source, target, weight in tower.weights(x, layout, sample):
-        matrix = torch.zeros(len(x), len(x))
+        matrix = torch.zeros(len(x), len(x), dtype=x.dtype)
         matrix[target, source] = weight.detach()
         out.append(matrix)
     return out
@@ -91,7 +91,7 @@ SIZES = [0, 1, 30, 2, 17, 30, 1]
 def test_tower_equals_the_method_written_out(max_pairs):
     x, indptr, blocks, source, target, _ = batch_of(SIZES)
     torch.manual_seed(0)
-    tower = scattered(CellGraphTower(6, 8)).eval()
+    tower, x = scattered(CellGraphTower(6, 8)).eval().double(), x.double()
     with torch.no_grad():
         layout = cell_layout(indptr, blocks, source, target, max_pairs=max_pairs)
         cells, tiles = tower(x, layout)
@@ -100,14 +100,17 @@ def test_tower_equals_the_method_written_out(max_pairs):
     weights = np.array([float(w) for edges in sets[1] for w in edges.values()])
     assert weights.min() < 0.3 < 0.7 < np.sort(weights[weights < 1])[-1]
     for a, b in zip(cells + tiles, ref_cells + ref_tiles, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     assert (tiles[0][0] == 0).all()  # an empty tile pools to zero
     for matrix, edges in zip(found, sets, strict=True):
-        expected = torch.zeros(len(x), len(x))
+        expected = torch.zeros(len(x), len(x), dtype=x.dtype)
         for v, heard in enumerate(edges):
             for u, w in heard.items():
                 expected[v, u] = w
-        torch.testing.assert_close(matrix, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(matrix, expected, atol=1e-12, rtol=1e-10)
+    single = tower.float()(x.float(), layout)
+    for a, b in zip(single[0] + single[1], cells + tiles, strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -116,10 +119,11 @@ def test_gradients_equal_those_of_the_method_written_out(training, monkeypatch):
     x, indptr, blocks, source, target, tile = batch_of([0, 1, 9, 12], seed=2)
     layout = cell_layout(indptr, blocks, source, target)
     torch.manual_seed(0)
-    tower = scattered(CellGraphTower(6, 5, dropout=0.0, edge_temperature=0.7)).train(training)
+    tower = scattered(CellGraphTower(6, 5, dropout=0.0, edge_temperature=0.7)).train(training).double()
+    x = x.double()
     # Uniform noise by pair: whatever bucket asks, it gets that of its pairs.
     n = len(x)
-    noise = {k: torch.rand(n + 1, n + 1) for k in (1, 2)}
+    noise = {k: torch.rand(n + 1, n + 1, dtype=x.dtype) for k in (1, 2)}
     asked = []
 
     def uniform(x):
@@ -132,7 +136,7 @@ def test_gradients_equal_those_of_the_method_written_out(training, monkeypatch):
     def drawn(k, v, u, logit):
         noisy = logit + torch.logit(noise[k][v, u])
         soft = torch.sigmoid(noisy / 0.7)
-        return (noisy > 0).float() + soft - soft.detach()
+        return (noisy > 0).to(soft) + soft - soft.detach()
 
     gradients = []
     for which in ("ours", "written out"):
@@ -143,12 +147,12 @@ def test_gradients_equal_those_of_the_method_written_out(training, monkeypatch):
             cells, tiles = tower(inputs, layout)
         else:
             cells, tiles, _ = reference(tower, inputs, indptr, blocks, source, target, drawn if training else None)
-        (1000 * sum((h * torch.linspace(0, 1, h.shape[1])).square().sum() for h in cells)).backward(retain_graph=True)
-        (1000 * sum(z[2:].square().sum() for z in tiles)).backward()
+        weighed = sum((h * torch.linspace(0, 1, h.shape[1], dtype=h.dtype)).square().sum() for h in cells)
+        (1000 * (weighed + sum(z[2:].square().sum() for z in tiles))).backward()
         gradients.append({"x": inputs.grad, **{name: p.grad.clone() for name, p in tower.named_parameters()}})
     ours, expected = gradients
     for name, gradient in expected.items():
-        torch.testing.assert_close(ours[name], gradient, atol=2e-3, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(ours[name], gradient, atol=1e-9, rtol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
     for k in (0, 1):
         assert expected[f"samplers.{k}.target.weight"].abs().max() > 0.1
 
@@ -256,7 +260,11 @@ def test_sampling_may_be_asked_for_and_may_be_left_out():
 @pytest.mark.parametrize("training", [False, True])
 def test_no_value_is_looked_at(training):
     """Tensors without values tell whatever would have to wait for a GPU: shapes that depend on data, and numbers read from it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensorMode,
+    )
 
     x, indptr, blocks, source, target, _ = batch_of([20, 0, 33], seed=1)
     layout = cell_layout(indptr, blocks, source, target)
@@ -269,6 +277,9 @@ def test_no_value_is_looked_at(training):
         loss = sum(z.square().sum() for z in tiles)
         if training:
             torch.autograd.grad(loss, list(parameters.values()))
+        for look in (lambda: cells[0][cells[0] > 0], lambda: cells[0].nonzero(), lambda: tiles[0].sum().item()):
+            with pytest.raises((DynamicOutputShapeException, DataDependentOutputException)):
+                look()
     assert cells[2].shape == (53, 8)
 
 
@@ -312,17 +323,26 @@ def parts(seed=0, n=2, p=5, k=3, dtype=torch.float64):
     return a, b, c, d, weights, (candidates & candidates.mT).to(dtype)
 
 
+@pytest.mark.parametrize("temperature", [None, 1.0, 0.7])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("union", [False, True])
-def test_edge_weights_and_their_gradients(symmetric, union):
+def test_edge_weights_and_their_gradients(symmetric, union, temperature, monkeypatch):
     a, b, c, d, weights, candidates = parts()
     if not union:
         weights = None
+    uniform = torch.rand_like(candidates)
+    monkeypatch.setattr(pairs, "uniform_like", lambda x: uniform.clone())
     score = (torch.relu(a[:, :, None] + b[:, None]) * c).sum(-1) + d
     score = (score + score.mT) / 2 if symmetric else score
-    e = torch.sigmoid(score) * candidates
+    if temperature is None:
+        e = torch.sigmoid(score) * candidates
+    else:
+        shared = uniform.triu() + uniform.triu(1).mT if symmetric else uniform
+        soft = torch.sigmoid((score + torch.logit(shared)) / temperature)
+        e = ((soft > 0.5).to(soft) + soft - soft.detach()) * candidates
+        assert 0 < e.sum() < candidates.sum()
     plain = e if weights is None else weights + (1 - weights) * e
-    got = EdgeWeights.apply(a, b, c, d, weights, candidates, None, symmetric)
+    got = EdgeWeights.apply(a, b, c, d, weights, candidates, temperature, symmetric)
     torch.testing.assert_close(got, plain)
     inputs = [t for t in (a, b, c, d, weights) if t is not None]
     way = torch.randn_like(plain)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import softmax
 
-from sigmma_sc.nn.pairs import CellLayout, EdgeWeights
+from sigmma_sc.nn.pairs import CellLayout, EdgeWeights, at_least_single
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,7 @@ class EdgeSampler(nn.Module):
 
     def forward(self, parts: Tensor, weights: Tensor | None, candidates: Tensor, temperature: float | None) -> Tensor:
         """Edge weights ``(n, p, p)`` of blocks after the addition; see :class:`~sigmma_sc.nn.pairs.EdgeWeights`."""
-        a, b = parts.float().chunk(2, -1)
+        a, b = parts.to(candidates.dtype).chunk(2, -1)
         return EdgeWeights.apply(a, b, self.weight, self.bias, weights, candidates, temperature, self.symmetric)
 
 
@@ -75,7 +75,8 @@ class AttentionPool(nn.Module):
 
     def forward(self, h: Tensor, tile: Tensor, n_tiles: int) -> Tensor:
         """Pool ``(n_cells, d)`` to ``(n_tiles, d)``; a tile without cells pools to zero."""
-        share = softmax(self.gate(h).float(), tile, num_nodes=n_tiles)
+        gate = self.gate(h)
+        share = softmax(gate.to(at_least_single(gate.dtype)), tile, num_nodes=n_tiles)
         return h.new_zeros(n_tiles, h.shape[1]).index_add(0, tile, (share * h).to(h.dtype))
 
 
@@ -167,9 +168,10 @@ class CellGraphTower(nn.Module):
     ) -> Iterator[tuple[Tensor, dict[Bucket, Tensor]]]:
         """Cell embeddings of each scale, and the edge weights of each bucket of blocks."""
         h = self.dropout(x)
-        graph: dict[Bucket, Tensor] = {b: layout.spatial(b, torch.float32) for b in layout.buckets if b.shell == 0}
+        kind = at_least_single(x.dtype)
+        graph: dict[Bucket, Tensor] = {b: layout.spatial(b, kind) for b in layout.buckets if b.shell == 0}
         adds = self.edges != "none"
-        candidates = {b: layout.candidates(b) for b in layout.buckets} if adds else {}
+        candidates = {b: layout.candidates(b).to(kind) for b in layout.buckets} if adds else {}
         for k, layer in enumerate(self.layers):
             reached = layout.reached(k if adds else 0)
             said = layout.spread(torch.cat([h, h.new_ones(len(h), 1)], 1), reached)

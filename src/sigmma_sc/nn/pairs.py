@@ -99,6 +99,11 @@ class CellLayout:
         return flat.view(bucket.n, bucket.size, bucket.size).to(dtype)
 
 
+def at_least_single(kind: torch.dtype) -> torch.dtype:
+    """Type in which logits and edge weights are held: half precision would lose draws and small shares."""
+    return torch.promote_types(kind, torch.float32)
+
+
 def uniform_like(x: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), 65,536 of them: four from each 64 random bits, which is three times as fast as one from each."""
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
