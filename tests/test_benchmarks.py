@@ -20,6 +20,7 @@ def run(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_without_a_gpu_says_so():
     assert run() == "No GPU here: nothing to measure.\n"
 

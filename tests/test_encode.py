@@ -41,7 +41,10 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of several processes has: their number moves last bits
     pp.encode_patches(store[1], "stain-stats", folder)
+    torch.set_num_threads(threads)
     return contents(folder)
 
 
@@ -71,6 +74,7 @@ def test_training_finds_everything_there(store, alone, tmp_path, monkeypatch):
     assert len(alone[0]) > 100
 
 
+@pytest.mark.slow
 def test_two_processes_under_torchrun_are_one(store, alone, tmp_path):
     (tmp_path / "run.py").write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

@@ -11,7 +11,7 @@ from sigmma_sc.nn.text import GeneSentenceTower, PretrainedText, ranked_genes
 
 @pytest.fixture(scope="module")
 def slide():
-    sdata = simulate_tissue(n_cells=1500, seed=0)
+    sdata = simulate_tissue(n_cells=1000, seed=0)
     SIGMMA.setup_spatialdata(sdata, tile_size=64)
     return sdata
 
@@ -19,7 +19,7 @@ def slide():
 @pytest.mark.parametrize("method", [BLEEP, CLIP])
 def test_leaves_chance_behind(slide, method, tmp_path):
     model = method(slide, "stain-stats")
-    model.train(max_epochs=12, split="none", enable_progress_bar=False)
+    model.train(max_epochs=10, split="none", enable_progress_bar=False)
     table = model.evaluate_retrieval(split="train")
     assert set(table.scale) == {"macro"}
     assert (table["recall@5%"] > 3 * table["chance@5%"]).all()

@@ -45,7 +45,8 @@ if int(os.environ.get("RANK", 0)) == 0:
 """
 
 
-@pytest.mark.parametrize("regime", ["frozen", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("regime", ["frozen", "full"])
 def test_two_processes_are_one(regime, tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)

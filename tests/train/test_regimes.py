@@ -30,7 +30,7 @@ def learned(model):
     return {name for name, p in model.module.backbone.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("regime", ["lora", "last_k", "full"])
+@pytest.mark.parametrize("regime", ["lora", *(pytest.param(r, marks=pytest.mark.slow) for r in ("last_k", "full"))])
 def test_training_the_encoder(slide, regime, tmp_path):
     encoder = network()
     before = encoder.fingerprint()
