@@ -96,6 +96,12 @@ class Config:
         require_choice(self.regime, ("frozen", "lora", "last_k", "full"), "regime")
         for name in COUNTS:
             require_positive(getattr(self, name), name)
+            if getattr(self, name) != int(getattr(self, name)):
+                raise SetupError(f"{name}={getattr(self, name)!r} must be a whole number.")
+        for name in ("loss_weights", "crop_sizes"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
+                raise SetupError(f"{name}={value!r} must be a tuple of numbers, one for each grid.")
         for value in self.edge_temperatures:
             require_positive(value, "edge_temperature")
         require_positive(self.temperature, "temperature")

@@ -500,7 +500,7 @@ class SIGMMA:
         Raises
         ------
         SetupError
-            The model carries no expression: it was trained without raw counts, or saved by a version that kept none.
+            The model carries no expression: it was trained without raw counts.
 
         Warns
         -----

@@ -146,7 +146,9 @@ def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
             # Cells moved one way lie in the tiles of a grid moved the other way.
             moved = replace(slide, xy=slide.xy + side * (1 - np.array([x, y])), **far)
             with torch.no_grad():
-                h = model.data._embed_slide(model.module.eval(), moved, images=False, cells=True, stride=None).cells
+                tiles = model.data.covering(moved)
+                module = model.module.eval()
+                h = model.data._embed_slide(module, moved, *tiles, images=False, cells=True, stride=None).cells
             expected = expected + h["macro"] / 4
     found = model.get_latent_representation(scale="macro", stride=64)
     plain = model.get_latent_representation(scale="macro")

@@ -117,3 +117,19 @@ def test_arguments_of_training_an_encoder_that_is_frozen(slide):
             model.train(**argument)
     with pytest.raises(EncoderError, match="no weights to train"):
         SIGMMA(slide, "stain-stats", regime="full")
+
+
+def test_attention_before_and_after(slide):
+    torch.manual_seed(0)
+    encoder = ImageEncoder.from_timm(
+        "vit_tiny_patch16_224", input_size=32, img_size=32, embed_dim=24, depth=2, num_heads=2
+    )
+    model = SIGMMA(slide, encoder, n_latent=16, regime="lora")
+    model.train(max_epochs=2, encoder_lr=1e-2, split="none", **QUIET)
+    tiles = model.get_tile_representation(scale="all").obs_names[[3, 8]]
+    before, after = (model.get_attention(tiles, when=when)["attention"].values for when in ("before", "after"))
+    frozen = SIGMMA(slide, encoder, n_latent=16)
+    frozen.train(max_epochs=1, split="none", **QUIET)
+    np.testing.assert_array_equal(before, frozen.get_attention(tiles)["attention"].values)
+    assert before.shape == after.shape == (2, 2, 2, 2)
+    assert np.abs(before - after).max() > 1e-3

@@ -1,5 +1,7 @@
 """Every switch of the method, trained for real on a small slide."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,12 +117,16 @@ def test_edge_sampler_cools_down(tiny, encoder):
     np.testing.assert_allclose(Watch.seen, 2.0 * 0.25 ** (np.arange(steps) / (steps - 1)))
 
 
+def test_a_model_without_a_graph_has_no_sampler_to_cool(tiny, encoder):
+    fitted(tiny, encoder(), cells="genes", edge_temperature=(2.0, 0.5))
+
+
 def test_monte_carlo_evaluation_is_seeded_and_averages(tiny, encoder):
     model = fitted(tiny, encoder(), 2)
     exact = model.get_latent_representation(scale="macro")
     found = {}
     for n in (1, 1, 64):
-        object.__setattr__(model.config, "mc_samples", n)
+        model.data.config = replace(model.config, mc_samples=n)
         before = torch.get_rng_state()
         got = model.get_latent_representation(scale="macro")
         assert torch.equal(before, torch.get_rng_state())
@@ -130,7 +136,7 @@ def test_monte_carlo_evaluation_is_seeded_and_averages(tiny, encoder):
     distance = {n: np.abs(z - exact).mean() for n, z in found.items()}
     assert distance[1] > 1e-4
     assert distance[64] < 0.5 * distance[1]
-    object.__setattr__(model.config, "mc_samples", 0)
+    model.data.config = model.config
     np.testing.assert_array_equal(model.get_latent_representation(scale="macro"), exact)
 
 
@@ -157,6 +163,17 @@ def test_processes_share_every_batch():
         assert len(a) == len(b) == len(whole) // 2
         assert {*a, *b} <= set(whole)
         assert len({*a, *b}) == len(whole) // 2 * 2
+
+
+def test_no_batch_is_a_single_tile_or_leaves_a_process_without():
+    for n in range(2, 30):
+        for world in (1, 2, 3):
+            batches = TileBatches([np.column_stack([np.zeros(n, int), np.arange(n)])], 2, shuffle=True, seed=0)
+            batches.world = world
+            shares = list(batches)
+            assert len(shares) == len(batches) == (0 if n < world else len(shares))
+            assert all(len(share) >= (2 if world == 1 else 1) for share in shares)
+            assert shares or n < world
 
 
 def test_pooled_negatives_train_on_several_slides(encoder):

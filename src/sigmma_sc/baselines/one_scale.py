@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.nn.image import Standardise
@@ -52,7 +51,15 @@ class OneScaleTowers(TwoTowers):
         Whose towers.
     n_genes
         Length of the gene vector.
+
+    Attributes
+    ----------
+    image_head, gene_head
+        Maps of the image's feature and of the gene vector into the shared space; subclasses set them.
     """
+
+    image_head: nn.Module
+    gene_head: nn.Module
 
     def __init__(self, model: SIGMMA, n_genes: int):
         super().__init__((model.setup.scales[-1],), n_genes, (1.0,), build_backbone(model))
@@ -75,6 +82,3 @@ class OneScaleTowers(TwoTowers):
     def embed_cells(self, batch: dict[str, Any], sample: bool | None = None) -> tuple[dict, dict[str, Tensor]]:
         """No cells, and the transcriptome's embedding, ``(n_tiles, n_latent)``."""
         return {}, {self.scales[0]: self.gene_head(batch["genes"])}
-
-    image_head: torch.nn.Module
-    gene_head: torch.nn.Module

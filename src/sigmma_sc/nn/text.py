@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sigmma_sc._checks import require_choice, require_package
+from sigmma_sc.nn.registry import REGISTRY
+from sigmma_sc.nn.weights import fetch_weights, load_weights, read_weights, require_fit
+
 N_WORDS = 50
 
 
@@ -112,10 +116,6 @@ def text_tower(name: str, weights: str | None, names: list[str]) -> PretrainedTe
     MissingPackageError
         open_clip or transformers is not installed.
     """
-    from sigmma_sc._checks import require_choice, require_package
-    from sigmma_sc.nn.registry import REGISTRY
-    from sigmma_sc.nn.weights import fetch_weights, read_weights
-
     require_choice(name, ("clip", "plip", "omiclip"), "text")
     require_package("open_clip", "encoders")
     state = read_weights(fetch_weights(name) if weights is None else weights)
@@ -140,8 +140,6 @@ class _Embeds(nn.Module):
 def _of_transformers(name: str, state: dict[str, Tensor]) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    from sigmma_sc.nn.weights import require_fit
-
     own = ("text_model.", "text_projection.")
     model, report = CLIPTextModelWithProjection.from_pretrained(
         None,
@@ -157,8 +155,6 @@ def _of_transformers(name: str, state: dict[str, Tensor]) -> nn.Module:
 
 def _of_open_clip(architecture: str, name: str, state: dict[str, Tensor]) -> nn.Module:
     import open_clip
-
-    from sigmma_sc.nn.weights import load_weights
 
     config = open_clip.get_model_config(architecture)
     module = open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"}).text

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc._checks import SetupError, require_key, require_positive
+from sigmma_sc.pl._finish import finish
 from sigmma_sc.tissue.frame import affine_to, apply_affine
 
 if TYPE_CHECKING:
@@ -98,12 +99,7 @@ def attention(
     for ax, title in zip(axes[0], ["tile", *(f"head {head + 1}" for head in heads)], strict=False):
         ax.set_title(title, fontsize=9)
     axes[-1, 0].set_xlabel(f"{float((maps['side'] * maps['microns_per_pixel'])[-1]):.0f} µm", fontsize=8)
-    if save is not None:
-        figure.savefig(save, dpi=150)
-    if show or (show is None and save is None):
-        plt.show()
-    elif save is not None:
-        plt.close(figure)
+    finish(figure, show, save)
     return figure
 
 

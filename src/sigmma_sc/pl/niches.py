@@ -8,6 +8,7 @@ import numpy as np
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key
+from sigmma_sc.pl._finish import finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,12 +82,7 @@ def niches(
         ax.set_title(column.removeprefix(f"{key}_"), fontsize=12)
     for ax in axes.flat[len(columns) :]:
         ax.remove()
-    if save is not None:
-        figure.savefig(save, dpi=150)
-    if show or (show is None and save is None):
-        plt.show()
-    elif save is not None:
-        plt.close(figure)
+    finish(figure, show, save)
     return list(axes.flat[: len(columns)])
 
 

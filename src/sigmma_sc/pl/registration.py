@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc._checks import MissingKeyError, SetupError, require_positive
+from sigmma_sc.pl._finish import finish
 from sigmma_sc.pp.registration import checked_slides, overlay_windows
 
 if TYPE_CHECKING:
@@ -88,12 +89,7 @@ def registration(
     for unused in axes[len(windows) : n_windows]:
         unused.set_axis_off()
     _curve(axes[-1], report)
-    if save is not None:
-        axes[0].figure.savefig(save, dpi=150)
-    if show or (show is None and save is None and ax is None):
-        plt.show()
-    elif save is not None and ax is None:
-        plt.close(axes[0].figure)
+    finish(axes[0].figure, show, save, own=ax is None)
     return axes
 
 

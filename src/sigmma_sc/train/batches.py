@@ -116,15 +116,15 @@ class TileBatches(Sampler):
 
     A group holds tiles of one slide and one phase: frozen features identify the slide almost perfectly, so negatives of
     another slide teach little (METHOD: objective). Pooled groups hold tiles of one phase of every slide. A group is cut into
-    batches of nearly equal size, none of a single tile. Of several processes, each takes its share of every batch, all of
-    the same size, for which up to one tile a process is left out.
+    batches of nearly equal size, none of a single tile or of fewer than one a process. Of several processes, each takes its
+    share of every batch, all of the same size, for which up to one tile a process is left out.
 
     Parameters
     ----------
     groups
         Tiles that may meet, as (slide, tile) pairs ``(n, 2)``.
     batch_size
-        Largest batch, over all processes.
+        Largest batch, over all processes; a group of a tile more than it may make one batch.
     shuffle
         Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets.
     seed
@@ -142,8 +142,8 @@ class TileBatches(Sampler):
         self.rank, self.world = 0, 1
 
     def _n_batches(self, n: int) -> int:
-        """How many batches a group of ``n`` tiles makes; none where a process would get less than one, or all one in all."""
-        return -(-n // self.batch_size) if n >= max(2, self.world) else 0
+        """How many batches a group of ``n`` tiles makes, none of a single tile or of fewer than one a process."""
+        return min(-(-n // self.batch_size), n // max(2, self.world))
 
     def __len__(self) -> int:
         return sum(self._n_batches(len(tiles)) for tiles in self.groups)

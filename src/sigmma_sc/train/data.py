@@ -212,24 +212,17 @@ class TissueData:
         """
         with self._evaluating(module):
             return [
-                self._embed_slide(module, slide, images, cells and slide.region is not None, stride)
+                self._embed_slide(
+                    module, slide, *self.covering(slide), images, cells and slide.region is not None, stride
+                )
                 for slide in self.slides(tissue)
             ]
 
     @torch.no_grad()
     def embed_tiles(self, module: TwoTowers, slide: Slide, tiles: Tiles) -> SlideEmbedding:
         """Embed some tiles of a slide in both towers; their cells' own embeddings are not kept."""
-        device = next(module.parameters()).device
-        data = self.tensors(slide, tiles, device)
-        shape = len(tiles), self.config.n_latent
-        image, transcriptome = ({s: np.empty(shape, np.float32) for s in module.aligned} for _ in range(2))
         with self._evaluating(module):
-            for which in _chunks(len(tiles)):
-                z_image = module.embed_images({"patches": data.patch_batch(which).to(device)})
-                z_cells = self._cells(module, data, which)[2]
-                for s in module.aligned:
-                    image[s][which], transcriptome[s][which] = z_image[s].cpu().numpy(), z_cells[s]
-        return SlideEmbedding(slide, tiles, np.zeros(len(slide.xy), bool), {}, image, transcriptome)
+            return self._embed_slide(module, slide, tiles, None, images=True, cells=True, stride=None)
 
     @contextmanager
     def _evaluating(self, module: TwoTowers) -> Iterator[None]:
@@ -241,16 +234,25 @@ class TissueData:
             yield
 
     def _embed_slide(
-        self, module: TwoTowers, slide: Slide, images: bool, cells: bool, stride: float | None
+        self,
+        module: TwoTowers,
+        slide: Slide,
+        tiles: Tiles,
+        own: NDArray[np.int64] | None,
+        images: bool,
+        cells: bool,
+        stride: float | None,
     ) -> SlideEmbedding:
+        """Embed tiles, and the cells for which ``own`` names one of them; ``None`` keeps no cell's embedding."""
         device = next(module.parameters()).device
-        tiles, own = self.covering(slide)
         data = self.tensors(slide, tiles, device, images, cells)
+        keeps = cells and own is not None
+        own = np.full(len(slide.xy), -1) if own is None else own
         out = SlideEmbedding(slide, tiles, own >= 0, {}, {}, {})
         kinds = {
             "image": (len(tiles) * images, module.aligned),
             "transcriptome": (len(tiles) * cells, module.aligned),
-            "cells": (len(slide.xy) * cells, module.embedded),
+            "cells": (len(slide.xy) * keeps, module.embedded),
         }
         for kind, (n, scales) in kinds.items():
             getattr(out, kind).update({s: np.zeros((n, self.config.n_latent), np.float32) for s in scales})
@@ -265,9 +267,9 @@ class TissueData:
                     out.transcriptome[s][which] = z[s]
                 # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
                 mine = own[position] == np.repeat(which, tiles.n_cells[which])
-                for s in module.embedded:
+                for s in module.embedded if keeps else ():
                     out.cells[s][position[mine]] = h[s][mine]
-        if cells and stride is not None:
+        if keeps and stride is not None:
             self._average(module, data, out, stride)
         return out
 

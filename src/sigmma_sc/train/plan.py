@@ -69,7 +69,7 @@ class AlignmentPlan(pl.LightningModule):
     def on_train_batch_start(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
         """Anneal the edge sampler."""
         first, last = self.edge_temperatures
-        if first != last:
+        if first != last and hasattr(self.module, "graph_tower"):
             done = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches) - 1)
             self.module.graph_tower.edge_temperature = first * (last / first) ** done
 

@@ -62,6 +62,11 @@ def fit(
     seed = config.seed
     if any(slide.region is None for slide in slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")
+    device = parse_device_args(accelerator=trainer["accelerator"], devices=trainer["devices"], return_device="torch")[2]
+    device = torch.device(device)
+    if trainer["precision"] == "auto":
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        trainer["precision"] = "bf16-mixed" if half else "32-true"
     run = {"split": split, "stride": stride, "batch_size": batch_size, **rates, **tuning}
     fresh = data.split is None
     checkpoints = SaveEpochs(model, run | trainer, checkpoint_dir, ckpt_path)
@@ -72,11 +77,7 @@ def fit(
         raise SetupError(
             f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
         )
-    device = parse_device_args(accelerator=trainer["accelerator"], devices=trainer["devices"], return_device="torch")[2]
-    if trainer["precision"] == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        trainer["precision"] = "bf16-mixed" if half else "32-true"
-    module_data = _batches(data, slides, stride, batch_size, torch.device(device))
+    module_data = _batches(data, slides, stride, batch_size, device)
     if module_data.val is None:
         trainer["early_stopping"] = False
     epochs = len(next(iter(model.history.values()), ()))
@@ -84,16 +85,9 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + epochs)
         if model.module is None:
-            model.module = _build(model, module_data, torch.device(device))
+            model.module = _build(model, module_data, device)
         model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
-        backbone = model.module.backbone
-        if backbone is not None:
-            data.use_encoder(
-                backbone.encoder
-            )  # whatever becomes of this call, features of before are not this encoder's
-            backbone.augment = tuning["augment"]
-            backbone.chunk_size = tuning["chunk_size"] or (CPU_BATCH if device.type == "cpu" else GPU_CHUNK)
-        encoder_lr = tuning["encoder_lr"] or RATES[config.regime]
+        encoder_lr = _ready_encoder(model, tuning, device)
         plan = AlignmentPlan(model.module, rates["lr"], encoder_lr, rates["weight_decay"], config.edge_temperatures)
         callbacks = [*(trainer.pop("callbacks", None) or []), SeedEpochs(seed, epochs), KeepBest()]
         # Batches are dealt out to the processes by our own sampler.
@@ -104,6 +98,17 @@ def fit(
         runner()
     for name, frame in model.history_.items():
         model.history_[name] = frame.astype(float)
+
+
+def _ready_encoder(model: Any, tuning: dict[str, Any], device: torch.device) -> float:
+    """Tell an image encoder in training how it is trained; its learning rate, zero if it is frozen."""
+    backbone = model.module.backbone
+    if backbone is not None:
+        # Whatever becomes of this call, features of before are not this encoder's.
+        model.data.use_encoder(backbone.encoder)
+        backbone.augment = tuning["augment"]
+        backbone.chunk_size = tuning["chunk_size"] or (CPU_BATCH if device.type == "cpu" else GPU_CHUNK)
+    return tuning["encoder_lr"] or RATES[model.config.regime]
 
 
 def _build(model: Any, data: TileDataModule, device: torch.device) -> TwoTowers:

@@ -148,7 +148,7 @@ def load(
     if model.module.backbone is not None:
         model.data.use_encoder(model.module.backbone.encoder)
     model.module.eval()
-    if described.get("reference") is not None:  # earlier versions saved none
+    if described["reference"] is not None:
         model._reference = restore_reference(described["reference"], tensors, model.module.aligned)
     if model.setup.table_key is None:
         # What later objects are compared with, and what is saved again, is a setup with cells.
