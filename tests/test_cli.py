@@ -148,7 +148,7 @@ def test_check_tells_by_words_and_exit_code(store, tmp_path, capsys):
     [
         (["--image", "nope"], "nope"),
         (["--image", "a", "--image", "b"], "REGION=NAME"),
-        (["--encoder", "uni", "--encoder-arg", "img_size=224"], "--encoder-arg goes with a timm model"),
+        (["--encoder", "uni", "--encoder-arg", "img_size=224"], "arguments go with a timm model"),
         (["--encoder", "resnet18", "--encoder-arg", "pad_type"], "NAME=VALUE"),
         (["--set", "egdes=none"], "Did you mean 'edges'"),
         (["--encoder", "resnet18", "--weights", "nowhere.pt"], "nowhere.pt"),

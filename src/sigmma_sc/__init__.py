@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sigmma_sc import baselines, datasets, io, metrics, pl, pp, tl
+    from sigmma_sc import baselines, benchmark, datasets, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
@@ -16,6 +16,7 @@ __all__ = [
     "Config",
     "ImageEncoder",
     "baselines",
+    "benchmark",
     "datasets",
     "get_encoder",
     "io",

@@ -189,7 +189,7 @@ class SIGMMA:
         split
             ``"auto"`` (whole samples if there are three or more, spatial blocks otherwise), ``"sample"``, ``"blocks"``,
             ``"end"`` (one end of each section), ``"random"`` (leaks; warns), ``"none"`` (train on everything), or
-            ``{"test": [samples], "val": [samples]}``.
+            ``{"test": [samples], "val": [samples]}``, where ``"val"`` may be ``"blocks"`` of the samples that are left.
         accelerator, devices, precision
             As Lightning's, and so are ``num_nodes`` and ``strategy``; negatives are gathered from all devices. ``"auto"``
             precision is bfloat16 autocast on a GPU that has it, float32 elsewhere.

@@ -113,7 +113,7 @@ def train(
     OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
     cells' shapes, and the table of tiles), niches.png, retrieval.csv and history.csv.
     """
-    from sigmma_sc import SIGMMA
+    from sigmma_sc import SIGMMA, get_encoder
 
     require_free(out, overwrite)
     sdata = _read(store)
@@ -128,7 +128,8 @@ def train(
         tile_size=tile_size,
     )
     chosen = _pairs("--set", switches)
-    model = SIGMMA(sdata, _encoder(encoder, weights, encoder_arg), cache_dir=cache, **{"seed": seed, **chosen})
+    frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
+    model = SIGMMA(sdata, frozen, cache_dir=cache, **{"seed": seed, **chosen})
     model.train(max_epochs=epochs, split=split, checkpoint_dir=checkpoints)
     finish(model, sdata, out)
 
@@ -177,6 +178,24 @@ def embed(
 
 
 @app.command()
+def benchmark(
+    config: Annotated[
+        str, typer.Argument(help="YAML file, or the name of a configuration that comes with the package.")
+    ],
+    out: Out,
+    jobs: Annotated[int, typer.Option(help="Processes that share the cells and this machine's cores.")] = 1,
+    cache: Cache = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run cells anew whose settings have changed.")] = False,
+) -> None:
+    """Compare methods on data sets, splits and seeds; write tables and a report. The same command takes up what is left."""
+    from sigmma_sc.benchmark import run
+
+    told = f"sigmma-sc benchmark {config} --out {out}" + (f" --jobs {jobs}" if jobs > 1 else "")
+    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=told)
+    console.print(f"Report: {out / 'report.html'}")
+
+
+@app.command()
 def encoders() -> None:
     """List the image encoders known by name."""
     from sigmma_sc import list_encoders
@@ -210,17 +229,6 @@ def _by_region(values: list[str]) -> str | dict[str, str]:
     if not all("=" in value for value in values):
         raise SetupError(f"{values!r}: give one name, or REGION=NAME for each region.")
     return dict(value.split("=", 1) for value in values)
-
-
-def _encoder(name: str, weights: Path | None, arguments: list[str]) -> Any:
-    from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
-    from sigmma_sc.nn.registry import REGISTRY
-
-    if name in REGISTRY:
-        if arguments:
-            raise SetupError(f"--encoder-arg goes with a timm model; {name!r} is registered with all its arguments.")
-        return get_encoder(name, weights)
-    return ImageEncoder.from_timm(name, weights, pretrained=weights is None, **_pairs("--encoder-arg", arguments))
 
 
 def _pairs(option: str, arguments: list[str]) -> dict[str, Any]:

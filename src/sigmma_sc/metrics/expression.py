@@ -83,22 +83,52 @@ def expression_probe(
     test tiles, NaN if the gene or its prediction is constant there (a single tile always is); ``mse``;
     ``mse_gene_mean``, the error of predicting the gene's training mean; ``n_train`` and ``n_test`` tiles.
     """
-    require_choice(protocol, ("default", "hest"), "protocol")
-    require_positive(n_genes, "n_genes")
     require_positive(n_components, "n_components")
     x, x_test = _features(train_x, "train_x"), _features(test_x, "test_x")
+    chosen, y, y_test = expression_targets(train_counts, test_counts, genes, protocol=protocol, n_genes=n_genes)
+    if (len(x), len(x_test)) != (len(y), len(y_test)):
+        raise SetupError(
+            f"train_x has {len(x)} rows and train_counts {len(y)}, test_x {len(x_test)} and test_counts {len(y_test)}; give one "
+            "row a tile in each."
+        )
+    if x.shape[1] != x_test.shape[1]:
+        raise SetupError(f"train_x has {x.shape[1]} features and test_x {x_test.shape[1]}; use one encoder.")
+    probe = fit_probe(x, y, protocol, n_components=int(n_components), seed=seed)
+    predicted = probe.predict(x_test).reshape(y_test.shape)  # a single gene may come flat
+    return _score_slides(y_test, predicted, y, chosen, groups)
+
+
+def expression_targets(
+    train_counts: Counts,
+    test_counts: Counts,
+    genes: Sequence[str],
+    *,
+    protocol: Literal["default", "hest"] = "default",
+    n_genes: int = 50,
+) -> tuple[pd.Index, NDArray[np.float64], NDArray[np.float64]]:
+    """Genes to predict, and their log expression in the training and in the test tiles.
+
+    Parameters
+    ----------
+    train_counts, test_counts, genes, protocol, n_genes
+        See :func:`expression_probe`.
+
+    Returns
+    -------
+    genes
+        Those chosen, in the order given.
+    train, test
+        ``(n, n_genes)`` and ``(m, n_genes)``.
+    """
+    require_choice(protocol, ("default", "hest"), "protocol")
+    require_positive(n_genes, "n_genes")
     counts, counts_test = _counts(train_counts, "train_counts"), _counts(test_counts, "test_counts")
     names = pd.Index(genes, name="gene")
-    _check_shapes(x, counts, x_test, counts_test, names)
-
+    _check_counts(counts, counts_test, names)
     library = median_total(counts) if protocol == "default" else None
     log, log_test = log_expression(counts, library), log_expression(counts_test, library)
     chosen = _variable_genes(log, int(n_genes))
-    y, y_test = log[:, chosen].toarray(), log_test[:, chosen].toarray()
-
-    probe = fit_probe(x, y, protocol, n_components=int(n_components), seed=seed)
-    predicted = probe.predict(x_test).reshape(y_test.shape)  # a single gene may come flat
-    return _score_slides(y_test, predicted, y, names[chosen], groups)
+    return names[chosen], log[:, chosen].toarray(), log_test[:, chosen].toarray()
 
 
 def fit_probe(x: NDArray, y: NDArray, protocol: str = "default", *, n_components: int = 256, seed: int = 0) -> Pipeline:
@@ -238,18 +268,13 @@ def _counts(counts: Counts, what: str) -> sparse.csr_array:
     return matrix
 
 
-def _check_shapes(
-    train_x: NDArray, train_counts: sparse.csr_array, test_x: NDArray, test_counts: sparse.csr_array, genes: pd.Index
-) -> None:
-    for name, x, counts in (("train", train_x, train_counts), ("test", test_x, test_counts)):
-        if counts.shape != (len(x), len(genes)):
+def _check_counts(train: sparse.csr_array, test: sparse.csr_array, genes: pd.Index) -> None:
+    for name, counts in (("train", train), ("test", test)):
+        if counts.shape[1] != len(genes):
             raise SetupError(
-                f"{name}_counts has shape {counts.shape}; with {len(x)} rows of {name}_x and {len(genes)} genes it "
-                f"must be {(len(x), len(genes))}."
+                f"{name}_counts has shape {counts.shape} for {len(genes)} genes; give one column a gene, named in genes."
             )
-    if train_x.shape[1] != test_x.shape[1]:
-        raise SetupError(f"train_x has {train_x.shape[1]} features and test_x {test_x.shape[1]}; use one encoder.")
-    if len(train_x) < 3 or len(test_x) < 1:
-        raise SetupError(f"{len(train_x)} training and {len(test_x)} test tiles; at least 3 and 1 are needed.")
+    if train.shape[0] < 3 or test.shape[0] < 1:
+        raise SetupError(f"{train.shape[0]} training and {test.shape[0]} test tiles; at least 3 and 1 are needed.")
     if genes.has_duplicates:
         raise SetupError(f"genes names {genes[genes.duplicated()][0]!r} twice; call var_names_make_unique() first.")

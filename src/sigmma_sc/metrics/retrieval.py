@@ -69,7 +69,17 @@ def recall_at_percent(ranks: ArrayLike, n: int, percents: Sequence[float] = PERC
     if given.size == 0 or given.min() < 1 or given.max() > n:
         span = f"{given.min()} … {given.max()}" if given.size else "none"
         raise SetupError(f"ranks ({span}) must lie between 1 and n={n}; n is the number of candidates ranked.")
-    return {p: float(np.mean(given <= _cutoff(p, n))) for p in percents}
+    return {p: float(np.mean(within_percent(given, n, p))) for p in percents}
+
+
+def within_percent(ranks: NDArray[np.int64], n: int, percent: float) -> NDArray[np.bool_]:
+    """Which of some ranks from 1 to ``n`` lie within the best ``percent`` of ``n`` candidates."""
+    return ranks <= _cutoff(percent, n)
+
+
+def chance_level(percent: float, n: int) -> float:
+    """Recall at ``percent`` that a random order of ``n`` candidates has on average, ceil(p·n/100)/n."""
+    return _cutoff(percent, n) / n
 
 
 def retrieval_table(
@@ -99,25 +109,52 @@ def retrieval_table(
     ``scale``, ``recall@p%``, ``median_rank``, ``pool`` (candidates) and ``chance@p%``, which is what a random order
     scores on average, ceil(p·n/100)/n: above p % in small pools. Slides of one tile are left out with a warning.
     """
+    ranks, slides = tile_ranks(image, transcriptome, slide, chunk=chunk)
+    rows = []
+    for name, tiles in slides:
+        pool = len(tiles)
+        chance = {f"chance@{p:g}%": chance_level(p, pool) for p in percents}
+        for (direction, scale), all_ranks in ranks.items():
+            own = all_ranks[tiles]
+            recall = {f"recall@{p:g}%": r for p, r in recall_at_percent(own, pool, percents).items()}
+            row = {"slide": name, "direction": direction, "scale": scale}
+            rows.append(row | recall | {"median_rank": float(np.median(own)), "pool": pool} | chance)
+    return pd.DataFrame(rows)
+
+
+def tile_ranks(
+    image: Mapping[str, ArrayLike], transcriptome: Mapping[str, ArrayLike], slide: ArrayLike, *, chunk: int = 2048
+) -> tuple[dict[tuple[str, str], NDArray[np.int64]], list[tuple[object, NDArray[np.intp]]]]:
+    """Rank of every tile's partner among the tiles of its slide, of which :func:`retrieval_table` is the summary.
+
+    Parameters
+    ----------
+    image, transcriptome, slide, chunk
+        See :func:`retrieval_table`.
+
+    Returns
+    -------
+    ranks
+        ``(n,)`` for each direction and scale; 0 for the tile of a slide that has no other.
+    slides
+        Name and tiles of each slide that has two or more: the pools.
+    """
     if set(image) != set(transcriptome):
         raise SetupError(f"image has scales {list(image)}, transcriptome {list(transcriptome)}: give both the same.")
     images = _all_scales(image, "image")
     # In the image's order: "all" lays the scales side by side.
     transcriptomes = _all_scales({scale: transcriptome[scale] for scale in image}, "transcriptome")
-    rows = []
-    for name, tiles in _slides(slide, {len(x) for x in (*images.values(), *transcriptomes.values())}):
-        pool = len(tiles)
-        chance = {f"chance@{p:g}%": _cutoff(p, pool) / pool for p in percents}
-        for direction, query, candidates in (
-            ("image→transcriptome", images, transcriptomes),
-            ("transcriptome→image", transcriptomes, images),
-        ):
-            for scale in images:
-                ranks = _ranks(query[scale][tiles], candidates[scale][tiles], chunk)
-                recall = {f"recall@{p:g}%": r for p, r in recall_at_percent(ranks, pool, percents).items()}
-                row = {"slide": name, "direction": direction, "scale": scale}
-                rows.append(row | recall | {"median_rank": float(np.median(ranks)), "pool": pool} | chance)
-    return pd.DataFrame(rows)
+    slides = _slides(slide, {len(x) for x in (*images.values(), *transcriptomes.values())})
+    ranks = {}
+    for direction, query, candidates in (
+        ("image→transcriptome", images, transcriptomes),
+        ("transcriptome→image", transcriptomes, images),
+    ):
+        for scale in images:
+            ranks[direction, scale] = np.zeros(len(images[scale]), np.int64)
+            for _, tiles in slides:
+                ranks[direction, scale][tiles] = _ranks(query[scale][tiles], candidates[scale][tiles], chunk)
+    return ranks, slides
 
 
 def _ranks(query: NDArray[np.float64], candidates: NDArray[np.float64], chunk: int) -> NDArray[np.int64]:
@@ -181,7 +218,7 @@ def _slides(slide: ArrayLike, sizes: set[int]) -> list[tuple[object, NDArray[np.
         raise SetupError(f"No slide has two tiles ({len(slides)} slides of one tile): there is nothing to rank.")
     if single:
         shown = ", ".join(map(repr, single[:12])) + (" …" if len(single) > 12 else "")
-        warnings.warn(f"Slides of one tile have nothing to rank and are left out: {shown}.", SplitWarning, stacklevel=3)
+        warnings.warn(f"Slides of one tile have nothing to rank and are left out: {shown}.", SplitWarning, stacklevel=4)
     return [(name, tiles) for name, tiles in slides if len(tiles) > 1]
 
 

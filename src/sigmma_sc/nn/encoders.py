@@ -216,7 +216,9 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | None = None) -> ImageEncoder:
+def get_encoder(
+    name: str | ImageEncoder = "stain-stats", weights: str | Path | None = None, **arguments: Any
+) -> ImageEncoder:
     """Find an encoder.
 
     Parameters
@@ -226,6 +228,8 @@ def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | 
     weights
         Local checkpoint as its page on the hub ships it, a file or the folder with it; without one, names other than the
         embedded encoder's are fetched from the hub, or from its cache when ``HF_HUB_OFFLINE=1``.
+    **arguments
+        Of :meth:`ImageEncoder.from_timm`, for a timm model.
 
     Raises
     ------
@@ -244,7 +248,11 @@ def get_encoder(name: str | ImageEncoder = "stain-stats", weights: str | Path | 
             raise EncoderError(f"weights={str(weights)!r} goes with a name; {name.name!r} has its weights already.")
         return name
     if name not in REGISTRY:
-        return ImageEncoder.from_timm(name, weights, pretrained=weights is None)
+        return ImageEncoder.from_timm(name, weights, **{"pretrained": weights is None, **arguments})
+    if arguments:
+        raise EncoderError(
+            f"{', '.join(arguments)}: arguments go with a timm model; {name!r} is registered with all of its own."
+        )
     entry = REGISTRY[name]
     if name == "stain-stats":
         from sigmma_sc.nn.stain import StainStatistics

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.tiling import Tiles
 
 SPLITS = ("auto", "sample", "blocks", "end", "random", "none")
+BLOCKS = "blocks"
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 BLOCKS_PER_SLIDE = 25
 
@@ -26,18 +27,19 @@ def resolve_split(
 ) -> str | dict[str, list[str]]:
     """Turn ``"auto"`` into a kind of split, ``"sample"`` into the samples held out, and check names of samples.
 
-    ``"auto"`` holds out whole samples when there are at least three, and spatial blocks of every slide otherwise.
+    ``{"test": [samples], "val": "blocks"}`` validates on blocks of the samples that are left, where these are too few to hold one
+    out. ``"auto"`` holds out whole samples when there are at least three, and spatial blocks of every slide otherwise.
     """
     known = sorted(set(samples))
     if not isinstance(split, str):
         for role, names in split.items():
             require_choice(role, ("val", "test"), "split key")
-            for name in names:
+            for name in _named(role, names):
                 require_choice(name, known, f"split[{role!r}] sample")
-        held = [name for names in split.values() for name in names]
+        held = [name for role, names in split.items() for name in _named(role, names)]
         if len(set(held)) != len(held) or not set(known) - set(held):
             raise SetupError(f"split={dict(split)!r} holds a sample out twice, or leaves none to train on.")
-        return {role: list(names) for role, names in split.items()}
+        return {role: names if names == BLOCKS else list(names) for role, names in split.items()}
     require_choice(split, SPLITS, "split")
     if split == "auto":
         split = "sample" if len(known) >= 3 else "blocks"
@@ -49,6 +51,11 @@ def resolve_split(
     return held_out_samples(samples, seed) if split == "sample" else split
 
 
+def _named(role: str, names: str | Sequence[str]) -> Sequence[str]:
+    """Samples that a part of a split names; validation may be on blocks of those that are left."""
+    return () if role == "val" and names == BLOCKS else names
+
+
 def held_out_samples(samples: Sequence[str], seed: int) -> dict[str, list[str]]:
     """Draw whole samples for validation and test, at least one each."""
     known = np.random.default_rng(seed).permutation(sorted(set(samples)))
@@ -57,7 +64,9 @@ def held_out_samples(samples: Sequence[str], seed: int) -> dict[str, list[str]]:
     return {"test": [str(s) for s in known[:n_test]], "val": [str(s) for s in known[n_test : n_test + n_val]]}
 
 
-def split_slide(tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int) -> NDArray:
+def split_slide(
+    tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int, test_share: float = TEST_SHARE
+) -> NDArray:
     """Role of each tile of one slide's covering grid.
 
     Parameters
@@ -71,6 +80,8 @@ def split_slide(tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int) -
         longer axis is test, the strip beside it validation. ``"random"``: single tiles, which leak.
     seed
         Of the draw.
+    test_share
+        Share of the tiles to test on; 0 holds out validation tiles alone.
 
     Returns
     -------
@@ -89,7 +100,7 @@ def split_slide(tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int) -
         )
         group = np.arange(len(tiles))
     else:
-        group = _block_groups(tiles, usable) if kind == "blocks" else _end_groups(tiles, usable)
+        group = block_groups(tiles, usable) if kind == "blocks" else _end_groups(tiles, usable)
     groups, counts = np.unique(group[usable], return_counts=True)
     order = groups
     if kind != "end":
@@ -101,8 +112,8 @@ def split_slide(tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int) -
             "a lower min_cells, more slides, or split='none'."
         )
     reached = np.cumsum(sizes) / sizes.sum()
-    n_test = min(int(np.searchsorted(reached, TEST_SHARE)) + 1, len(order) - 2)
-    n_val = min(int(np.searchsorted(reached, TEST_SHARE + VALIDATION_SHARE)) + 1 - n_test, len(order) - n_test - 1)
+    n_test = min(int(np.searchsorted(reached, test_share)) + 1, len(order) - 2) if test_share else 0
+    n_val = min(int(np.searchsorted(reached, test_share + VALIDATION_SHARE)) + 1 - n_test, len(order) - n_test - 1)
     role[np.isin(group, order[:n_test])] = "test"
     role[np.isin(group, order[n_test : n_test + max(1, n_val)])] = "val"
     if kind != "random":
@@ -137,8 +148,8 @@ def near(tiles: Tiles, held_out: NDArray[np.float64], gap: float = 1.0) -> NDArr
     return distance < (1 + gap) * tiles.side * (1 - 1e-6)
 
 
-def _block_groups(tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Squares of tiles, about :data:`BLOCKS_PER_SLIDE` over the tissue."""
+def block_groups(tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Number of the square of tiles that each tile lies in, of which about :data:`BLOCKS_PER_SLIDE` cover the tissue."""
     per_side = max(1, round(np.sqrt(usable.sum() / BLOCKS_PER_SLIDE)))
     column, row = np.floor(tiles.origins / (tiles.side * per_side) + 1e-6).astype(np.int64).T
     return row * (column.max() + 1) + column

@@ -13,7 +13,7 @@ from lightning.fabric.utilities import move_data_to_device
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
-from sigmma_sc.tissue.split import resolve_split, split_slide
+from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
 from sigmma_sc.tissue.tilepixels import TilePixels
 from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles, shifted_tiles
 from sigmma_sc.train.batches import SlideTensors, part_of
@@ -77,7 +77,7 @@ class TissueData:
         self.setup, self.config, self.cache_dir = setup, config, cache_dir
         self.pretrained = self.features = PatchFeatures(encoder, cache_dir=cache_dir)
         self.nodes: CountsPCA | GeneVectors | None = None
-        self.split: str | dict[str, list[str]] | None = None
+        self.split: str | dict[str, str | list[str]] | None = None
         self.roles: dict[str, NDArray] = {}
         self._masks: dict[tuple[int, str], tuple[object, TissueMask]] = {}
 
@@ -119,7 +119,10 @@ class TissueData:
                 self.roles[slide.name] = split_slide(tiles, usable, self.split, self.config.seed)
             else:
                 role = next((r for r, names in self.split.items() if slide.sample in names), "train")
-                self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
+                if role == "train" and self.split.get("val") == BLOCKS:
+                    self.roles[slide.name] = split_slide(tiles, usable, BLOCKS, self.config.seed, test_share=0)
+                else:
+                    self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
 
     def roles_of(self, slide: Slide, n_tiles: int) -> NDArray:
         """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""

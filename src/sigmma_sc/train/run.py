@@ -172,7 +172,11 @@ def _groups(slides: list[NDArray[np.int64]], negatives: str) -> list[NDArray[np.
 
 
 def _training_tiles(data: TissueData, slide: Slide, covering: Tiles, role: NDArray, stride: float) -> Tiles:
-    """Tiles at every step of the lattice that lie on training tiles and keep the guard band from all that is held out."""
+    """Tiles at every step of the lattice that lie on training tiles and keep the guard band from all that is held out.
+
+    A random split has no guard band: what it shows is the leak.
+    """
     tiles = lattice_tiles(slide.xy, slide.width, slide.height, data.side(slide), stride / slide.microns_per_pixel)
     held_out = covering.origins[np.isin(role, ["val", "test"])]
-    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out)))
+    gap = 0.0 if data.split == "random" else 1.0
+    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, gap)))

@@ -1,0 +1,287 @@
+"""What a benchmark compares: data sets, splits, methods and seeds, checked before any compute."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sigmma_sc._checks import SetupError, require_choice, require_positive
+from sigmma_sc.benchmark.methods import METHODS
+
+SPLITS = ("blocks", "end", "section", "donor", "random")
+SOURCES = ("store", "simulate", "hest")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """One data set.
+
+    Attributes
+    ----------
+    name
+        As reported.
+    store, simulate, hest
+        Where it comes from, one of: a SpatialData store (.zarr); arguments of
+        :func:`sigmma_sc.datasets.simulate_tissue`; ``{root: folder, samples: [ids]}`` of HEST-1k.
+    window
+        ``(x0, y0, x1, y1)`` in the coordinate system: use this part of the store alone.
+    setup
+        Arguments of :meth:`sigmma_sc.SIGMMA.setup_spatialdata`.
+    splits
+        ``"blocks"``, ``"end"``, ``"random"``, as for training; ``"section"`` leaves out one sample for each seed in turn,
+        ``"donor"`` all samples of one donor.
+    donors
+        Donor of each sample, where it is not the sample itself.
+    switches
+        Of every method on this data set, fields of :class:`sigmma_sc.Config`.
+    train
+        Arguments of :meth:`sigmma_sc.SIGMMA.train` of every method on this data set.
+    reference
+        Column of ``obs`` that niches are compared with.
+    note
+        A sentence for the report.
+    published
+        Published figures to print beside ours: method by row, figure by column.
+    """
+
+    name: str
+    store: str | None = None
+    simulate: dict[str, Any] | None = None
+    hest: dict[str, Any] | None = None
+    window: tuple[float, float, float, float] | None = None
+    setup: dict[str, Any] = field(default_factory=dict)
+    splits: tuple[str, ...] = ("blocks",)
+    donors: dict[str, str] = field(default_factory=dict)
+    switches: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    reference: str | None = None
+    note: str = ""
+    published: dict[str, dict[str, str | float]] | None = None
+
+    def __post_init__(self):
+        given = [name for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SetupError(
+                f"datasets[{self.name!r}] must name one of {', '.join(SOURCES)}, it names {given or 'none'}."
+            )
+        for split in self.splits:
+            require_choice(split, SPLITS, f"datasets[{self.name!r}] split")
+        if not self.splits:
+            raise SetupError(f"datasets[{self.name!r}] has no splits. Choose among {', '.join(SPLITS)}.")
+        if self.window is not None and (self.store is None or len(self.window) != 4):
+            raise SetupError(f"datasets[{self.name!r}] window={self.window!r} must be (x0, y0, x1, y1) of a store.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """One method, as it is compared.
+
+    Attributes
+    ----------
+    method
+        Name in :data:`~sigmma_sc.benchmark.METHODS`.
+    label
+        As reported; the name by default.
+    encoder
+        Image encoder in the place of the benchmark's.
+    arguments
+        Of the method: switches of :class:`sigmma_sc.Config`, or what else its class takes.
+    train
+        Arguments of its training.
+    """
+
+    method: str
+    label: str = ""
+    encoder: str | dict[str, Any] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        require_choice(self.method, METHODS, "method")
+        for name in ("seed", "min_cells", "image_encoder", "cache_dir"):
+            if name in self.arguments:
+                raise SetupError(
+                    f"arguments of {self.method!r} hold {name!r}, which decides what is compared or on which tiles. Seeds are the "
+                    "benchmark's, min_cells a data set's switch, and an encoder is named by 'encoder'."
+                )
+        object.__setattr__(self, "label", self.label or self.method)
+        if self.label != self.label.strip() or set("/\\:") & set(self.label) or self.label.startswith("."):
+            raise SetupError(f"label={self.label!r} names a folder: no slash, backslash or colon, no dot first.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NicheSpec:
+    """Leiden niches of the cells.
+
+    Attributes
+    ----------
+    methods
+        Labels of the methods whose cells are clustered.
+    resolution
+        Of Leiden.
+    n_cells
+        Most cells to cluster, drawn once for a data set.
+    """
+
+    methods: tuple[str, ...]
+    resolution: float = 0.5
+    n_cells: int = 20_000
+
+    def __post_init__(self):
+        require_positive(self.resolution, "niches.resolution")
+        require_positive(self.n_cells, "niches.n_cells")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig:
+    """A whole benchmark.
+
+    Attributes
+    ----------
+    datasets, methods
+        What is compared. Differences are taken from the first method.
+    seeds
+        Each draws splits, weights and batches anew.
+    encoder
+        Image encoder of every method: a name, or ``{name: …, weights: …}`` with arguments of
+        :meth:`sigmma_sc.ImageEncoder.from_timm`. ``None``: each method's own default.
+    train
+        Arguments of :meth:`sigmma_sc.SIGMMA.train` of every method.
+    tune
+        Values by argument of training. Each method is trained with all combinations, and the one of best mean recall on the
+        validation tiles is scored: the same budget for all.
+    niches
+        Whose cells to cluster; ``None`` for nobody's.
+    title
+        Of the report.
+    """
+
+    datasets: tuple[DataSpec, ...]
+    methods: tuple[MethodSpec, ...]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    encoder: str | dict[str, Any] | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, list[Any]] = field(default_factory=dict)
+    niches: NicheSpec | None = None
+    title: str = "Benchmark"
+
+    def __post_init__(self):
+        for what in ("datasets", "methods", "seeds"):
+            if not getattr(self, what):
+                raise SetupError(f"The benchmark names no {what}.")
+        for what, names in (
+            ("datasets", [d.name for d in self.datasets]),
+            ("methods", [m.label for m in self.methods]),
+        ):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise SetupError(f"{what} names {twice[0]!r} twice. Give one another label.")
+        for name in self.niches.methods if self.niches else ():
+            require_choice(name, [m.label for m in self.methods], "niches.methods")
+
+    def cells(self) -> list[tuple[DataSpec, str, MethodSpec, int]]:
+        """Every combination to run, data set by data set, seed by seed."""
+        return [
+            (data, split, method, seed)
+            for data in self.datasets
+            for split, seed, method in product(data.splits, self.seeds, self.methods)
+        ]
+
+    def budget(self) -> list[dict[str, Any]]:
+        """Arguments of training that each method may choose among."""
+        return [dict(zip(self.tune, values, strict=True)) for values in product(*self.tune.values())]
+
+
+def read_config(source: str | Path | dict[str, Any]) -> BenchmarkConfig:
+    """Read a benchmark from a YAML file, a dict of the same form, or a name of those in the package.
+
+    Paths may hold environment variables (``${HEST}``); relative ones start at the file's folder.
+
+    Raises
+    ------
+    SetupError
+        A key, a method or a split does not exist, or a variable is not set.
+    """
+    if isinstance(source, dict):
+        return _build(source, Path.cwd())
+    import yaml
+
+    path = Path(source)
+    if not path.exists() and str(source) in packaged():
+        path = Path(__file__).parent / "configs" / f"{source}.yaml"
+    if not path.is_file():
+        raise SetupError(f"{source} does not exist, and is none of the configurations {', '.join(packaged())}.")
+    raw = yaml.safe_load(path.read_text())
+    if not isinstance(raw, dict):
+        raise SetupError(f"{path} holds no mapping of datasets, methods and seeds.")
+    return _build(raw, path.absolute().parent)
+
+
+def packaged() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
+
+
+def _build(raw: dict[str, Any], folder: Path) -> BenchmarkConfig:
+    raw = dict(raw)
+    datasets = []
+    for name, given in _mapping(raw, "datasets").items():
+        spec = dict(given or {})
+        if spec.get("store") is not None:
+            spec["store"] = _path(spec["store"], folder)
+        if spec.get("hest") is not None:
+            spec["hest"] = {**spec["hest"], "root": _path(spec["hest"].get("root", "."), folder)}
+        datasets.append(_of(DataSpec, {"name": name, **spec}, f"datasets[{name!r}]"))
+    methods = []
+    for given in raw.get("methods") or ():
+        spec = {"method": given} if isinstance(given, str) else dict(given)
+        spec["encoder"] = _encoder(spec.get("encoder"), folder)
+        if "text_weights" in spec.get("arguments", {}):
+            spec["arguments"] = {
+                **spec["arguments"], "text_weights": _path(spec["arguments"]["text_weights"], folder)
+            }  # fmt: skip
+        methods.append(_of(MethodSpec, spec, "methods"))
+    if raw.get("niches") is not None:
+        raw["niches"] = _of(NicheSpec, raw["niches"], "niches")
+    raw["encoder"] = _encoder(raw.get("encoder"), folder)
+    return _of(BenchmarkConfig, {**raw, "datasets": datasets, "methods": methods}, "The benchmark")
+
+
+def _of(kind: type[T], values: dict[str, Any], where: str) -> T:
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            like = get_close_matches(str(name), known, 1)
+            raise SetupError(
+                f"{where} has no key {name!r}." + (f" Did you mean {like[0]!r}?" if like else "")
+                + f" Keys: {', '.join(known)}."
+            )  # fmt: skip
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**{name: value for name, value in given.items() if value is not None})
+
+
+def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise SetupError(f"{key} must map names to what they stand for, it is {type(value).__name__}.")
+    return value
+
+
+def _encoder(given: str | dict[str, Any] | None, folder: Path) -> str | dict[str, Any] | None:
+    if not isinstance(given, dict):
+        return given
+    if "name" not in given:
+        raise SetupError(f"encoder={given!r} has no name.")
+    return {**given, "weights": _path(given["weights"], folder)} if given.get("weights") else dict(given)
+
+
+def _path(value: str, folder: Path) -> str:
+    full = os.path.expandvars(str(value))
+    if "$" in full:
+        raise SetupError(f"{value!r} names an environment variable that is not set. Set it, or write the path.")
+    return str(folder / Path(full).expanduser())

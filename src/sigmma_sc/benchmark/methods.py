@@ -1,0 +1,207 @@
+"""Methods of the benchmark. To add one, write a class like those below and put it into :data:`METHODS`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sigmma_sc.baselines import BLEEP, CLIP
+from sigmma_sc.config import Config
+from sigmma_sc.model import SIGMMA
+from sigmma_sc.train.data import TissueData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.tiling import Tiles
+
+    Embedding = dict[str, NDArray[np.float32]] | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What every method is given alike.
+
+    Attributes
+    ----------
+    sdata
+        Object, or objects by name, set up.
+    encoder
+        Image encoder; ``None`` for the method's own default.
+    split
+        As for :meth:`sigmma_sc.SIGMMA.train`.
+    seed
+        Of whatever the method draws, and of the split.
+    switches
+        Of the data set, fields of :class:`sigmma_sc.Config`.
+    cache_dir
+        Of patch features.
+    """
+
+    sdata: Any
+    encoder: ImageEncoder | None
+    split: str | dict[str, Any]
+    seed: int
+    switches: dict[str, Any]
+    cache_dir: str | None
+
+
+class Method:
+    """A way to embed tiles; this one knows nothing and embeds nothing, and so predicts the mean of each gene.
+
+    Parameters
+    ----------
+    case
+        Data, split and seed.
+    **arguments
+        Of the method.
+    """
+
+    trains: ClassVar[bool] = False
+    """Whether there is anything to tune."""
+
+    def __init__(self, case: Case, **arguments: Any):
+        self.case, self.arguments = case, arguments
+
+    def fit(self, **training: Any) -> dict[str, Any]:
+        """Train on the split's training tiles; what is worth reporting of it."""
+        return {}
+
+    def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
+        """Embeddings of tiles ``(n, d)`` by scale, of image and of transcriptome; ``None`` where it has none."""
+        return None, None
+
+    def embed_cells(self) -> dict[str, NDArray[np.float32]] | None:
+        """Embeddings of the cells of the object's slides, one under the other, by scale; ``None`` where it has none."""
+        return None
+
+
+class Random(Method):
+    """Numbers drawn for each tile: what chance is."""
+
+    def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
+        """Two independent draws that depend on seed, slide and place alone."""
+        where = np.round(tiles.origins).astype(np.int64)
+        name = np.frombuffer(slide.name.encode(), np.uint8)
+        image, cells = (
+            np.stack([np.random.default_rng([self.case.seed, k, *name, *at]).normal(size=64) for at in where])
+            for k in (0, 1)
+        )
+        return {"macro": image.astype(np.float32)}, {"macro": cells.astype(np.float32)}
+
+
+class Frozen(Method):
+    """The image encoder as it came: mean of its features over each grid's crops.
+
+    Parameters
+    ----------
+    case
+        Data, split and seed.
+    macro
+        The coarsest grid alone, which is how encoders are commonly judged.
+    """
+
+    def __init__(self, case: Case, macro: bool = False):
+        super().__init__(case, macro=macro)
+        from sigmma_sc.nn.encoders import get_encoder
+        from sigmma_sc.tissue.setup import common_setup
+
+        setup = common_setup(case.sdata)
+        config = Config.of({**case.switches, "seed": case.seed}, setup.grids)
+        self.data = TissueData(setup, get_encoder(case.encoder or "stain-stats"), config, case.cache_dir)
+
+    def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
+        """Features of the images, and nothing of the transcriptome."""
+        import torch
+
+        setup = self.data.setup
+        features, index = self.data.patches(slide, tiles, torch.device("cpu"))
+        patches = features.float().numpy()[index]
+        parts = np.split(patches, np.cumsum([b * b for b in setup.grids])[:-1], axis=1)
+        image = {scale: part.mean(axis=1) for scale, part in zip(setup.scales, parts, strict=True)}
+        return ({setup.scales[-1]: image[setup.scales[-1]]} if self.arguments["macro"] else image), None
+
+
+class Alignment(Method):
+    """SIGMMA, or what is built on it.
+
+    Parameters
+    ----------
+    kind
+        Class of the model.
+    case
+        Data, split and seed.
+    macro
+        Align the coarsest scale alone.
+    **arguments
+        Of the class: switches, and what else it takes.
+    """
+
+    trains = True
+
+    def __init__(self, kind: type[SIGMMA], case: Case, macro: bool = False, **arguments: Any):
+        super().__init__(case, **arguments)
+        from sigmma_sc.tissue.setup import common_setup
+
+        if macro:
+            arguments["loss_weights"] = (0.0,) * (len(common_setup(case.sdata).grids) - 1) + (1.0,)
+        if case.encoder is not None:
+            arguments["image_encoder"] = case.encoder
+        settings = {**case.switches, **arguments, "seed": case.seed, "cache_dir": case.cache_dir}
+        self.model = kind(case.sdata, **settings)
+
+    def fit(self, **training: Any) -> dict[str, Any]:
+        """Train; epochs, and loss and ln(batch) of the last."""
+        self.model.train(split=self.case.split, **{"enable_progress_bar": False, **training})
+        last = {name: float(frame.iloc[-1, 0]) for name, frame in self.model.history.items()}
+        losses = {name: value for name, value in last.items() if name.startswith("train_")}
+        return {"epochs": len(next(iter(self.model.history.values()))), **losses}
+
+    def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
+        """Both towers'."""
+        found = self.model.data.embed_tiles(self.model.module, slide, tiles)
+        return found.image, found.transcriptome
+
+    def embed_cells(self) -> dict[str, NDArray[np.float32]] | None:
+        """Of every scale; NaN for cells off the image."""
+        if not self.model.module.embedded:
+            return None
+        found = self.model._embed(None, images=False)
+        out = {}
+        for scale in self.model.module.embedded:
+            parts = [np.where(e.covered[:, None], e.cells[scale], np.nan) for e in found]
+            out[scale] = np.concatenate(parts).astype(np.float32)
+        return out
+
+
+def _aligns(kind: type[SIGMMA], **arguments: Any) -> Callable[..., Alignment]:
+    return partial(Alignment, kind, **arguments)
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "sigmma": _aligns(SIGMMA),
+    "sigmma-full": _aligns(SIGMMA, edges="full"),
+    "sigmma-none": _aligns(SIGMMA, edges="none"),
+    "sigmma-macro": _aligns(SIGMMA, macro=True),
+    "sigmma-macro-full": _aligns(SIGMMA, edges="full", macro=True),
+    "genes": _aligns(SIGMMA, cells="genes"),
+    "genes-macro": _aligns(SIGMMA, cells="genes", macro=True),
+    "bleep": _aligns(BLEEP),
+    "clip": _aligns(CLIP, text="clip"),
+    "plip": _aligns(CLIP, image_encoder="plip", text="plip"),
+    "omiclip": _aligns(CLIP, image_encoder="omiclip", text="omiclip"),
+    "gene-sentence": _aligns(CLIP, text="genes"),
+    "frozen": Frozen,
+    "frozen-macro": partial(Frozen, macro=True),
+    "gene-mean": Method,
+    "random": Random,
+}
+"""Methods by name: SIGMMA; its ablations (paper, Table 4, and the cell missing there, ``genes``); the published methods (Tables 1 and
+2), ``gene-sentence`` being the recipe of CLIP, PLIP and OmiCLIP with a text tower from scratch; and what needs no training."""

@@ -1,0 +1,212 @@
+"""A whole benchmark: every cell once, kept as soon as it is done, then tables and the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigmma_sc._checks import SetupError, SigmmaError, SplitWarning, require_positive
+from sigmma_sc._files import fresh_file
+from sigmma_sc.benchmark.cell import Cell, cell_path, require_same, run_cell, settings_of
+from sigmma_sc.benchmark.config import BenchmarkConfig, read_config
+from sigmma_sc.benchmark.intervals import intervals_table
+from sigmma_sc.benchmark.report import write_report
+from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
+from sigmma_sc.benchmark.sources import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+    from sigmma_sc.benchmark.config import DataSpec, MethodSpec
+
+    Job = tuple[DataSpec, str, MethodSpec, int]
+
+
+def run(
+    config: BenchmarkConfig | str | Path | dict[str, Any],
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    cache_dir: str | Path | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+) -> pd.DataFrame:
+    """Run a benchmark, or what is left of it, and report.
+
+    Every cell (data set × split × seed × method) is kept in a file of its own as soon as it is done; the same call, run again after it
+    was stopped, takes up from there.
+
+    Parameters
+    ----------
+    config
+        Configuration, a YAML file or dict of it, or the name of one in the package (``sigmma_sc.benchmark.packaged()``).
+    out
+        Folder of cells, tables and report.
+    jobs
+        Processes that share the cells, and this machine's cores. Methods that were added to ``METHODS`` in a notebook run with
+        one process only.
+    cache_dir
+        Of patch features; ``out/features`` by default.
+    overwrite
+        Run cells anew whose settings are no longer the configuration's.
+    command
+        What to print in the report as the command that was run.
+
+    Returns
+    -------
+    The tidy table of all figures, which ``out`` holds as ``results.csv`` and ``results.parquet`` beside ``genes.parquet`` (every
+    gene), ``intervals.csv`` (95 % intervals over spatial blocks and paired differences from the first method) and the report,
+    ``report.html`` by itself and ``report.md`` with its figures.
+
+    Raises
+    ------
+    SetupError
+        The configuration is wrong, or some cells failed; the report is written before and names them.
+    ExistsError
+        A cell in ``out`` was run with other settings, and ``overwrite`` is not set; nothing is run then.
+    """
+    require_positive(jobs, "jobs")
+    plan = config if isinstance(config, BenchmarkConfig) else read_config(config)
+    out = Path(out).expanduser()
+    cache = str(out / "features" if cache_dir is None else Path(cache_dir).expanduser())
+    missing = _missing(plan, out, overwrite)
+    failed = []
+    for job, error in _results(plan, missing, out, cache, int(jobs)):
+        if error is not None:
+            failed.append(f"{_name(job)}: {error}")
+            warnings.warn(f"{failed[-1]} The benchmark goes on.", stacklevel=2)
+    cells = [Cell.read(path) for job in plan.cells() if (path := cell_path(out, *job)).exists()]
+    if not cells:
+        raise SetupError(f"No cell could be run. {failed[0]}")
+    table = _write(plan, cells, out, command or f"sg.benchmark.run(…, {str(out)!r}, jobs={jobs})", failed)
+    if failed:
+        raise SetupError(f"{len(failed)} of {len(plan.cells())} cells failed; the report holds the others. {failed[0]}")
+    return table
+
+
+def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[Job]:
+    """Cells to run; all that can be refused is refused here, before any work."""
+    from sigmma_sc.nn.encoders import get_encoder
+
+    jobs = []
+    for job in plan.cells():
+        data, _, method, _ = job
+        path, settings = cell_path(out, *job), settings_of(plan, data, method)
+        if path.exists():
+            if overwrite and Cell.read(path).meta["settings"] != settings:
+                jobs.append(job)
+                continue
+            require_same(path, settings)
+        else:
+            jobs.append(job)
+    for given in {repr(g): g for g in ((m.encoder or plan.encoder) for *_, m, _ in jobs) if g is not None}.values():
+        get_encoder(**({"name": given} if isinstance(given, str) else given))
+    return jobs
+
+
+def _results(
+    plan: BenchmarkConfig, missing: list[Job], out: Path, cache: str, jobs: int
+) -> Iterator[tuple[Job, SigmmaError | None]]:
+    """Run cells, and say of each whether it failed."""
+    from rich.progress import Progress
+
+    with Progress(disable=None) as progress:
+        bar = progress.add_task("Benchmark", total=len(missing))
+        one = partial(_run_one, plan, out=out, cache=cache)
+        if jobs == 1 or len(missing) < 2:
+            for job in missing:
+                progress.update(bar, description=_name(job))
+                yield job, one(job)
+                progress.advance(bar)
+            return
+        _encode(plan, missing, cache)
+        threads = max(1, (os.cpu_count() or jobs) // jobs)
+        # Fresh processes: one that was forked beside torch's threads may hang.
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (threads,)) as pool:
+            waiting = {pool.submit(one, job): job for job in missing}
+            for done in as_completed(waiting):
+                progress.update(bar, advance=1, description=_name(waiting[done]))
+                yield waiting[done], done.result()
+
+
+def _begin(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _run_one(plan: BenchmarkConfig, job: Job, out: Path, cache: str) -> SigmmaError | None:
+    try:
+        with _quiet():
+            run_cell(plan, *job, cache).save(cell_path(out, *job))
+    except SigmmaError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what a trainer says of each of some hundred runs, and that a random split leaks, which the report says."""
+    talkers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [talker.level for talker in talkers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=SplitWarning)
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            for talker in talkers:
+                talker.setLevel(logging.ERROR)
+            yield
+        finally:
+            for talker, level in zip(talkers, levels, strict=True):
+                talker.setLevel(level)
+
+
+def _encode(plan: BenchmarkConfig, missing: list[Job], cache: str) -> None:
+    """Encode what the processes share, before they start."""
+    from sigmma_sc.nn.encoders import get_encoder
+    from sigmma_sc.pp import encode_patches
+
+    seen = set()
+    for data, _, method, _ in missing:
+        given = method.encoder or plan.encoder
+        stride = {**plan.train, **data.train, **method.train}.get("stride")
+        sizes = {**data.switches, **method.arguments}.get("crop_sizes")
+        key = (data.name, repr(given), stride, repr(sizes))
+        if given is not None and key not in seen:
+            encoder = get_encoder(**({"name": given} if isinstance(given, str) else given))
+            encode_patches(load(data), encoder, cache, stride=stride, crop_sizes=sizes)
+        seen.add(key)
+
+
+def _write(plan: BenchmarkConfig, cells: list[Cell], out: Path, command: str, failed: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    results, genes, stability = results_table(cells), genes_table(cells), stability_table(cells)
+    parts = []
+    for (dataset, split), group in pd.DataFrame([c.meta | {"cell": c} for c in cells]).groupby(
+        ["dataset", "split"], sort=False
+    ):
+        parts.append(intervals_table(list(group.cell)).assign(dataset=dataset, split=split))
+    intervals = pd.concat(parts, ignore_index=True)
+    for table, name in ((results, "results"), (genes, "genes")):
+        with fresh_file(out / f"{name}.parquet") as fresh:
+            table.to_parquet(fresh)
+    for table, name in ((results, "results"), (intervals, "intervals")):
+        with fresh_file(out / f"{name}.csv") as fresh:
+            table.to_csv(fresh, index=False)
+    write_report(plan, cells, results, intervals, stability, out, command, failed)
+    return results
+
+
+def _name(job: Job) -> str:
+    data, split, method, seed = job
+    return f"{data.name}, {split}, {method.label}, seed {seed}"

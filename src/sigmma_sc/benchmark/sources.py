@@ -1,0 +1,127 @@
+"""Data sets of a benchmark: loaded, set up, and split."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from sigmma_sc._checks import CoverageWarning, SetupError
+from sigmma_sc.model import SIGMMA
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sigmma_sc.benchmark.config import DataSpec
+
+
+def load(spec: DataSpec) -> Any:
+    """Object, or objects by name, of a data set, set up; kept until another one is asked for."""
+    return _loaded(_Same(spec))
+
+
+class _Same:
+    """A data set as a key: one of the same name and source is the same."""
+
+    def __init__(self, spec: DataSpec):
+        self.spec = spec
+        self.key = repr((spec.name, spec.store, spec.simulate, spec.hest, spec.window, spec.setup))
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.key == other.key
+
+
+@lru_cache(maxsize=1)
+def _loaded(same: _Same) -> Any:
+    spec = same.spec
+    if spec.store is not None:
+        tissue: Any = _of_store(spec)
+    elif spec.simulate is not None:
+        from sigmma_sc.datasets import simulate_tissue
+
+        tissue = simulate_tissue(**spec.simulate)
+    else:
+        tissue = _of_hest(spec)
+    defaults = {} if spec.hest is None else {"sample_key": "sample"}
+    SIGMMA.setup_spatialdata(tissue, **{**defaults, **spec.setup})
+    return tissue
+
+
+def _of_store(spec: DataSpec) -> Any:
+    import os
+
+    import spatialdata
+
+    if not os.path.exists(str(spec.store)):
+        raise SetupError(f"datasets[{spec.name!r}]: store {spec.store} does not exist.")
+    sdata = spatialdata.read_zarr(spec.store)
+    if spec.window is None:
+        return sdata
+    x0, y0, x1, y1 = spec.window
+    return sdata.query.bounding_box(
+        axes=("x", "y"),
+        min_coordinate=[x0, y0],
+        max_coordinate=[x1, y1],
+        target_coordinate_system=spec.setup.get("coordinate_system", "global"),
+    )
+
+
+def _of_hest(spec: DataSpec) -> dict[str, Any]:
+    """Samples of HEST-1k with the genes that all of them have."""
+    from sigmma_sc.io import hest
+
+    given = spec.hest or {}
+    if not given.get("samples"):
+        raise SetupError(f"datasets[{spec.name!r}] hest={given!r} names no samples.")
+    tissue = {sample: hest(given["root"], sample) for sample in given["samples"]}
+    tables = [one.tables["table"] for one in tissue.values()]
+    shared = [gene for gene in tables[0].var_names if all(gene in table.var_names for table in tables)]
+    if not shared:
+        raise SetupError(f"datasets[{spec.name!r}]: samples {', '.join(tissue)} have no gene in common.")
+    if any(table.n_vars > len(shared) for table in tables):
+        warnings.warn(
+            f"{spec.name}: {len(shared)} genes are on the panels of all samples and are used; the largest panel has "
+            f"{max(table.n_vars for table in tables)}.",
+            CoverageWarning,
+            stacklevel=2,
+        )
+    for one in tissue.values():
+        one.tables["table"] = one.tables["table"][:, shared].copy()
+    return tissue
+
+
+def split_of(kind: str, samples: Sequence[str], donors: dict[str, str], turn: int) -> str | dict[str, Any]:
+    """A split as :meth:`sigmma_sc.SIGMMA.train` takes it.
+
+    Parameters
+    ----------
+    kind
+        ``"blocks"``, ``"end"`` and ``"random"`` are left as they are. ``"section"`` leaves one sample out, ``"donor"`` all of
+        one donor; the next one validates, or blocks of the only one that is left.
+    samples
+        Sample of each slide.
+    donors
+        Donor of a sample, by default the sample itself.
+    turn
+        Which one is left out: the seed's place among the seeds.
+
+    Raises
+    ------
+    SetupError
+        There is only one to leave out, or a donor is named for a sample that does not exist.
+    """
+    if kind in ("blocks", "end", "random"):
+        return kind
+    if unknown := sorted(set(donors) - set(samples)):
+        raise SetupError(f"donors names sample {unknown[0]!r}; there are {', '.join(sorted(set(samples)))}.")
+    groups: dict[str, list[str]] = {}
+    for sample in sorted(set(samples)):
+        groups.setdefault(donors.get(sample, sample) if kind == "donor" else sample, []).append(sample)
+    names = sorted(groups)
+    if len(names) < 2:
+        raise SetupError(f"split={kind!r} needs two {kind}s or more, there is {', '.join(names)} alone. Use 'blocks'.")
+    test, following = names[turn % len(names)], names[(turn + 1) % len(names)]
+    return {"test": groups[test], "val": groups[following] if len(names) > 2 else "blocks"}
