@@ -129,19 +129,31 @@ def _results(
                 progress.advance(bar)
             return
         _encode(plan, missing, cache)
-        threads = max(1, (os.cpu_count() or jobs) // jobs)
         # Fresh processes: one that was forked beside torch's threads may hang.
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (threads,)) as pool:
+        with (
+            _threads(max(1, (os.cpu_count() or jobs) // jobs)),
+            ProcessPoolExecutor(jobs, get_context("spawn")) as pool,
+        ):
             waiting = {pool.submit(one, job): job for job in missing}
             for done in as_completed(waiting):
                 progress.update(bar, advance=1, description=_name(waiting[done]))
                 yield waiting[done], done.result()
 
 
-def _begin(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let processes that are started meanwhile take this many threads each."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        os.environ.update(dict.fromkeys(names, str(n)))
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
 
 
 def _run_one(plan: BenchmarkConfig, job: Job, out: Path, cache: str) -> SigmmaError | None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
     from sigmma_sc.config import Config
     from sigmma_sc.nn.encoders import ImageEncoder
@@ -80,6 +81,7 @@ class TissueData:
         self.split: str | dict[str, str | list[str]] | None = None
         self.roles: dict[str, NDArray] = {}
         self._masks: dict[tuple[int, str], tuple[object, TissueMask]] = {}
+        self._graphs: dict[str, tuple[NDArray, csr_matrix]] = {}
 
     def slides(self, tissue: Any) -> list[Slide]:
         """Slides of an object or of objects by name, in order."""
@@ -202,8 +204,17 @@ class TissueData:
         else:
             values = self.nodes.transform(table, slide.rows, setup.layer)
         out.nodes = torch.from_numpy(values)
-        out.adjacency = spatial_graph(slide.xy * slide.microns_per_pixel, self.config.n_neighs, self.config.radius)
+        out.adjacency = self._graph(slide)
         return out
+
+    def _graph(self, slide: Slide) -> csr_matrix:
+        """Spatial graph of a slide, built once as long as its cells stay where they are."""
+        xy = slide.xy * slide.microns_per_pixel
+        known, graph = self._graphs.get(slide.name, (None, None))
+        if known is None or not np.array_equal(known, xy):
+            graph = spatial_graph(xy, self.config.n_neighs, self.config.radius)
+            self._graphs[slide.name] = xy, graph
+        return graph
 
     @torch.no_grad()
     def embed(
