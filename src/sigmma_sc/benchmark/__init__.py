@@ -2,7 +2,7 @@
 
 from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, NicheSpec, packaged, read_config
 from sigmma_sc.benchmark.methods import METHODS, Alignment, Case, Frozen, Method, Random
-from sigmma_sc.benchmark.run import run
+from sigmma_sc.benchmark.runner import run
 
 __all__ = [
     "METHODS",

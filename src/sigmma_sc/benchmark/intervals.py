@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 N_DRAWS = 1000
 LEVEL = (2.5, 97.5)
+COLUMNS = [
+    "method", "metric", "value", "low", "high", "sd", "difference", "difference_low", "difference_high", "n_seeds", "n_blocks",
+]  # fmt: skip
 
 
 def intervals_table(cells: Sequence[Cell], n_draws: int = N_DRAWS) -> pd.DataFrame:
@@ -62,7 +65,7 @@ def intervals_table(cells: Sequence[Cell], n_draws: int = N_DRAWS) -> pd.DataFra
                 names = {"value": "difference", "low": "difference_low", "high": "difference_high"}
                 row |= {names[key]: value for key, value in apart.items()}
             rows.append({**row, "n_seeds": len(own), "n_blocks": len(blocks)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
 def _interval(values: list[NDArray]) -> dict[str, float]:

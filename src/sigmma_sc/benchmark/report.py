@@ -147,10 +147,9 @@ def _differences(intervals: pd.DataFrame) -> str:
                 continue
             v = values.loc[metric]
             row[name] = f"{v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" if np.isfinite(v.value) else "–"
-            apart = v.get("difference", np.nan)
-            told = f"{apart:+.3f} [{v.get('difference_low'):+.3f}, {v.get('difference_high'):+.3f}]"
-            sure = np.isfinite(apart) and (v.difference_low > 0 or v.difference_high < 0)
-            row[f"{name}, difference"] = "–" if not np.isfinite(apart) else f"**{told}**" if sure else told
+            told = f"{v.difference:+.3f} [{v.difference_low:+.3f}, {v.difference_high:+.3f}]"
+            sure = v.difference_low > 0 or v.difference_high < 0
+            row[f"{name}, difference"] = "–" if not np.isfinite(v.difference) else f"**{told}**" if sure else told
         rows.append(row)
     return f"Differences from {rows[0]['method']}:\n\n" + _table(pd.DataFrame(rows))
 
@@ -193,7 +192,8 @@ def _published(data: DataSpec) -> list[str]:
         "Figures of the paper (arXiv 2511.15464, Tables 1 to 4) for the same set. Splits, pools and genes of the paper are not "
         "public: they stand beside ours, not on the same footing."
     )
-    return [f"## {data.name}: published", text, _table(table.fillna("–").astype(str))]
+    table = table.map(lambda v: f"{v:.3f}" if isinstance(v, float) and np.isfinite(v) else v)
+    return [f"## {data.name}: published", text, _table(table.fillna("–"))]
 
 
 def _pivot(table: pd.DataFrame, columns: str, digits: int = 3) -> str:

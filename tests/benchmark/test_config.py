@@ -1,0 +1,102 @@
+import pytest
+
+from sigmma_sc._checks import SetupError
+from sigmma_sc.benchmark import packaged, read_config
+from sigmma_sc.benchmark.sources import split_of
+
+SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"metods": ["sigmma"]}, "has no key 'metods'. Did you mean 'methods'"),
+        ({"methods": ["sigma"]}, "method='sigma' is not one of"),
+        ({"methods": []}, "names no methods"),
+        ({"methods": ["random", "random"]}, "methods names 'random' twice"),
+        ({"methods": [{"method": "sigmma", "label": "a/b"}]}, "label='a/b' names a folder"),
+        ({"methods": [{"method": "sigmma", "arguments": {"seed": 3}}]}, "hold 'seed'"),
+        ({"methods": [{"method": "sigmma", "arguments": {"min_cells": 3}}]}, "hold 'min_cells'"),
+        ({"datasets": {"a": {}}}, "must name one of store, simulate, hest, it names none"),
+        ({"datasets": {"a": {"simulate": {}, "split": ["blocks"]}}}, "has no key 'split'. Did you mean 'splits'"),
+        ({"datasets": {"a": {"simulate": {}, "splits": ["tiles"]}}}, "split='tiles' is not one of"),
+        ({"datasets": {"a": {"store": "${NO_SUCH_PLACE}/a.zarr"}}}, "NO_SUCH_PLACE.*is not set"),
+        ({"datasets": {"a": {"simulate": {}, "window": [0, 0, 1, 1]}}}, "of a store"),
+        ({"encoder": {"weights": "a.pt"}}, "has no name"),
+        ({"niches": {"methods": ["sigmma"]}}, "niches.methods='sigmma' is not one of"),
+        ({"seeds": []}, "names no seeds"),
+    ],
+)
+def test_what_is_wrong_is_named(change, told):
+    with pytest.raises(SetupError, match=told):
+        read_config(SMALL | change)
+
+
+def test_paths_start_at_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLACE", "stores")
+    text = "datasets: {a: {store: '${PLACE}/a.zarr'}}\nmethods: [random]\nencoder: {name: resnet18, weights: w.pt}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    config = read_config(tmp_path / "c.yaml")
+    assert config.datasets[0].store == str(tmp_path / "stores" / "a.zarr")
+    assert config.encoder == {"name": "resnet18", "weights": str(tmp_path / "w.pt")}
+    assert config.seeds == (0, 1, 2, 3, 4)
+    with pytest.raises(SetupError, match="does not exist, and is none of the configurations hest-idc"):
+        read_config(tmp_path / "d.yaml")
+
+
+def test_cells_and_budget():
+    config = read_config(
+        {
+            "datasets": {"a": {"simulate": {}, "splits": ["blocks", "end"]}, "b": {"simulate": {}}},
+            "methods": ["sigmma", "random"],
+            "seeds": [3, 4],
+            "tune": {"lr": [1e-3, 1e-2], "batch_size": [32, 64]},
+        }
+    )
+    assert len(config.cells()) == len({(d.name, s, m.label, k) for d, s, m, k in config.cells()}) == 12
+    assert config.budget()[1] == {"lr": 1e-3, "batch_size": 64}
+    assert len(config.budget()) == 4
+    assert read_config(SMALL).budget() == [{}]
+
+
+def test_the_papers_own_sets(monkeypatch):
+    monkeypatch.setenv("HEST", "/data/hest")
+    samples = {
+        "hest-luad": ["TENX118", "TENX141"],
+        "hest-paad": ["TENX116", "TENX126", "TENX140"],
+        "hest-skcm": ["TENX115", "TENX117"],
+        "hest-idc": ["TENX95", "TENX99", "NCBI783", "NCBI785"],
+    }
+    assert packaged() == sorted(samples)
+    for name, ids in samples.items():
+        config = read_config(name)
+        (data,) = config.datasets
+        assert data.hest == {"root": "/data/hest", "samples": ids}
+        assert data.splits == ("donor",)
+        labels = {m.label for m in config.methods}
+        assert {"SIGMMA", "UNI", "CLIP", "PLIP", "BLEEP", "OmiCLIP"} <= labels
+        assert set(data.published) <= labels
+    idc = read_config("hest-idc").datasets[0]
+    for turn in range(6):
+        split = split_of("donor", idc.hest["samples"], idc.donors, turn)
+        for part in split.values():
+            assert ("TENX95" in part) == ("TENX99" in part)  # one tumour
+    # From the paper's tables.
+    assert read_config("hest-luad").datasets[0].published["SIGMMA"]["I→T R@15 %"] == 0.826
+    assert read_config("hest-skcm").datasets[0].published["BLEEP"]["PCC"] == "0.594 ± 0.232"
+    assert read_config("hest-idc").datasets[0].published["CLIP"]["T→I R@5 %"] == 0.445
+    assert read_config("hest-paad").datasets[0].published["OmiCLIP"]["MSE"] == "0.018 ± 0.016"
+
+
+def test_leaving_one_out():
+    sections = ["C3", "C1", "C2"]
+    found = [split_of("section", sections, {}, turn) for turn in range(4)]
+    assert [f["test"] for f in found] == [["C1"], ["C2"], ["C3"], ["C1"]]
+    assert [f["val"] for f in found] == [["C2"], ["C3"], ["C1"], ["C2"]]
+    two = split_of("donor", sections, {"C1": "p", "C2": "p", "C3": "q"}, 0)
+    assert two == {"test": ["C1", "C2"], "val": "blocks"}
+    assert split_of("end", sections, {}, 2) == "end"
+    with pytest.raises(SetupError, match="needs two donors or more, there is p alone"):
+        split_of("donor", ["C1", "C2"], {"C1": "p", "C2": "p"}, 0)
+    with pytest.raises(SetupError, match="donors names sample 'C9'"):
+        split_of("donor", sections, {"C9": "p"}, 0)

@@ -1,0 +1,178 @@
+"""Cells once, tables, report; and what must not leak does not."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from sigmma_sc._checks import ExistsError, SetupError
+from sigmma_sc.benchmark import METHODS, Method, read_config, run
+from sigmma_sc.benchmark.cell import Cell
+
+SLIDES = {
+    "simulate": {"n_cells": 600, "n_slides": 4, "seed": 0},
+    "setup": {
+        "tile_size": 64,
+        "image_key": {f"slide{k}_cell_circles": f"slide{k}_he_image" for k in range(1, 5)},
+        "coordinate_system": {f"slide{k}_cell_circles": f"slide{k}" for k in range(1, 5)},
+    },
+}
+ONE = {"simulate": {"n_cells": 1500, "seed": 0}, "setup": {"tile_size": 64}}
+
+
+class SlideIdentity(Method):
+    """Knows of each tile which slide it is from, and nothing else."""
+
+    def embed(self, slide, tiles):
+        name = np.frombuffer(slide.name.encode(), np.uint8)
+        own = np.random.default_rng([*name]).normal(size=32)
+        noise = np.random.default_rng([len(tiles), *name]).normal(size=(2, len(tiles), 32))
+        image, cells = (own + 0.01 * part for part in noise)
+        return {"macro": image.astype(np.float32)}, {"macro": cells.astype(np.float32)}
+
+
+@pytest.fixture
+def slide_identity(monkeypatch):
+    monkeypatch.setitem(METHODS, "slide-identity", SlideIdentity)
+
+
+def test_a_method_that_knows_the_slide_alone_gains_nothing(slide_identity, tmp_path):
+    config = {"datasets": {"a": {**SLIDES, "splits": ["donor"]}}, "methods": ["slide-identity", "gene-mean"]}
+    table = run({**config, "seeds": [0, 1, 2, 3]}, tmp_path)
+    own = table[table.method == "slide-identity"]
+    recall = own[own.metric.str.startswith("mean recall")]
+    # Some eight queries a direction, slide and seed.
+    n = recall.n_test.sum()
+    assert recall.value.mean() < recall.chance.mean() + 3 * np.sqrt(0.25 / n)
+    # Had it been asked among all slides, it would have looked well: the mates of a slide are found at once.
+    cell = Cell.read(tmp_path / "cells" / "a" / "donor" / "slide-identity" / "0.npz")
+    assert len(np.unique(cell.arrays["slide"])) == 1
+    # On a donor it never saw it predicts no better than the mean of each gene.
+    mse = table[(table.metric == "mse") & (table["head"] == "default")].groupby("method").value.mean()
+    assert mse["slide-identity"] > 0.97 * mse["gene-mean"]
+    pcc = own[(own.metric == "pcc") & (own["head"] == "default")].value
+    assert abs(pcc.mean()) < 0.15
+
+
+def test_report_tables_and_resuming(tmp_path, monkeypatch):
+    config = {
+        "title": "Small",
+        "datasets": {"a": {**ONE, "splits": ["blocks", "random"], "reference": "niche", "note": "Simulated tissue."}},
+        "methods": ["sigmma", {"method": "bleep", "label": "BLEEP"}, "frozen", "gene-mean"],
+        "encoder": "stain-stats",
+        "seeds": [0, 1],
+        "train": {"max_epochs": 2},
+        "niches": {"methods": ["sigmma"], "n_cells": 800},
+    }
+    config["datasets"]["a"]["published"] = {"SIGMMA": {"PCC": "0.7 ± 0.1", "I→T R@5 %": 0.59}}
+    table = run(config, tmp_path, command="the command")
+    assert not table.duplicated(["dataset", "split", "method", "seed", "slide", "metric", "scale", "head"]).any()
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "results.parquet"), table)
+    genes = pd.read_parquet(tmp_path / "genes.parquet")
+    assert (genes.groupby(["split", "method", "seed", "head"]).gene.nunique() == 50).all()
+    mean = genes[(genes["head"] == "hest") & (genes.method == "frozen")].groupby(["split", "seed"]).pcc.mean()
+    same = table[(table["head"] == "hest") & (table.method == "frozen") & (table.metric == "pcc")]
+    np.testing.assert_allclose(mean, same.set_index(["split", "seed"]).value.sort_index())
+    assert set(table[table.task == "niches"].metric) >= {"ari", "nmi", "contiguity"}
+    page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    for part in ("the command", "a, blocks", "leakage", "BLEEP", "published", "0.590", "torch 2", "chance at 5 %"):
+        assert part in page
+        assert part in text
+    assert page.count("data:image/png;base64,") == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+
+    # Done cells are not run again: whatever runs one now fails.
+    monkeypatch.setattr("sigmma_sc.benchmark.runner.run_cell", lambda *_: pytest.fail("ran a cell again"))
+    pd.testing.assert_frame_equal(run(config, tmp_path), table)
+    other = {**config, "train": {"max_epochs": 3}}
+    with pytest.raises(ExistsError, match=r"0.npz was run with other settings \(train\)"):
+        run(other, tmp_path)
+    monkeypatch.undo()
+    again = run({**other, "seeds": [0, 1]}, tmp_path, overwrite=True)
+    done = Cell.read(tmp_path / "cells" / "a" / "blocks" / "sigmma" / "1.npz")
+    assert done.meta["fit"]["epochs"] == 3
+    assert len(again) == len(table)
+
+
+def test_a_method_that_fails_leaves_the_others(tmp_path):
+    config = {"datasets": {"a": ONE}, "methods": ["random", {"method": "clip", "arguments": {"text_weights": "no.pt"}}]}
+    config |= {"encoder": "stain-stats", "seeds": [0]}
+    with (
+        pytest.warns(UserWarning, match="clip, seed 0: .*The benchmark goes on"),
+        pytest.raises(SetupError, match="1 of 2"),
+    ):
+        run(config, tmp_path)
+    assert "Cells that failed" in (tmp_path / "report.md").read_text()
+    assert "0.npz" in {p.name for p in (tmp_path / "cells" / "a" / "blocks" / "random").iterdir()}
+
+
+def test_encoders_are_tried_before_any_work(tmp_path):
+    config = {
+        "datasets": {"a": ONE},
+        "methods": ["random", {"method": "frozen", "encoder": "no-such-net"}],
+        "seeds": [0],
+    }
+    with pytest.raises(SetupError.__mro__[1], match="no-such-net"):
+        run(config, tmp_path)
+    assert not (tmp_path / "cells").exists()
+
+
+def test_random_split_leaks_and_honest_ones_do_not(tmp_path):
+    """Without a guard band a smooth image feature of the neighbours is worth more."""
+    config = {"datasets": {"a": {**ONE, "splits": ["blocks", "random"]}}, "methods": ["frozen"], "seeds": [0, 1, 2]}
+    table = run({**config, "encoder": "stain-stats"}, tmp_path)
+    train = table.groupby("split").n_train.mean()
+    assert train["random"] > train["blocks"]
+
+
+def test_a_budget_is_spent_on_validation_tiles(tmp_path):
+    tissue = {**ONE, "simulate": {"n_cells": 3000, "seed": 0}}
+    config = {"datasets": {"a": tissue}, "methods": ["genes", "random"], "seeds": [0], "encoder": "stain-stats"}
+    config |= {"train": {"max_epochs": 20, "early_stopping": False}, "tune": {"lr": [1e-7, 3e-3]}}
+    run(config, tmp_path)
+    fit = Cell.read(tmp_path / "cells" / "a" / "blocks" / "genes" / "0.npz").meta["fit"]
+    assert fit["tuned"] == {"lr": 3e-3}
+    assert Cell.read(tmp_path / "cells" / "a" / "blocks" / "random" / "0.npz").meta["fit"] == {}
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_by_two_processes(tmp_path):
+    config = {
+        "datasets": {"a": ONE},
+        "methods": ["genes", "sigmma", "random"],
+        "seeds": [0, 1],
+        "encoder": "stain-stats",
+    }
+    config["train"] = {"max_epochs": 3}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        sys.executable,
+        "-m",
+        "sigmma_sc.cli",
+        "benchmark",
+        str(tmp_path / "c.yaml"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while first.poll() is None and not list((tmp_path / "out").rglob("*.npz")):
+        time.sleep(0.2)
+    first.kill()
+    first.wait()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npz")}
+    assert 0 < len(kept) < 6
+    subprocess.run([*command, "--jobs", "2"], env=environment, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    alone = run(read_config(tmp_path / "c.yaml"), tmp_path / "alone")
+    both = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    np.testing.assert_allclose(both.value, alone.value, atol=0.02)
+    assert Path(tmp_path / "out" / "report.html").exists()
