@@ -156,14 +156,15 @@ def _best(
     config: BenchmarkConfig, data: DataSpec, method: MethodSpec, case: Case, roles: TissueData
 ) -> tuple[Method, dict[str, Any]]:
     """A method fitted with the training arguments of the budget that do best on the validation tiles."""
-    best = (-1.0, None, {})
-    budget = config.budget() if METHODS[method.method](case, **method.arguments).trains else [{}]
+    fixed, budget = {**config.train, **data.train, **method.train}, config.budget()
+    one = METHODS[method.method](case, **method.arguments)
+    if len(budget) == 1 or not one.trains:
+        return one, one.fit(**fixed)
+    held_out, best = _tiles(roles, case.sdata, "val"), (-1.0, one, {})
     for tried in budget:
         one = METHODS[method.method](case, **method.arguments)
-        fit = one.fit(**{**config.train, **data.train, **method.train, **tried})
-        if len(budget) == 1:
-            return one, fit
-        score = _validation_score(one, _tiles(roles, case.sdata, "val"))
+        fit = one.fit(**{**fixed, **tried})
+        score = _validation_score(one, held_out)
         if score > best[0]:
             best = (score, one, {**fit, "tuned": tried, "validation_score": score})
     return best[1], best[2]

@@ -122,7 +122,8 @@ class Frozen(Method):
         import torch
 
         setup = self.data.setup
-        features, index = self.data.patches(slide, tiles, torch.device("cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        features, index = self.data.patches(slide, tiles, device)
         patches = features.float().numpy()[index]
         parts = np.split(patches, np.cumsum([b * b for b in setup.grids])[:-1], axis=1)
         image = {scale: part.mean(axis=1) for scale, part in zip(setup.scales, parts, strict=True)}
