@@ -63,9 +63,22 @@ def test_intervals_against_drawing_tiles_of_blocks_by_hand(rng):
         recall.append(np.mean(ranks[rows] <= np.ceil(0.15 * 80)))
         pcc.append(pearson(y[rows], p[rows]).mean())
     for metric, draws in (("recall@15% image→transcriptome", recall), ("pcc default", pcc)):
-        low, high = np.percentile(draws, [2.5, 97.5])
-        assert table.low[metric] == pytest.approx(low, abs=0.12 * (high - low))
-        assert table.high[metric] == pytest.approx(high, abs=0.12 * (high - low))
+        half = 1.959964 * np.std(draws)
+        assert table.high[metric] - table.value[metric] == pytest.approx(half, rel=0.06)
+        assert table.value[metric] - table.low[metric] == pytest.approx(half, rel=0.06)
+
+
+def test_intervals_cover_what_they_should(rng):
+    """Of independent blocks with a true recall of a half, 95 % of the intervals hold the half."""
+    covered = []
+    for _ in range(200):
+        c = cell(rng, n=100, n_blocks=25)
+        hit = rng.random(25) < 0.5
+        found = hit[[int(b.split("#")[1]) for b in c.arrays["block"]]]  # blocks are hit or missed as a whole
+        c.arrays["rank|image→transcriptome|macro"] = np.where(found, 1, 100)
+        row = intervals_table([c], n_draws=200).set_index("metric").loc["recall@5% image→transcriptome"]
+        covered.append(row.low <= 0.5 <= row.high)
+    assert 0.88 <= np.mean(covered) <= 0.99
 
 
 def test_differences_are_paired(rng):
@@ -84,6 +97,18 @@ def test_differences_are_paired(rng):
     for metric in ("recall@10% image→transcriptome", "pcc hest"):
         assert table.loc["c", metric][["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
     assert pd.isna(table.loc["a", "pcc default"].difference)
+
+
+def test_draws_that_miss_all_test_tiles_of_a_seed(rng):
+    """Of twenty blocks a seed tests on one: some draws hold none of it, and say nothing of it."""
+    cells = [cell(rng, seed=s, n=20) for s in range(20)]
+    for c in cells:
+        c.arrays["block"] = np.full(20, f"s0#{c.meta['seed']}")
+    table = intervals_table(cells, n_draws=100).set_index("metric")
+    own = [pearson(*(c.arrays[k].astype(float) for k in ("target|hest", "predicted|hest"))).mean() for c in cells]
+    assert table.value["pcc hest"] == pytest.approx(np.mean(own), abs=1e-6)
+    assert table.sd["pcc hest"] == pytest.approx(np.std(own, ddof=1), abs=1e-6)
+    assert table.low["pcc hest"] < table.value["pcc hest"] < table.high["pcc hest"]
 
 
 def test_a_prediction_without_variance_has_no_correlation(rng):
