@@ -123,6 +123,7 @@ def test_a_folder_of_something_else_is_never_replaced(store, tmp_path, capsys):
     assert (tmp_path / "thesis.tex").read_text() == "ten years"
 
 
+@pytest.mark.slow
 def test_overwrite_replaces(store, tmp_path):
     out = tmp_path / "out"
     for seed in (0, 1):

@@ -16,6 +16,7 @@ def slide():
     return sdata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [BLEEP, CLIP])
 def test_leaves_chance_behind(slide, method, tmp_path):
     model = method(slide, "stain-stats")

@@ -34,6 +34,24 @@ def test_methods_train_on_the_tiles_that_the_benchmark_counts(split):
         assert {name for name, role in roles.roles.items() if (role == "test").any()} == {"slide2_cell_circles"}
 
 
+@pytest.mark.parametrize(("split", "apart"), [("blocks", 2), ("random", 1)])
+def test_training_tiles_keep_off_test_tiles(split, apart):
+    """One tile of guard band between them; a random split has none, and shows the leak, but no pixel is in both."""
+    tissue = {"simulate": {"n_cells": 1500, "seed": 0}, "setup": {"tile_size": 64}, "splits": [split]}
+    config = read_config({"datasets": {"a": tissue}, "methods": ["genes"], "seeds": [0]})
+    data = config.datasets[0]
+    sdata = load(data)
+    roles = _roles(sdata, data, split, 0, 0)
+    (slide,) = roles.slides(sdata)
+    tiles, _ = roles.covering(slide)
+    test = tiles.origins[roles.roles_of(slide, len(tiles)) == "test"]
+    method = METHODS["genes"](Case(sdata, get_encoder("stain-stats"), split, 0, {}, None))
+    method.fit(max_epochs=1)
+    train = method.model.trainer.datamodule.dataset.slides[0].tiles.origins
+    nearest = np.abs(train[:, None] - test).max(-1).min() / tiles.side
+    assert nearest == pytest.approx(apart, abs=1e-6) if split == "random" else nearest >= apart - 1e-6
+
+
 def test_a_cell_survives_its_file_and_scores_as_the_probe_does(tmp_path):
     tissue = {"simulate": {"n_cells": 2000, "seed": 0}, "setup": {"tile_size": 64}}
     config = read_config({"datasets": {"a": tissue}, "methods": ["frozen"], "seeds": [3], "encoder": "stain-stats"})

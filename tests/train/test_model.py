@@ -58,6 +58,7 @@ def test_evaluation_is_deterministic(trained):
     assert np.isfinite(a).all()
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights_and_another_seed_others():
     states = []
     for seed in (0, 0, 1):
