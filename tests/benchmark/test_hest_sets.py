@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
         sdata = simulate_tissue(n_cells=1200, seed=k, microns_per_pixel=MICRONS)
         SIGMMA.setup_spatialdata(sdata)
         (slide,) = resolve_slides(sdata, stored_setup(sdata))
-        write_sample(root, sample, sdata, slide, drop=k % 3)
+        write_sample(root, sample, sdata, slide, drop=k % 4)
     return root
 
 

@@ -147,15 +147,8 @@ def test_killed_and_run_again_by_two_processes(tmp_path):
     }
     config["train"] = {"max_epochs": 3}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    command = [
-        sys.executable,
-        "-m",
-        "sigmma_sc.cli",
-        "benchmark",
-        str(tmp_path / "c.yaml"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
+    arguments = ["benchmark", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-c", "from sigmma_sc.cli import main; main()", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while first.poll() is None and not list((tmp_path / "out").rglob("*.npz")):

@@ -84,7 +84,7 @@ class MethodSpec:
     Attributes
     ----------
     method
-        Name in :data:`~sigmma_sc.benchmark.METHODS`.
+        Name in ``sigmma_sc.benchmark.METHODS``.
     label
         As reported; the name by default.
     encoder

@@ -1,4 +1,4 @@
-"""Methods of the benchmark. To add one, write a class like those below and put it into :data:`METHODS`."""
+"""Methods of the benchmark. To add one, write a class like those below and put it into ``METHODS``."""
 
 from __future__ import annotations
 
