@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from sigmma_sc.train.cache import Crop
 
 GPU_BATCH = 128
-CPU_BATCH = 8
-"""With channels last, within a tenth of the fastest of 4 to 32 for convolutional networks, transformers and stain-stats."""
+CPU_BATCH = 4
+"""With channels last, within a tenth of the fastest for convolutional networks, transformers and stain-stats. From 8 on a layer's output is
+so large that the allocator takes it from the system anew each time, in pages that are zeroed first."""
 
 FLUSH_SECONDS = 30.0
 """Of encoding that a kill may lose."""
