@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigmma_sc import __version__
 from sigmma_sc._checks import ExistsError, SetupError
 from sigmma_sc._files import fresh_file
 from sigmma_sc.benchmark.methods import METHODS, Case
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 N_LOOKUP = 50
 """Training tiles that BLEEP's inference averages."""
 
-PACKAGES = ("sigmma-sc", "torch", "timm", "scanpy", "spatialdata", "scvi-tools", "scikit-learn", "numpy")
+PACKAGES = ("torch", "timm", "scanpy", "spatialdata", "scvi-tools", "scikit-learn", "numpy")
 
 
 @dataclass
@@ -136,7 +137,7 @@ def run_cell(
         "seconds": time.perf_counter() - start,
         "fit": fit,
         "encoder": None if encoder is None else encoder.name,
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {"sigmma-sc": __version__, **{name: version(name) for name in PACKAGES}},
     }
     return Cell(meta, arrays)
 
