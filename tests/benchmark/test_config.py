@@ -25,6 +25,9 @@ SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"
         ({"encoder": {"weights": "a.pt"}}, "has no name"),
         ({"niches": {"methods": ["sigmma"]}}, "niches.methods='sigmma' is not one of"),
         ({"seeds": []}, "names no seeds"),
+        ({"seeds": [1, 1]}, "seeds names 1 twice"),
+        ({"tune": {"lr": 1e-3}}, "must be a list of values"),
+        ({"datasets": {"a/b": {"simulate": {}}}}, "datasets='a/b' names a folder"),
     ],
 )
 def test_what_is_wrong_is_named(change, told):

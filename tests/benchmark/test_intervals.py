@@ -127,3 +127,14 @@ def test_stability_of_niches(rng):
     table = stability_table(cells)
     assert table.ari.tolist() == [1.0]
     assert table.n_pairs.tolist() == [3]
+
+
+def test_cells_without_a_reference_are_no_niche(rng):
+    c = cell(rng)
+    labels = np.repeat([0, 1, 2], 20)
+    reference = np.array(["a", "b", "b"])[labels]
+    reference[labels == 2] = ""
+    c.arrays |= {"niche|macro": labels, "cell|xy": rng.normal(size=(60, 2)), "cell|slide": np.zeros(60, int)}
+    c.arrays["reference"] = reference
+    table = results_table([c]).query("task == 'niches'").set_index("metric")
+    assert table.value["ari"] == 1

@@ -12,12 +12,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from sigmma_sc._checks import ExistsError, SetupError
+from sigmma_sc._checks import ExistsError, SetupError, SplitWarning
 from sigmma_sc.benchmark import METHODS, Method, read_config, run
-from sigmma_sc.benchmark.cell import Cell
+from sigmma_sc.benchmark.cell import Cell, _embed, _roles, _tiles
+from sigmma_sc.benchmark.sources import load
+from sigmma_sc.metrics.retrieval import retrieval_table
 
 SLIDES = {
-    "simulate": {"n_cells": 600, "n_slides": 4, "seed": 0},
+    "simulate": {"n_cells": 1200, "n_slides": 4, "seed": 0},
     "setup": {
         "tile_size": 64,
         "image_key": {f"slide{k}_cell_circles": f"slide{k}_he_image" for k in range(1, 5)},
@@ -45,20 +47,26 @@ def slide_identity(monkeypatch):
 
 
 def test_a_method_that_knows_the_slide_alone_gains_nothing(slide_identity, tmp_path):
-    config = {"datasets": {"a": {**SLIDES, "splits": ["donor"]}}, "methods": ["slide-identity", "gene-mean"]}
-    table = run({**config, "seeds": [0, 1, 2, 3]}, tmp_path)
+    config = {"datasets": {"a": {**SLIDES, "splits": ["blocks", "donor"]}}, "methods": ["slide-identity", "gene-mean"]}
+    plan = read_config({**config, "seeds": [0, 1, 2, 3]})
+    table = run(plan, tmp_path)
     own = table[table.method == "slide-identity"]
-    recall = own[own.metric.str.startswith("mean recall")]
-    # Some eight queries a direction, slide and seed.
-    n = recall.n_test.sum()
-    assert recall.value.mean() < recall.chance.mean() + 3 * np.sqrt(0.25 / n)
-    # Had it been asked among all slides, it would have looked well: the mates of a slide are found at once.
-    cell = Cell.read(tmp_path / "cells" / "a" / "donor" / "slide-identity" / "0.npz")
-    assert len(np.unique(cell.arrays["slide"])) == 1
+    for _, recall in own[own.metric.str.startswith("mean recall")].groupby("split"):
+        # Some six queries a direction, slide and seed.
+        assert recall.value.mean() < recall.chance.mean() + 3 * np.sqrt(0.25 / recall.n_test.sum())
+    # The plant is alive: asked among the tiles of all slides at once it looks well.
+    data = plan.datasets[0]
+    roles = _roles(load(data), data, "blocks", 0, 0)
+    chosen = _tiles(roles, load(data), "test")
+    assert len(chosen) == 4
+    image, cells = _embed(SlideIdentity(None), chosen)
+    pooled = retrieval_table(image, cells, np.zeros(len(image["macro"])))
+    assert (pooled["recall@15%"] > 2 * pooled["chance@15%"]).all()
     # On a donor it never saw it predicts no better than the mean of each gene.
-    mse = table[(table.metric == "mse") & (table["head"] == "default")].groupby("method").value.mean()
+    donor = table[(table.split == "donor") & (table["head"] == "default")]
+    mse = donor[donor.metric == "mse"].groupby("method").value.mean()
     assert mse["slide-identity"] > 0.97 * mse["gene-mean"]
-    pcc = own[(own.metric == "pcc") & (own["head"] == "default")].value
+    pcc = donor[(donor.metric == "pcc") & (donor.method == "slide-identity")].value
     assert abs(pcc.mean()) < 0.15
 
 
@@ -73,7 +81,8 @@ def test_report_tables_and_resuming(tmp_path, monkeypatch):
         "niches": {"methods": ["sigmma"], "n_cells": 400},
     }
     config["datasets"]["a"]["published"] = {"SIGMMA": {"PCC": "0.7 ± 0.1", "I→T R@5 %": 0.59}}
-    table = run(config, tmp_path, command="the command")
+    with pytest.warns(SplitWarning, match="split='random' of a "):
+        table = run(config, tmp_path, command="the command")
     assert not table.duplicated(["dataset", "split", "method", "seed", "slide", "metric", "scale", "head"]).any()
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "results.parquet"), table)
     genes = pd.read_parquet(tmp_path / "genes.parquet")
@@ -124,6 +133,13 @@ def test_encoders_are_tried_before_any_work(tmp_path):
     with pytest.raises(SetupError.__mro__[1], match="no-such-net"):
         run(config, tmp_path)
     assert not (tmp_path / "cells").exists()
+
+
+def test_a_reference_that_does_not_exist_is_named_before_training(tmp_path):
+    config = {"datasets": {"a": {**SMALL, "reference": "nich"}}, "methods": ["random"], "seeds": [0]}
+    told = pytest.warns(UserWarning, match="The benchmark goes on")
+    with told, pytest.raises(SetupError, match="reference='nich' is no column of obs, which has"):
+        run(config, tmp_path)
 
 
 @pytest.mark.slow

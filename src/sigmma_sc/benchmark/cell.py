@@ -14,7 +14,8 @@ from sigmma_sc import __version__
 from sigmma_sc._checks import ExistsError, SetupError
 from sigmma_sc._files import fresh_file
 from sigmma_sc.benchmark.methods import METHODS, Case
-from sigmma_sc.benchmark.sources import load, split_of
+from sigmma_sc.benchmark.niches import niche_labels
+from sigmma_sc.benchmark.sources import encoder_of, load, split_of
 from sigmma_sc.config import Config
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
@@ -50,7 +51,7 @@ class Cell:
     ----------
     meta
         Plain values: ``dataset``, ``split``, ``method`` (label), ``seed``, ``settings``, ``n_train`` tiles, ``seconds``, ``fit``,
-        ``versions``, ``scales``.
+        ``encoder``, ``versions``.
     arrays
         ``slide`` and ``block`` of each test tile; ``rank|<direction>|<scale>``; for each protocol ``genes|<protocol>``,
         ``target|<protocol>`` ``(n, g)`` and ``mean|<protocol>`` ``(g,)``; ``predicted|<head>`` ``(n, g)`` for heads ``default``,
@@ -108,12 +109,10 @@ def run_cell(
     config: BenchmarkConfig, data: DataSpec, split: str, method: MethodSpec, seed: int, cache_dir: str | None
 ) -> Cell:
     """Fit a method and keep what scores are made of."""
-    from sigmma_sc.nn.encoders import get_encoder
-
     start = time.perf_counter()
     tissue = load(data)
     given = method.encoder or config.encoder
-    encoder = None if given is None else get_encoder(**({"name": given} if isinstance(given, str) else given))
+    encoder = None if given is None else encoder_of(given)
     roles = _roles(tissue, data, split, list(config.seeds).index(seed), seed)
     case = Case(tissue, encoder, roles.split, seed, dict(data.switches), cache_dir)
     fitted, fit = _best(config, data, method, case, roles)
@@ -126,7 +125,7 @@ def run_cell(
     arrays |= _ranks(embedded["test"], arrays["slide"])
     arrays |= _expression(parts, embedded)
     if config.niches and method.label in config.niches.methods:
-        arrays |= _niches(fitted, roles, tissue, data, config)
+        arrays |= niche_labels(fitted, roles.slides(tissue), data, config.niches)
     meta = {
         "dataset": data.name,
         "split": split,
@@ -162,6 +161,8 @@ def _best(
     if len(budget) == 1 or not one.trains:
         return one, one.fit(**fixed)
     held_out, best = _tiles(roles, case.sdata, "val"), (-1.0, one, {})
+    if not held_out:
+        raise SetupError(f"{data.name}: tune={config.tune!r} needs validation tiles, and the split leaves none.")
     for tried in budget:
         one = METHODS[method.method](case, **method.arguments)
         fit = one.fit(**{**fixed, **tried})
@@ -264,38 +265,3 @@ def _counts(parts: dict[str, list]) -> tuple[list[str], dict[str, Any]]:
             pooled.append(pooled_counts(get_table(slide.sdata, setup), slide.rows, tiles, genes, setup.layer))
         out[role] = vstack(pooled, format="csr")
     return genes, out
-
-
-def _niches(
-    method: Method, roles: TissueData, tissue: Any, data: DataSpec, config: BenchmarkConfig
-) -> dict[str, NDArray]:
-    """Leiden labels of a part of the cells by scale, their places in µm, and the reference."""
-    import pandas as pd
-    from anndata import AnnData
-
-    from sigmma_sc import _keys, tl
-
-    found = method.embed_cells()
-    if found is None:
-        raise SetupError(f"niches.methods names {method!r}, which embeds no cells.")
-    slides = roles.slides(tissue)
-    known = np.flatnonzero(np.isfinite(next(iter(found.values()))).all(axis=1))
-    spec = config.niches
-    # The same cells for every seed and method: labels of two runs can be compared.
-    some = np.sort(np.random.default_rng(0).permutation(known)[: spec.n_cells])
-    table = AnnData(obs=pd.DataFrame(index=some.astype(str)))
-    for scale, z in found.items():
-        table.obsm[_keys.obsm_cells(scale)] = z[some]
-    tl.niches(table, tuple(found), spec.resolution)
-    out = {f"niche|{scale}": table.obs[f"sigmma_niche_{scale}"].astype(int).to_numpy() for scale in found}
-    out["cell|slide"] = np.concatenate([np.full(len(s.rows), k) for k, s in enumerate(slides)])[some]
-    out["cell|xy"] = np.concatenate([s.xy * s.microns_per_pixel for s in slides])[some]
-    if data.reference is not None:
-        columns = []
-        for slide in slides:
-            obs = get_table(slide.sdata, stored_setup(slide.sdata)).obs
-            if data.reference not in obs:
-                raise SetupError(f"{data.name}: obs has no column {data.reference!r} to compare niches with.")
-            columns.append(obs[data.reference].iloc[slide.rows].astype(str).to_numpy())
-        out["reference"] = np.concatenate(columns).astype(str)[some]
-    return out

@@ -64,6 +64,7 @@ class DataSpec:
     published: dict[str, dict[str, str | float]] | None = None
 
     def __post_init__(self):
+        _require_folder(self.name, "datasets")
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
             raise SetupError(
@@ -110,8 +111,7 @@ class MethodSpec:
                     "benchmark's, min_cells a data set's switch, and an encoder is named by 'encoder'."
                 )
         object.__setattr__(self, "label", self.label or self.method)
-        if self.label != self.label.strip() or set("/\\:") & set(self.label) or self.label.startswith("."):
-            raise SetupError(f"label={self.label!r} names a folder: no slash, backslash or colon, no dot first.")
+        _require_folder(self.label, "label")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,13 +174,14 @@ class BenchmarkConfig:
         for what in ("datasets", "methods", "seeds"):
             if not getattr(self, what):
                 raise SetupError(f"The benchmark names no {what}.")
-        for what, names in (
-            ("datasets", [d.name for d in self.datasets]),
-            ("methods", [m.label for m in self.methods]),
-        ):
+        named = {"methods": [method.label for method in self.methods], "seeds": list(self.seeds)}
+        for what, names in {"datasets": [data.name for data in self.datasets], **named}.items():
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
-                raise SetupError(f"{what} names {twice[0]!r} twice. Give one another label.")
+                raise SetupError(f"{what} names {twice[0]!r} twice. Name each once, methods by labels.")
+        for name, values in self.tune.items():
+            if not isinstance(values, list) or not values:
+                raise SetupError(f"tune[{name!r}]={values!r} must be a list of values to try.")
         for name in self.niches.methods if self.niches else ():
             require_choice(name, [m.label for m in self.methods], "niches.methods")
 
@@ -250,6 +251,11 @@ def _build(raw: dict[str, Any], folder: Path) -> BenchmarkConfig:
         raw["niches"] = _of(NicheSpec, raw["niches"], "niches")
     raw["encoder"] = _encoder(raw.get("encoder"), folder)
     return _of(BenchmarkConfig, {**raw, "datasets": datasets, "methods": methods}, "The benchmark")
+
+
+def _require_folder(name: str, what: str) -> None:
+    if not name or name != name.strip() or set("/\\:") & set(name) or name.startswith("."):
+        raise SetupError(f"{what}={name!r} names a folder: no slash, backslash or colon, no dot first.")
 
 
 def _of(kind: type[T], values: dict[str, Any], where: str) -> T:

@@ -115,7 +115,10 @@ class Frozen(Method):
 
         setup = common_setup(case.sdata)
         config = Config.of({**case.switches, "seed": case.seed}, setup.grids)
-        self.data = TissueData(setup, get_encoder(case.encoder or "stain-stats"), config, case.cache_dir)
+        encoder = get_encoder(case.encoder or "stain-stats")
+        for size in config.crop_sizes or ():
+            encoder.allow(size)
+        self.data = TissueData(setup, encoder, config, case.cache_dir)
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Features of the images, and nothing of the transcriptome."""

@@ -19,7 +19,7 @@ from sigmma_sc.benchmark.config import BenchmarkConfig, read_config
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.report import write_report
 from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
-from sigmma_sc.benchmark.sources import load
+from sigmma_sc.benchmark.sources import encoder_of, load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,12 +73,24 @@ def run(
         The configuration is wrong, or some cells failed; the report is written before and names them.
     ExistsError
         A cell in ``out`` was run with other settings, and ``overwrite`` is not set; nothing is run then.
+
+    Warns
+    -----
+    SplitWarning
+        A data set is split at random.
     """
     require_positive(jobs, "jobs")
     plan = config if isinstance(config, BenchmarkConfig) else read_config(config)
     out = Path(out).expanduser()
     cache = str(out / "features" if cache_dir is None else Path(cache_dir).expanduser())
     missing = _missing(plan, out, overwrite)
+    if leaking := [data.name for data in plan.datasets if "random" in data.splits]:
+        warnings.warn(
+            f"split='random' of {', '.join(leaking)} puts neighbouring tiles into train and test: use its figures only to show the "
+            "leak.",
+            SplitWarning,
+            stacklevel=2,
+        )
     failed = []
     for job, error in _results(plan, missing, out, cache, int(jobs)):
         if error is not None:
@@ -95,8 +107,6 @@ def run(
 
 def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[Job]:
     """Cells to run; all that can be refused is refused here, before any work."""
-    from sigmma_sc.nn.encoders import get_encoder
-
     jobs = []
     for job in plan.cells():
         data, _, method, _ = job
@@ -109,7 +119,7 @@ def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[Job]:
         else:
             jobs.append(job)
     for given in {repr(g): g for g in ((m.encoder or plan.encoder) for *_, m, _ in jobs) if g is not None}.values():
-        get_encoder(**({"name": given} if isinstance(given, str) else given))
+        encoder_of(given)
     return jobs
 
 
@@ -167,7 +177,7 @@ def _run_one(plan: BenchmarkConfig, job: Job, out: Path, cache: str) -> SigmmaEr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what a trainer says of each of some hundred runs, and that a random split leaks, which the report says."""
+    """Keep to itself what a trainer says of each of some hundred runs, and that a random split leaks, which is said once."""
     talkers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
     levels = [talker.level for talker in talkers]
     with warnings.catch_warnings():
@@ -184,7 +194,6 @@ def _quiet() -> Iterator[None]:
 
 def _encode(plan: BenchmarkConfig, missing: list[Job], cache: str) -> None:
     """Encode what the processes share, before they start."""
-    from sigmma_sc.nn.encoders import get_encoder
     from sigmma_sc.pp import encode_patches
 
     seen = set()
@@ -194,8 +203,7 @@ def _encode(plan: BenchmarkConfig, missing: list[Job], cache: str) -> None:
         sizes = {**data.switches, **method.arguments}.get("crop_sizes")
         key = (data.name, repr(given), stride, repr(sizes))
         if given is not None and key not in seen:
-            encoder = get_encoder(**({"name": given} if isinstance(given, str) else given))
-            encode_patches(load(data), encoder, cache, stride=stride, crop_sizes=sizes)
+            encode_patches(load(data), encoder_of(given), cache, stride=stride, crop_sizes=sizes)
         seen.add(key)
 
 

@@ -164,7 +164,8 @@ def _niches(cell: Cell) -> Iterator[dict[str, Any]]:
         together = spatial_contiguity(labels, near)
         values |= {"contiguity": together["contiguity"], "contiguity of shuffled labels": together["expected"]}
         if "reference" in cell.arrays:
-            agreement = niche_agreement(labels, cell.arrays["reference"])
+            reference = cell.arrays["reference"].astype(object)
+            agreement = niche_agreement(labels, np.where(reference == "", None, reference))
             values |= {"ari": agreement["ari"], "nmi": agreement["nmi"]}
         for metric, value in values.items():
             yield {"task": "niches", "metric": metric, "scale": name.split("|")[1], "value": value}

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc._checks import CoverageWarning, SetupError
+from sigmma_sc.benchmark.config import DataSpec
 from sigmma_sc.model import SIGMMA
+from sigmma_sc.tissue.setup import get_table, objects_of, stored_setup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sigmma_sc.benchmark.config import DataSpec
+    from sigmma_sc.nn.encoders import ImageEncoder
 
 
 def load(spec: DataSpec) -> Any:
-    """Object, or objects by name, of a data set, set up; kept until another one is asked for."""
-    return _loaded(_Same(spec))
+    """Object, or objects by name, of a data set, set up; kept until another one is asked for.
 
-
-class _Same:
-    """A data set as a key: one of the same name and source is the same."""
-
-    def __init__(self, spec: DataSpec):
-        self.spec = spec
-        self.key = repr((spec.name, spec.store, spec.simulate, spec.hest, spec.window, spec.setup))
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.key == other.key
+    Raises
+    ------
+    SetupError
+        A store does not exist, or a table lacks the column of reference niches.
+    """
+    needed = ("name", "store", "simulate", "hest", "window", "setup", "reference")
+    return _loaded(json.dumps({name: getattr(spec, name) for name in needed}))
 
 
 @lru_cache(maxsize=1)
-def _loaded(same: _Same) -> Any:
-    spec = same.spec
+def _loaded(given: str) -> Any:
+    spec = DataSpec(**json.loads(given))
     if spec.store is not None:
         tissue: Any = _of_store(spec)
     elif spec.simulate is not None:
@@ -47,12 +44,23 @@ def _loaded(same: _Same) -> Any:
         tissue = _of_hest(spec)
     defaults = {} if spec.hest is None else {"sample_key": "sample"}
     SIGMMA.setup_spatialdata(tissue, **{**defaults, **spec.setup})
+    for one in objects_of(tissue).values():
+        obs = get_table(one, stored_setup(one)).obs
+        if spec.reference is not None and spec.reference not in obs:
+            raise SetupError(
+                f"datasets[{spec.name!r}] reference={spec.reference!r} is no column of obs, which has {', '.join(obs.columns)}."
+            )
     return tissue
 
 
-def _of_store(spec: DataSpec) -> Any:
-    import os
+def encoder_of(given: str | dict[str, Any]) -> ImageEncoder:
+    """An image encoder as a configuration names it."""
+    from sigmma_sc.nn.encoders import get_encoder
 
+    return get_encoder(**({"name": given} if isinstance(given, str) else given))
+
+
+def _of_store(spec: DataSpec) -> Any:
     import spatialdata
 
     if not os.path.exists(str(spec.store)):
