@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.metrics.expression import log_expression, pearson
+from sigmma_sc.train.embed import Embedder
 from sigmma_sc.train.evaluate import chosen_counts
 from sigmma_sc.train.predict import predict, reliability
 from sigmma_sc.train.reference import reference_of
@@ -29,7 +30,7 @@ def test_tiles(model, reference):
         tiles, _ = model.data.covering(slide)
         which = np.flatnonzero(model.data.roles_of(slide, len(tiles)) == "test")
         if len(which):
-            chosen.append((model.data.embed_tiles(model.module, slide, tiles.take(which)), np.arange(len(which))))
+            chosen.append((Embedder(model.data, model.module).tiles(slide, tiles.take(which)), np.arange(len(which))))
     image = {s: np.concatenate([e.image[s] for e, _ in chosen]) for s in model.setup.scales}
     counts = chosen_counts(model, chosen, reference.genes)
     slide = np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])

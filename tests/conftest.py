@@ -19,7 +19,7 @@ def trained():
     sdata = simulate_tissue(n_cells=5000, seed=0)
     SIGMMA.setup_spatialdata(sdata)
     model = SIGMMA(sdata, n_latent=64, seed=0)
-    model.train(max_epochs=40, lr=3e-3, batch_size=64, early_stopping_patience=40, enable_progress_bar=False)
+    model.train(max_epochs=120, lr=3e-3, batch_size=64, enable_progress_bar=False)
     return sdata, model
 
 

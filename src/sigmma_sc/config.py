@@ -10,6 +10,11 @@ from sigmma_sc._checks import SetupError, require_choice, require_positive
 
 COUNTS = ("n_latent", "n_neighs", "min_cells", "lora_rank", "last_k")
 
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"regime": "full", "cell_covariates": False, "standardise": "training"},
+}
+"""Switches by name of a preset: ``"paper"`` is the method as published, as far as it is known."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -27,6 +32,13 @@ class Config:
     edges
         ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` keeps
         the spatial edges alone (Table 4).
+    cell_covariates
+        Node features tell two more things of a cell: log1p of its mean distance to the 8 nearest cells in µm, and, where they
+        are made of counts, log1p of its total; a gene vector tells the tile's total and number of cells (our choice).
+    standardise
+        ``"slide"`` centres and scales node features, and patch features of a frozen encoder, by mean and spread over each slide's
+        own tissue, so that a stain or a batch says nothing. ``"training"`` takes those of all training tiles together for
+        every slide, which keeps what slides differ in (our choice).
     symmetric_edges
         Draw an edge for both directions of a pair at once; by default each is drawn by itself.
     edge_temperature
@@ -68,6 +80,8 @@ class Config:
     n_latent: int = 128
     cells: Literal["graph", "genes"] = "graph"
     edges: Literal["sampled", "full", "none"] = "sampled"
+    cell_covariates: bool = True
+    standardise: Literal["slide", "training"] = "slide"
     symmetric_edges: bool = False
     edge_temperature: float | tuple[float, float] = 1.0
     n_neighs: int = 6
@@ -92,6 +106,7 @@ class Config:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         require_choice(self.cells, ("graph", "genes"), "cells")
         require_choice(self.edges, ("sampled", "full", "none"), "edges")
+        require_choice(self.standardise, ("slide", "training"), "standardise")
         require_choice(self.negatives, ("within_slide", "pooled"), "negatives")
         require_choice(self.regime, ("frozen", "lora", "last_k", "full"), "regime")
         for name in COUNTS:
@@ -136,14 +151,19 @@ class Config:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
-    def of(cls, switches: dict[str, Any], grids: tuple[int, ...]) -> Config:
+    def of(cls, switches: dict[str, Any], grids: tuple[int, ...], preset: str | None = None) -> Config:
         """Configuration from switches by name, as JSON or a user gives them, for tiles with these grids.
+
+        Those that are not given are the preset's, or the defaults.
 
         Raises
         ------
         SetupError
             A name does not exist, a value is out of range, or there is not one for each grid.
         """
+        if preset is not None:
+            require_choice(preset, tuple(PRESETS), "preset")
+            switches = {**PRESETS[preset], **switches}
         known = [field.name for field in fields(cls)]
         for name in switches:
             if name not in known:

@@ -18,7 +18,7 @@ from sigmma_sc._checks import (
 )
 from sigmma_sc.config import Config
 from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
-from sigmma_sc.train.data import SlideEmbedding, TissueData
+from sigmma_sc.train.data import TissueData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.nn.towers import TwoTowers
+    from sigmma_sc.train.embed import SlideEmbedding
     from sigmma_sc.train.reference import Reference
 
     Tissue = SpatialData | dict[str, SpatialData]
@@ -48,6 +49,9 @@ class SIGMMA:
         embedded: stain and texture statistics that need no download. It is frozen unless ``regime`` says otherwise.
     n_latent
         Width of the shared space and of the cell embeddings (our choice; the paper is silent).
+    preset
+        ``"paper"`` for the method as published, as far as it is known: the image encoder is trained as a whole, cells are told
+        apart by their profiles alone, and slides are not standardised one by one. Switches that are given go before it.
     cache_dir
         Folder that keeps the encoder's patch features from one session to the next, as float16. Models share it, and may use
         it at the same time. Features are known by image, encoder and crop; the page *Method* tells what that covers. It is
@@ -77,6 +81,7 @@ class SIGMMA:
         image_encoder: str | ImageEncoder = "stain-stats",
         n_latent: int = 128,
         *,
+        preset: Literal["paper"] | None = None,
         cache_dir: str | Path | None = None,
         **switches: Any,
     ):
@@ -84,7 +89,7 @@ class SIGMMA:
 
         self.sdata = sdata
         self.setup = common_setup(sdata)
-        self.config = Config.of({"n_latent": n_latent, **switches}, self.setup.grids)
+        self.config = Config.of({"n_latent": n_latent, **switches}, self.setup.grids, preset)
         self.image_encoder = get_encoder(image_encoder)
         if self.config.regime != "frozen":
             from sigmma_sc.nn.tuning import require_tunable
@@ -172,7 +177,7 @@ class SIGMMA:
         encoder_lr: float | None = None,
         augment: bool | None = None,
         chunk_size: int | None = None,
-        early_stopping: bool = True,
+        early_stopping: bool = False,
         early_stopping_patience: int = 10,
         checkpoint_dir: str | Path | None = None,
         ckpt_path: str | Path | None = None,
@@ -183,7 +188,7 @@ class SIGMMA:
         Parameters
         ----------
         max_epochs
-            Most epochs; validation loss ends training earlier, and the best weights are kept.
+            Passes over the tissue; the rate of learning falls to a hundredth in their course.
         batch_size
             Tiles in a batch, over all devices.
         split
@@ -194,8 +199,9 @@ class SIGMMA:
             As Lightning's, and so are ``num_nodes`` and ``strategy``; negatives are gathered from all devices. ``"auto"``
             precision is bfloat16 autocast on a GPU that has it, float32 elsewhere.
         stride
-            Step of the training tiles in µm; by default half a tile, four times the tiles for a few more patches. Each
-            batch holds tiles that do not overlap.
+            Step in µm of the lattice on which training tiles may be cut; by default the side of the finest grid's blocks, a
+            quarter of a tile, for twice the patches of tiles side by side. Each epoch passes over every slide once, its tiles cut at an
+            offset drawn anew.
         lr, weight_decay
             Of AdamW.
         encoder_lr
@@ -206,7 +212,8 @@ class SIGMMA:
             Crops that pass an encoder in training at once: more are faster, fewer need less memory, and neither changes the
             result. ``None``: 64 on a GPU, 8 elsewhere.
         early_stopping, early_stopping_patience
-            End when the validation loss has not improved for this many epochs.
+            End when the validation loss has not improved for this many epochs, and keep the weights of its lowest; otherwise those
+            of the last epoch are kept.
         checkpoint_dir
             Folder in which the state of training is kept after every epoch, ``last.safetensors``. If it is there already,
             training takes up from it, so that the same script, run again after it was killed, ends as if it had never been:
@@ -236,7 +243,7 @@ class SIGMMA:
         tuning["augment"] = self.config.regime != "frozen" if augment is None else augment
         if batch_size < 2:
             raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
-        stride = self.setup.tile_size / 2 if stride is None else stride
+        stride = self.setup.tile_size / self.setup.grids[0] if stride is None else stride
         require_divides(stride, self.setup.tile_size)
         if early_stopping:
             # scvi-tools would watch an ELBO that we do not have.
@@ -592,13 +599,15 @@ class SIGMMA:
             return self.sdata
         adopt(sdata, replace(self.setup, microns_per_pixel=None))
         genes = None if self.data.nodes is None else self.data.nodes.genes
-        require_match(self.setup, genes, self.module.n_nodes, sdata, cells)
+        require_match(self.setup, genes, self.module.n_nodes - self.config.cell_covariates, sdata, cells)
         return sdata
 
     def _embed(
         self, sdata: Tissue | None, images: bool = True, cells: bool = True, stride: float | None = None
     ) -> list[SlideEmbedding]:
+        from sigmma_sc.train.embed import Embedder
+
         module = self._trained()
         if stride is not None:
             require_divides(stride, self.setup.tile_size)
-        return self.data.embed(module, self._resolve(sdata, cells), images, cells, stride)
+        return Embedder(self.data, module).slides(self._resolve(sdata, cells), images, cells, stride)

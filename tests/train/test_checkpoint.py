@@ -89,7 +89,7 @@ def test_killed_twice_is_as_if_never(tiny, encoder, tmp_path):
 
 
 def test_early_stopping_and_the_best_weights_survive(tiny, encoder, tmp_path):
-    early = {"early_stopping_patience": 2, "early_stopping_min_delta": 0.5}
+    early = {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 0.5}
     whole = model_of(tiny, encoder)
     whole.train(**OPTIONS, **early)
     n = len(whole.history["train_loss_epoch"])
@@ -197,7 +197,7 @@ def test_batches_of_an_epoch_depend_on_its_number_alone():
         sampler.epoch = epoch
         return list(sampler)
 
-    sampler = TileBatches([np.column_stack([np.zeros(20, int), np.arange(20)])], 5, shuffle=True, seed=3)
+    sampler = TileBatches([[np.column_stack([np.zeros(20, int), np.arange(20)])]], 5, shuffle=True, seed=3)
     first = [drawn(epoch) for epoch in (0, 1, 2)]
     assert [drawn(epoch) for epoch in (2, 0, 1)] == [first[2], first[0], first[1]]
     assert first[0] != first[1]

@@ -13,6 +13,7 @@ from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupE
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
+from sigmma_sc.train.embed import Embedder
 from sigmma_sc.train.features import PatchFeatures
 
 SCALES = ("micro", "meso", "macro")
@@ -37,7 +38,7 @@ def test_training_leaves_chance_behind(trained):
 
 def test_retrieval_beats_chance_in_both_directions():
     model = SIGMMA(small(n_cells=5000), n_latent=32)
-    model.train(max_epochs=20, split="none", lr=3e-3, enable_progress_bar=False)
+    model.train(max_epochs=60, split="none", lr=3e-3, enable_progress_bar=False)
     table = model.evaluate_retrieval(split="train")
     together = table[table.scale == "all"]
     assert set(together.direction) == {"image→transcriptome", "transcriptome→image"}
@@ -117,8 +118,10 @@ def test_rows_follow_the_table_whatever_its_order(trained):
     np.testing.assert_allclose(a[order], b, atol=2e-5)
 
 
-def test_a_far_cell_changes_nothing_in_other_tiles(trained):
+def test_a_far_cell_changes_nothing_in_other_tiles(trained, monkeypatch):
     sdata, model = trained
+    # It moves the slide's mean and spread by a hair, which is another matter.
+    monkeypatch.setattr(model.data, "config", replace(model.config, standardise="training"))
     table, keep = sdata["table"], np.ones(sdata["table"].n_obs, bool)
     keep[17] = False
     slide = model._slides[0]
@@ -148,8 +151,7 @@ def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
             moved = replace(slide, xy=slide.xy + side * (1 - np.array([x, y])), **far)
             with torch.no_grad():
                 tiles = model.data.covering(moved)
-                module = model.module.eval()
-                h = model.data._embed_slide(module, moved, *tiles, images=False, cells=True, stride=None).cells
+                h = Embedder(model.data, model.module.eval())._slide(moved, *tiles, False, True, None).cells
             expected = expected + h["macro"] / 4
     found = model.get_latent_representation(scale="macro", stride=64)
     plain = model.get_latent_representation(scale="macro")
@@ -266,7 +268,7 @@ def test_an_embedding_of_the_user_replaces_the_counts():
     SIGMMA.setup_spatialdata(sdata, features_key="X_mine")
     model = SIGMMA(sdata, n_latent=16)
     model.train(max_epochs=1, split="none", enable_progress_bar=False)
-    assert model.module.node_standardise.mean.shape == (7,)
+    assert model.module.node_standardise.mean.shape == (8,)  # and how far the nearest cells are
     table.obsm["X_mine"][3, 2] = np.nan
     with pytest.raises(SetupError, match="X_mine.*1 rows"):
         model.get_latent_representation()

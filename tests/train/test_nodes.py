@@ -17,7 +17,7 @@ from sigmma_sc.tissue.setup import Setup, resolve_slides
 from sigmma_sc.tissue.tiling import covering_tiles
 from sigmma_sc.train import nodes
 from sigmma_sc.train.evaluate import chosen_counts
-from sigmma_sc.train.nodes import CountsPCA
+from sigmma_sc.train.nodes import CountsPCA, log_distance
 
 N = 1000
 
@@ -32,8 +32,8 @@ def adata(tissue):
     return tissue["table"].copy()
 
 
-def features(table, rows):
-    fitted = CountsPCA.fit([(table, rows)], None, 0)
+def features(table, rows, totals=True):
+    fitted = CountsPCA.fit([(table, rows)], None, 0, totals)
     return fitted.transform(table, np.arange(table.n_obs), None)
 
 
@@ -85,6 +85,8 @@ def test_features_do_not_depend_on_what_holds_the_counts(tissue, adata, rows, tm
 
 def test_features_are_scanpys_and_scikit_learns(adata, rows):
     found = features(adata, rows)
+    np.testing.assert_allclose(found[:, 50], np.log1p(np.asarray(adata.X.sum(axis=1)).ravel()), rtol=1e-6)
+    np.testing.assert_array_equal(features(adata, rows, totals=False), found[:, :50])
     train = adata[rows].copy()
     target = float(np.median(np.asarray(train.X.sum(axis=1)).ravel()))
     sc.pp.normalize_total(adata, target_sum=target)
@@ -96,6 +98,15 @@ def test_features_are_scanpys_and_scikit_learns(adata, rows):
     np.testing.assert_allclose(
         np.linalg.norm(found[:, :10], axis=1), np.linalg.norm(expected[:, :10], axis=1), rtol=1e-3
     )
+
+
+def test_distance_to_the_nearest_cells(rng):
+    xy = rng.uniform(0, 100, (30, 2))
+    apart = np.linalg.norm(xy[:, None] - xy, axis=2)
+    expected = np.log1p(np.sort(apart, axis=1)[:, 1:9].mean(axis=1))
+    np.testing.assert_allclose(log_distance(xy), expected, rtol=1e-5)
+    np.testing.assert_allclose(log_distance(np.array([[0.0, 0], [3, 4], [3, 4]])), np.log1p([5, 2.5, 2.5]), rtol=1e-6)
+    np.testing.assert_array_equal(log_distance(xy[:1]), [0])
 
 
 def test_normalised_values_are_refused_in_a_file_too(adata, rows, tmp_path):

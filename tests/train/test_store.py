@@ -86,7 +86,9 @@ def test_features_of_another_kind_or_width_are_named(saved, tiny, encoder, tmp_p
         mine.get_latent_representation(tiny)
     # Images need no cells to fit, and are embedded all the same.
     np.testing.assert_array_equal(mine.get_tile_representation(six).X, mine.get_tile_representation().X)
-    assert SIGMMA.load(tmp_path / "mine", five, encoder()).module.node_standardise.mean.shape == (5,)
+    assert SIGMMA.load(tmp_path / "mine", five, encoder()).module.node_standardise.mean.shape == (
+        6,
+    )  # and how far the nearest cells are
 
 
 def test_a_pickle_in_place_of_weights_executes_nothing(copied, tiny, tmp_path):

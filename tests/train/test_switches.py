@@ -11,7 +11,6 @@ from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.train.batches import TileBatches
-from sigmma_sc.train.run import _groups
 
 QUIET = {"enable_progress_bar": False, "split": "none", "batch_size": 64}
 
@@ -33,7 +32,9 @@ def test_gene_vectors_in_the_place_of_the_cell_graph(tiny, encoder, tmp_path):
     vectors = model.data.nodes.transform(tiny["table"], slide.rows, tiles, None).toarray()
     busy = int(tiles.n_cells.argmax())
     counts = np.asarray(tiny["table"].X[slide.rows[tiles.take(np.array([busy])).cells]].sum(axis=0)).ravel()
-    np.testing.assert_allclose(vectors[busy], np.log1p(counts / counts.sum() * model.data.nodes.target_sum), rtol=1e-5)
+    logs = np.log1p(counts / counts.sum() * model.data.nodes.target_sum)
+    beside = np.log1p([counts.sum(), tiles.n_cells[busy]])
+    np.testing.assert_allclose(vectors[busy], np.concatenate([logs, beside]), rtol=1e-5)
     model.save(tmp_path / "model")
     loaded = SIGMMA.load(tmp_path / "model", tiny, encoder())
     for modality in ("image", "transcriptome"):
@@ -140,18 +141,42 @@ def test_monte_carlo_evaluation_is_seeded_and_averages(tiny, encoder):
     np.testing.assert_array_equal(model.get_latent_representation(scale="macro"), exact)
 
 
+def phases(slide, sizes):
+    """Tiles (slide, tile) of several phases, numbered one phase after the other."""
+    ends = np.cumsum(sizes)
+    return [np.column_stack([np.full(n, slide), np.arange(end - n, end)]) for n, end in zip(sizes, ends, strict=True)]
+
+
 def test_pooled_batches_mix_slides_and_others_do_not():
-    rows = [np.column_stack([np.full(30, k), np.arange(30), np.arange(30) % 3]) for k in range(2)]
-    for negatives, slides in (("within_slide", 1), ("pooled", 2)):
-        groups = _groups(rows, negatives)
-        assert sorted(map(tuple, np.concatenate(groups))) == sorted(tuple(r[:2]) for part in rows for r in part)
-        batches = list(TileBatches(groups, 20, shuffle=True, seed=0))
-        assert {len({s for s, _ in batch}) for batch in batches} == {slides}
-        assert all(len({t % 3 for _, t in batch}) == 1 for batch in batches)
+    slides = [phases(k, [30, 30, 30]) for k in range(2)]
+    for pooled in (False, True):
+        sampler = TileBatches(slides, 20, shuffle=True, seed=0, pooled=pooled)
+        seen = []
+        for epoch in range(12):
+            sampler.epoch = epoch
+            batches = list(sampler)
+            assert len(batches) == len(sampler)
+            assert {len({s for s, _ in batch}) for batch in batches} == {1 + pooled}
+            drawn = [sorted(t for batch in batches for s, t in batch if s == k) for k in range(2)]
+            seen += [tiles[0] for tiles in drawn]
+            assert all(tiles == list(range(tiles[0], tiles[0] + 30)) and tiles[0] % 30 == 0 for tiles in drawn)
+        assert set(seen) == {0, 30, 60}
+
+
+def test_every_epoch_has_as_many_batches_and_phases_that_hardly_touch_the_tissue_are_left_out():
+    sampler = TileBatches([phases(0, [40, 25, 3])], 16, shuffle=True, seed=0)
+    for epoch in range(20):
+        sampler.epoch = epoch
+        sizes = [len(batch) for batch in sampler]
+        assert len(sizes) == len(sampler) == 3
+        assert sum(sizes) in (40, 25)
+    held_out = TileBatches([phases(0, [5]), phases(1, [1])], 16, shuffle=False, seed=0)
+    assert list(held_out) == [[(0, t) for t in range(5)]]
+    assert not len(TileBatches([], 16, shuffle=False, seed=0, pooled=True))
 
 
 def test_processes_share_every_batch():
-    tiles = np.column_stack([np.zeros(23, int), np.arange(23)])
+    tiles = phases(0, [23])
     one = TileBatches([tiles], 8, shuffle=True, seed=1)
     shares = []
     for rank in (0, 1):
@@ -168,7 +193,7 @@ def test_processes_share_every_batch():
 def test_no_batch_is_a_single_tile_or_leaves_a_process_without():
     for n in range(2, 30):
         for world in (1, 2, 3):
-            batches = TileBatches([np.column_stack([np.zeros(n, int), np.arange(n)])], 2, shuffle=True, seed=0)
+            batches = TileBatches([phases(0, [n, n // 2])], 2, shuffle=True, seed=0)
             batches.world = world
             shares = list(batches)
             assert len(shares) == len(batches) == (0 if n < world else len(shares))

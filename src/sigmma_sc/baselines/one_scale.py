@@ -35,7 +35,9 @@ class OneScale(SIGMMA):
         cache_dir: str | Path | None = None,
         **switches: Any,
     ):
-        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**switches, "cells": "genes"})
+        # As published: a vector of genes alone, and nothing done slide by slide.
+        own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**switches, **own})
 
     def train(self, *args: Any, **kwargs: Any) -> None:
         """As :meth:`sigmma_sc.SIGMMA.train`, with the published values where none are given."""

@@ -53,7 +53,7 @@ class Cell:
         Plain values: ``dataset``, ``split``, ``method`` (label), ``seed``, ``settings``, ``n_train`` tiles, ``seconds``, ``fit``,
         ``encoder``, ``versions``.
     arrays
-        ``slide`` and ``block`` of each test tile; ``rank|<direction>|<scale>``; for each protocol ``genes|<protocol>``,
+        ``slide`` and ``block`` of each tile scored; ``rank|<direction>|<scale>``; for each protocol ``genes|<protocol>``,
         ``target|<protocol>`` ``(n, g)`` and ``mean|<protocol>`` ``(g,)``; ``predicted|<head>`` ``(n, g)`` for heads ``default``,
         ``hest`` and ``lookup``, whose target is the default protocol's; and of niches ``niche|<scale>``, ``reference``.
     """
@@ -90,7 +90,7 @@ def settings_of(config: BenchmarkConfig, data: DataSpec, method: MethodSpec) -> 
     sections = list(config.seeds) if set(data.splits) & {"section", "donor"} else None
     everything = {
         "data": given, "method": own, "encoder": encoder, "train": config.train, "tune": config.tune, "niches": niches,
-        "seeds": sections,
+        "seeds": sections, "score": config.score,
     }  # fmt: skip
     return json.loads(json.dumps(everything))
 
@@ -116,8 +116,8 @@ def run_cell(
     roles = _roles(tissue, data, split, list(config.seeds).index(seed), seed)
     case = Case(tissue, encoder, roles.split, seed, dict(data.switches), cache_dir)
     fitted, fit = _best(config, data, method, case, roles)
-    parts = {role: _tiles(roles, tissue, role) for role in ("train", "test")}
-    for role, chosen in parts.items():
+    parts = {"train": _tiles(roles, tissue, "train"), "test": _tiles(roles, tissue, config.score)}
+    for role, chosen in zip(("train", config.score), parts.values(), strict=True):
         if not chosen:
             raise SetupError(f"{data.name}: split={split!r} with seed {seed} leaves no {role} tile.")
     embedded = {role: _embed(fitted, chosen) for role, chosen in parts.items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sigmma_sc._checks import SetupError, require_choice, require_positive
 from sigmma_sc.benchmark.methods import METHODS
@@ -155,6 +155,9 @@ class BenchmarkConfig:
     tune
         Values by argument of training. Each method is trained with all combinations, and the one of best mean recall on the
         validation tiles is scored: the same budget for all.
+    score
+        Tiles to score on, ``"test"`` or ``"val"``: variants of a method are compared on validation tiles, so that test tiles
+        are looked at once.
     niches
         Whose cells to cluster; ``None`` for nobody's.
     title
@@ -167,6 +170,7 @@ class BenchmarkConfig:
     encoder: str | dict[str, Any] | None = None
     train: dict[str, Any] = field(default_factory=dict)
     tune: dict[str, list[Any]] = field(default_factory=dict)
+    score: Literal["test", "val"] = "test"
     niches: NicheSpec | None = None
     title: str = "Benchmark"
 
@@ -179,6 +183,9 @@ class BenchmarkConfig:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise SetupError(f"{what} names {twice[0]!r} twice. Name each once, methods by labels.")
+        require_choice(self.score, ("test", "val"), "score")
+        if self.tune and self.score == "val":
+            raise SetupError("score='val' with tune=… would score tiles that were chosen by. Leave one of them out.")
         for name, values in self.tune.items():
             if not isinstance(values, list) or not values:
                 raise SetupError(f"tune[{name!r}]={values!r} must be a list of values to try.")

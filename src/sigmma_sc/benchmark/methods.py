@@ -12,6 +12,7 @@ from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.config import Config
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.train.data import TissueData
+from sigmma_sc.train.embed import Embedder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -170,7 +171,7 @@ class Alignment(Method):
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Both towers'."""
-        found = self.model.data.embed_tiles(self.model.module, slide, tiles)
+        found = Embedder(self.model.data, self.model.module).tiles(slide, tiles)
         return found.image, found.transcriptome
 
     def embed_cells(self) -> dict[str, NDArray[np.float32]] | None:
@@ -195,8 +196,9 @@ METHODS: dict[str, Callable[..., Method]] = {
     "sigmma-none": _aligns(SIGMMA, edges="none"),
     "sigmma-macro": _aligns(SIGMMA, macro=True),
     "sigmma-macro-full": _aligns(SIGMMA, edges="full", macro=True),
-    "genes": _aligns(SIGMMA, cells="genes"),
-    "genes-macro": _aligns(SIGMMA, cells="genes", macro=True),
+    "genes": _aligns(SIGMMA, cells="genes", cell_covariates=False),
+    "genes-covariates": _aligns(SIGMMA, cells="genes"),
+    "genes-macro": _aligns(SIGMMA, cells="genes", cell_covariates=False, macro=True),
     "bleep": _aligns(BLEEP),
     "clip": _aligns(CLIP, text="clip"),
     "plip": _aligns(CLIP, image_encoder="plip", text="plip"),
@@ -207,5 +209,6 @@ METHODS: dict[str, Callable[..., Method]] = {
     "gene-mean": Method,
     "random": Random,
 }
-"""Methods by name: SIGMMA; its ablations (paper, Table 4, and the cell missing there, ``genes``); the published methods (Tables 1 and
+"""Methods by name: SIGMMA; its ablations (paper, Table 4, and what is missing there: ``genes`` at three scales, and
+``genes-covariates``, which know the tile's total and number of cells as SIGMMA does); the published methods (Tables 1 and
 2), ``gene-sentence`` being the recipe of CLIP, PLIP and OmiCLIP with a text tower from scratch; and what needs no training."""

@@ -26,6 +26,8 @@ table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;d
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;white-space:nowrap}img{max-width:100%}
 code{background:#f3f3f3;padding:.1rem .3rem}pre{background:#f3f3f3;padding:.6rem;overflow-x:auto}"""
 
+TILES = {"test": "test", "val": "validation"}
+
 ARROWS = dict(zip(DIRECTIONS, ("I→T", "T→I"), strict=True))
 
 
@@ -47,7 +49,7 @@ def write_report(
                 one = results[(results.dataset == data.name) & (results.split == split)]
                 if len(one):
                     mine = intervals[(intervals.dataset == data.name) & (intervals.split == split)]
-                    parts += _section(data, split, one, mine, stability, figures)
+                    parts += _section(data, split, one, mine, stability, figures, TILES[plan.score])
             parts += _leakage(data, results) + _published(data)
         if failed:
             parts += ["## Cells that failed", "\n".join(f"- {line}" for line in failed)]
@@ -68,7 +70,7 @@ def _how(plan: BenchmarkConfig, cells: Sequence[Cell], command: str) -> str:
         f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {versions}. Image encoder: {encoder}. Seeds "
         f"{', '.join(map(str, plan.seeds))}; each draws split, weights and batches anew. {len(cells)} of {len(plan.cells())} cells, "
         f"{hours:.1f} hours of work in all.{tuned}\n\n"
-        "Retrieval ranks the test tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "
+        f"Retrieval ranks the {TILES[plan.score]} tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "
         "is among the best p %, mean ± SD over seeds. PCC and MSE are of the 50 most variable genes of the training tiles, predicted from "
         "the image embedding: `ridge` by the default protocol, `HEST` by HEST-1k's head, `lookup` by the mean of the 50 training "
         "tiles whose transcriptome embedding is nearest (BLEEP's inference). Brackets are 95 % intervals of a bootstrap over spatial "
@@ -77,7 +79,13 @@ def _how(plan: BenchmarkConfig, cells: Sequence[Cell], command: str) -> str:
 
 
 def _section(
-    data: DataSpec, split: str, one: pd.DataFrame, intervals: pd.DataFrame, stability: pd.DataFrame, figures: Path
+    data: DataSpec,
+    split: str,
+    one: pd.DataFrame,
+    intervals: pd.DataFrame,
+    stability: pd.DataFrame,
+    figures: Path,
+    scored: str,
 ) -> list[str]:
     from sigmma_sc import pl
 
@@ -90,7 +98,7 @@ def _section(
     pl.benchmark(intervals, title=title, save=figure, show=False)
     parts = [
         f"## {title}",
-        f"{data.note} Test tiles {pools.min()} to {pools.max()} a slide{levels}; {int(one.n_train.min())} to "
+        f"{data.note} {scored.capitalize()} tiles {pools.min()} to {pools.max()} a slide{levels}; {int(one.n_train.min())} to "
         f"{int(one.n_train.max())} training tiles of the grid.".strip(),
         _main_table(one, intervals),
         _differences(intervals),

@@ -47,7 +47,7 @@ def encode_patches(
     cache_dir
         Folder of features, which all processes reach.
     stride
-        Step of the training tiles in µm; half a tile by default, as in training.
+        Step of the lattice of training tiles in µm; by default as in training.
     crop_sizes
         As for :class:`sigmma_sc.Config`.
     client
@@ -131,7 +131,7 @@ def _encode_share(
     config = Config.of({} if crop_sizes is None else {"crop_sizes": tuple(crop_sizes)}, setup.grids)
     for size in config.crop_sizes or ():
         encoder.allow(size)
-    stride = setup.tile_size / 2 if stride is None else stride
+    stride = setup.tile_size / setup.grids[0] if stride is None else stride
     require_divides(stride, setup.tile_size)
     data = TissueData(setup, encoder, config, cache_dir)
     for slide in data.slides(sdata):

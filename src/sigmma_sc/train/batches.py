@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.tissue.tilepixels import TilePixels
     from sigmma_sc.tissue.tiling import Tiles
+    from sigmma_sc.train.standard import Moments
 
 
 @dataclass
@@ -45,6 +46,8 @@ class SlideTensors:
         Pixels of tiles instead, where the image encoder is in training.
     genes
         Gene vector of each tile ``(n_tiles, n_genes)`` instead of nodes, where the model has no cell graph.
+    patch_moments, gene_moments
+        What patch features and gene vectors are standardised by, where that is done slide by slide; nodes are already.
     """
 
     tiles: Tiles
@@ -55,10 +58,18 @@ class SlideTensors:
     patch_index: NDArray[np.int64] | None
     pixels: TilePixels | None = None
     genes: csr_matrix | None = None
+    patch_moments: Moments | None = None
+    gene_moments: Moments | None = None
 
     def patch_batch(self, which: NDArray[np.int64]) -> torch.Tensor:
         """Patch features of some tiles, ``(t, n_patches, d)``."""
-        return self.patches[torch.from_numpy(self.patch_index[which])].float()
+        patches = self.patches[torch.from_numpy(self.patch_index[which])].float()
+        return patches if self.patch_moments is None else self.patch_moments(patches)
+
+    def gene_batch(self, which: NDArray[np.int64]) -> torch.Tensor:
+        """Gene vectors of some tiles, ``(t, n_genes)``."""
+        genes = torch.from_numpy(self.genes[which].toarray())
+        return genes if self.gene_moments is None else self.gene_moments(genes)
 
 
 def part_of(
@@ -71,7 +82,7 @@ def part_of(
     elif images:
         part["patches"] = slide.patch_batch(which)
     if cells and slide.genes is not None:
-        part["genes"] = torch.from_numpy(slide.genes[which].toarray())
+        part["genes"] = slide.gene_batch(which)
     elif cells:
         part |= make_batch(slide, which, grids)
     return part
@@ -112,23 +123,27 @@ class TilePairs(Dataset):
 
 
 class TileBatches(Sampler):
-    """Batches of tiles of one group, in which no two tiles overlap.
+    """Batches of one pass over every slide, in which no two tiles overlap.
 
-    A group holds tiles of one slide and one phase: frozen features identify the slide almost perfectly, so negatives of
-    another slide teach little (METHOD: objective). Pooled groups hold tiles of one phase of every slide. A group is cut into
-    batches of nearly equal size, none of a single tile or of fewer than one a process. Of several processes, each takes its
-    share of every batch, all of the same size, for which up to one tile a process is left out.
+    A slide's tiles come in phases, grids moved against each other. Each epoch draws one phase of every slide, so it passes over
+    the tissue once, cut anew. Batches hold tiles of one slide: frozen features identify the slide almost perfectly, so
+    negatives of another slide teach little (METHOD: objective). Every epoch has as many batches, of nearly equal size, none of a
+    single tile or of fewer than one a process. Of several processes, each takes its share of every batch, all of the same
+    size, for which up to one tile a process is left out.
 
     Parameters
     ----------
-    groups
-        Tiles that may meet, as (slide, tile) pairs ``(n, 2)``.
+    slides
+        Phases of each slide, each as (slide, tile) pairs ``(n, 2)``.
     batch_size
-        Largest batch, over all processes; a group of a tile more than it may make one batch.
+        Largest batch, over all processes; a phase of a tile more than it may make one batch.
     shuffle
-        Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets.
+        Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets; otherwise take the first
+        phase, in order.
     seed
         Of the draw.
+    pooled
+        Mix the tiles of all slides.
 
     Attributes
     ----------
@@ -136,25 +151,43 @@ class TileBatches(Sampler):
         Which process this is, and of how many.
     """
 
-    def __init__(self, groups: Sequence[NDArray[np.int64]], batch_size: int, shuffle: bool, seed: int):
-        self.groups = groups
+    def __init__(
+        self,
+        slides: Sequence[Sequence[NDArray[np.int64]]],
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        pooled: bool = False,
+    ):
+        self.slides, self.pooled = slides, pooled
         self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
         self.rank, self.world = 0, 1
 
-    def _n_batches(self, n: int) -> int:
-        """How many batches a group of ``n`` tiles makes, none of a single tile or of fewer than one a process."""
-        return min(-(-n // self.batch_size), n // max(2, self.world))
+    def _groups(self) -> list[list[list[NDArray[np.int64]]]]:
+        """Slides whose tiles meet, each with its phases, but for those that hardly touch the tissue."""
+        fit = []
+        for phases in self.slides:
+            largest = max(map(len, phases))
+            least = max(largest / 2, 1 if self.pooled else max(2, self.world))
+            fit.append([tiles for tiles in phases if len(tiles) >= least])
+        fit = [phases for phases in fit if phases]
+        return [fit] if self.pooled and fit else [[phases] for phases in fit]
+
+    def _n_batches(self, group: list[list[NDArray[np.int64]]]) -> int:
+        """How many batches some slides make, whichever of their phases are drawn."""
+        most, least = (sum(of(map(len, phases)) for phases in group) for of in (max, min))
+        return min(-(-most // self.batch_size), least // max(2, self.world))
 
     def __len__(self) -> int:
-        return sum(self._n_batches(len(tiles)) for tiles in self.groups)
+        return sum(map(self._n_batches, self._groups()))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
-        for tiles in self.groups:
-            drawn = rng.permutation(tiles) if self.shuffle else tiles
-            if n := self._n_batches(len(tiles)):
-                batches += np.array_split(drawn, n)
+        for group in self._groups():
+            drawn = np.concatenate([p[int(rng.integers(len(p))) if self.shuffle else 0] for p in group])
+            if n := self._n_batches(group):
+                batches += np.array_split(rng.permutation(drawn) if self.shuffle else drawn, n)
         for k in rng.permutation(len(batches)) if self.shuffle else range(len(batches)):
             whole = len(batches[k]) // self.world * self.world
             yield list(map(tuple, batches[k][:whole][self.rank :: self.world].tolist()))

@@ -1,27 +1,25 @@
-"""Slides of an object as tensors: node features, patch features, roles of tiles, embeddings."""
+"""Slides of an object as tensors: node features, patch features, roles of tiles."""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
 from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
 from sigmma_sc.tissue.tilepixels import TilePixels
-from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles, shifted_tiles
-from sigmma_sc.train.batches import SlideTensors, part_of
+from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles
+from sigmma_sc.train.batches import SlideTensors
 from sigmma_sc.train.features import PatchFeatures
-from sigmma_sc.train.nodes import CountsPCA, GeneVectors, embedding_of
+from sigmma_sc.train.nodes import CountsPCA, GeneVectors, embedding_of, log_distance
+from sigmma_sc.train.standard import Moments
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -29,38 +27,11 @@ if TYPE_CHECKING:
 
     from sigmma_sc.config import Config
     from sigmma_sc.nn.encoders import ImageEncoder
-    from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
 
-INFERENCE_TILES = 64
-
 MIN_TISSUE = 0.05
 """Share of a tile that must be stained for it to be trained or scored on."""
-
-
-@dataclass
-class SlideEmbedding:
-    """Embeddings of one slide over the tiles that cover its image.
-
-    Attributes
-    ----------
-    slide, tiles
-        The slide and its covering tiles.
-    covered
-        Cells with an embedding, ``(n_cells,)``.
-    cells
-        Cell embeddings by scale, ``(n_cells, d)``; rows of cells that are not covered are undefined. None without a cell graph.
-    image, transcriptome
-        Tile embeddings by aligned scale, ``(n_tiles, d)``.
-    """
-
-    slide: Slide
-    tiles: Tiles
-    covered: NDArray[np.bool_]
-    cells: dict[str, NDArray[np.float32]]
-    image: dict[str, NDArray[np.float32]]
-    transcriptome: dict[str, NDArray[np.float32]]
 
 
 class TissueData:
@@ -173,9 +144,9 @@ class TissueData:
             else:
                 parts.append((table, slide.rows[np.isin(own, train)]))
         if self.config.cells == "genes":
-            self.nodes = GeneVectors.fit(parts, self.setup.layer)
+            self.nodes = GeneVectors.fit(parts, self.setup.layer, self.config.cell_covariates)
         else:
-            self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config.seed)
+            self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config.seed, self.config.cell_covariates)
 
     def tensors(
         self,
@@ -188,22 +159,35 @@ class TissueData:
     ) -> SlideTensors:
         """Everything that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
         out = SlideTensors(tiles, slide.xy, None, None, None, None)
+        by_slide = self.config.standardise == "slide"
         if images and pixels:
             out.pixels = TilePixels(slide, tiles.origins, tiles.side, self.setup.grids)
         elif images:
             out.patches, out.patch_index = self.patches(slide, tiles, device)
+            if by_slide and self.config.regime == "frozen":
+                every, _ = self.covering(slide)
+                own = self.patches(slide, _chosen(every, self.tissue(slide, every) >= MIN_TISSUE), device)
+                out.patch_moments = Moments.of_patches(*own, [b * b for b in self.setup.grids])
         if not cells or slide.region is None:
             return out
         setup = stored_setup(slide.sdata) or self.setup
         table = get_table(slide.sdata, setup)
         if isinstance(self.nodes, GeneVectors):
             out.genes = self.nodes.transform(table, slide.rows, tiles, setup.layer)
+            if by_slide:
+                every, _ = self.covering(slide)
+                own = _chosen(every, every.n_cells >= self.config.min_cells)
+                out.gene_moments = Moments.of(self.nodes.transform(table, slide.rows, own, setup.layer).toarray())
             return out
         if self.nodes is None:
             values = embedding_of(table, slide.rows, setup)
         else:
             values = self.nodes.transform(table, slide.rows, setup.layer)
+        if self.config.cell_covariates:
+            values = np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
         out.nodes = torch.from_numpy(values)
+        if by_slide:
+            out.nodes = Moments.of(values)(out.nodes)
         out.adjacency = self._graph(slide)
         return out
 
@@ -216,105 +200,7 @@ class TissueData:
             self._graphs[slide.name] = xy, graph
         return graph
 
-    @torch.no_grad()
-    def embed(
-        self, module: TwoTowers, tissue: Any, images: bool, cells: bool, stride: float | None = None
-    ) -> list[SlideEmbedding]:
-        """Embed every slide of an object in one tower or both; only what is asked for is computed.
 
-        With a ``stride`` in µm, a cell's embedding is the mean over the tiles of all grids moved by that step.
-        """
-        with self._evaluating(module):
-            return [
-                self._embed_slide(
-                    module, slide, *self.covering(slide), images, cells and slide.region is not None, stride
-                )
-                for slide in self.slides(tissue)
-            ]
-
-    @torch.no_grad()
-    def embed_tiles(self, module: TwoTowers, slide: Slide, tiles: Tiles) -> SlideEmbedding:
-        """Embed some tiles of a slide in both towers; their cells' own embeddings are not kept."""
-        with self._evaluating(module):
-            return self._embed_slide(module, slide, tiles, None, images=True, cells=True, stride=None)
-
-    @contextmanager
-    def _evaluating(self, module: TwoTowers) -> Iterator[None]:
-        """Evaluation mode; draws of Monte-Carlo evaluation come from the model's seed, and the user's random state stays as it was."""
-        module.eval()
-        device = next(module.parameters()).device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.config.seed)
-            yield
-
-    def _embed_slide(
-        self,
-        module: TwoTowers,
-        slide: Slide,
-        tiles: Tiles,
-        own: NDArray[np.int64] | None,
-        images: bool,
-        cells: bool,
-        stride: float | None,
-    ) -> SlideEmbedding:
-        """Embed tiles, and the cells for which ``own`` names one of them; ``None`` keeps no cell's embedding."""
-        device = next(module.parameters()).device
-        data = self.tensors(slide, tiles, device, images, cells)
-        keeps = cells and own is not None
-        own = np.full(len(slide.xy), -1) if own is None else own
-        out = SlideEmbedding(slide, tiles, own >= 0, {}, {}, {})
-        kinds = {
-            "image": (len(tiles) * images, module.aligned),
-            "transcriptome": (len(tiles) * cells, module.aligned),
-            "cells": (len(slide.xy) * keeps, module.embedded),
-        }
-        for kind, (n, scales) in kinds.items():
-            getattr(out, kind).update({s: np.zeros((n, self.config.n_latent), np.float32) for s in scales})
-        for which in _chunks(len(tiles)):
-            if images:
-                z = module.embed_images({"patches": data.patch_batch(which).to(device)})
-                for s in module.aligned:
-                    out.image[s][which] = z[s].cpu().numpy()
-            if cells:
-                position, h, z = self._cells(module, data, which)
-                for s in module.aligned:
-                    out.transcriptome[s][which] = z[s]
-                # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
-                mine = own[position] == np.repeat(which, tiles.n_cells[which])
-                for s in module.embedded if keeps else ():
-                    out.cells[s][position[mine]] = h[s][mine]
-        if keeps and stride is not None:
-            self._average(module, data, out, stride)
-        return out
-
-    def _cells(
-        self, module: TwoTowers, data: SlideTensors, which: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], dict[str, NDArray], dict[str, NDArray]]:
-        """Cells of some tiles, their embeddings, and the tiles' own."""
-        device = next(module.parameters()).device
-        part = move_data_to_device(part_of(data, which, self.setup.grids, images=False), device)
-        draws = [module.embed_cells(part, sample=True) for _ in range(self.config.mc_samples)]
-        draws = draws or [module.embed_cells(part)]
-        h, z = (
-            {s: (sum(draw[k][s] for draw in draws) / len(draws)).cpu().numpy() for s in draws[0][k]} for k in (0, 1)
-        )
-        return data.tiles.take(which).cells, h, z
-
-    def _average(self, module: TwoTowers, data: SlideTensors, out: SlideEmbedding, stride: float) -> None:
-        """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
-        side, per_side = data.tiles.side, round(self.setup.tile_size / stride)
-        steps = np.arange(per_side) * side / per_side
-        shifts = [np.array([x, y]) for x in steps for y in steps if x or y]
-        for shift in shifts:
-            moved = replace(data, tiles=shifted_tiles(data.xy, np.flatnonzero(out.covered), side, shift))
-            for which in _chunks(len(moved.tiles)):
-                position, h, _ = self._cells(module, moved, which)
-                for s in module.embedded:
-                    out.cells[s][position] += h[s]
-        for s in module.embedded:
-            out.cells[s] /= len(shifts) + 1
-
-
-def _chunks(n: int) -> list[NDArray[np.int64]]:
-    """Positions of tiles, a batch of inference at a time."""
-    return np.split(np.arange(n), range(INFERENCE_TILES, n, INFERENCE_TILES))
+def _chosen(tiles: Tiles, which: NDArray[np.bool_]) -> Tiles:
+    """Tiles that a slide is standardised by; all of them if none would do."""
+    return tiles.take(np.flatnonzero(which | ~which.any()))

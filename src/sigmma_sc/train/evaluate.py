@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
-    from sigmma_sc.train.data import SlideEmbedding
+    from sigmma_sc.train.embed import SlideEmbedding
 
     Chosen = list[tuple[SlideEmbedding, NDArray[np.int64]]]
 

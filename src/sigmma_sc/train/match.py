@@ -32,7 +32,7 @@ def adopt(tissue: Any, setup: Setup) -> None:
         register(one, setup)
 
 
-def require_match(trained: Setup, genes: list[str] | None, n_nodes: int, tissue: Any, cells: bool = True) -> None:
+def require_match(trained: Setup, genes: list[str] | None, n_features: int, tissue: Any, cells: bool = True) -> None:
     """Compare an object's setup, and its genes or cell features where cells are embedded, with the model's.
 
     Parameters
@@ -41,8 +41,8 @@ def require_match(trained: Setup, genes: list[str] | None, n_nodes: int, tissue:
         Setup of the object that the model was trained on.
     genes
         Genes of its node features; ``None`` where they are an embedding of the user's.
-    n_nodes
-        Width of its node features.
+    n_features
+        Width of the user's embedding, where it is one.
     tissue
         Object or objects by name, set up.
     cells
@@ -61,7 +61,7 @@ def require_match(trained: Setup, genes: list[str] | None, n_nodes: int, tissue:
             if getattr(setup, field) != getattr(trained, field)
         ]
         if cells and setup.table_key is not None:
-            wrong += _cell_differences(setup, trained, genes, n_nodes, get_table(one, setup))
+            wrong += _cell_differences(setup, trained, genes, n_features, get_table(one, setup))
         if wrong:
             raise SetupError(
                 f"Object {name!r} does not fit the model: {'; '.join(wrong)}. Call SIGMMA.setup_spatialdata on it with the "
@@ -69,13 +69,15 @@ def require_match(trained: Setup, genes: list[str] | None, n_nodes: int, tissue:
             )
 
 
-def _cell_differences(setup: Setup, trained: Setup, genes: list[str] | None, n_nodes: int, table: Any) -> Iterator[str]:
+def _cell_differences(
+    setup: Setup, trained: Setup, genes: list[str] | None, n_features: int, table: Any
+) -> Iterator[str]:
     if (setup.features_key is None) != (trained.features_key is None):
         yield f"features_key is {setup.features_key!r} here and {trained.features_key!r} in the model"
     elif genes is None:
         width = table.obsm[setup.features_key].shape[1]
-        if width != n_nodes:
-            yield f"obsm[{setup.features_key!r}] has {width} columns here and {n_nodes} in the model"
+        if width != n_features:
+            yield f"obsm[{setup.features_key!r}] has {width} columns here and {n_features} in the model"
     else:
         missing = sorted(set(genes) - set(table.var_names))
         if missing:

@@ -25,6 +25,9 @@ MAX_FIT_CELLS = 100_000
 
 CHUNK = 50_000
 
+DENSITY_NEIGHBOURS = 8
+"""Nearest cells whose mean distance tells how dense a cell's surroundings are."""
+
 
 class CountsPCA:
     """PCA of log-normalised counts, fitted on training cells and applied to any.
@@ -37,15 +40,19 @@ class CountsPCA:
         Counts per cell after normalisation: the median of the training cells.
     mean, components
         ``(n_genes,)`` and ``(n_components, n_genes)``.
+    totals
+        Whether log1p of a cell's total counts stands beside its components.
     """
 
-    def __init__(self, genes: list[str], target_sum: float, mean: NDArray, components: NDArray):
-        self.genes, self.target_sum = genes, target_sum
+    def __init__(self, genes: list[str], target_sum: float, mean: NDArray, components: NDArray, totals: bool):
+        self.genes, self.target_sum, self.totals = genes, target_sum, totals
         # One memory order, so that a loaded model multiplies in the same order and gives the same bits.
         self.mean, self.components = np.ascontiguousarray(mean), np.ascontiguousarray(components)
 
     @classmethod
-    def fit(cls, parts: Sequence[tuple[AnnData, NDArray[np.int64]]], layer: str | None, seed: int) -> CountsPCA:
+    def fit(
+        cls, parts: Sequence[tuple[AnnData, NDArray[np.int64]]], layer: str | None, seed: int, totals: bool
+    ) -> CountsPCA:
         """Fit on some rows of tables of raw counts (as scanpy's normalize_total and log1p, scikit-learn's PCA)."""
         from scipy.sparse import vstack
         from sklearn.decomposition import PCA
@@ -59,24 +66,28 @@ class CountsPCA:
             where = positions(table, genes)
             counts += [part[:, where] for _, part in counts_of(table, some, layer)]
         counts = vstack(counts, format="csr")
-        totals = np.asarray(counts.sum(axis=1)).ravel()
-        if not (totals > 0).any():
+        sums = np.asarray(counts.sum(axis=1)).ravel()
+        if not (sums > 0).any():
             raise SetupError("No training cell has any count. Check the layer of raw counts.")
-        target_sum = float(np.median(totals[totals > 0]))
+        target_sum = float(np.median(sums[sums > 0]))
         logs = log_normalise(counts, target_sum)
         n_components = min(N_COMPONENTS, min(logs.shape) - 1)
         # The covariance of a targeted panel is small; of a whole transcriptome it is not.
         solver = "covariance_eigh" if logs.shape[1] <= 4000 else "arpack"
         pca = PCA(n_components, svd_solver=solver, random_state=seed).fit(logs)
-        return cls(genes, target_sum, pca.mean_.ravel(), pca.components_)
+        return cls(genes, target_sum, pca.mean_.ravel(), pca.components_, totals)
 
     def transform(self, table: AnnData, rows: NDArray[np.int64], layer: str | None) -> NDArray[np.float32]:
-        """Components ``(n, n_components)`` of some rows; genes are matched by name."""
+        """Components, and the total if asked for, ``(n, n_components + 1)`` of some rows; genes are matched by name."""
         where = positions(table, self.genes)
-        out = np.empty((len(rows), len(self.components)), np.float32)
+        n = len(self.components)
+        out = np.empty((len(rows), n + self.totals), np.float32)
         offset = self.mean @ self.components.T
         for some, counts in counts_of(table, rows, layer):
-            out[some] = log_normalise(counts[:, where], self.target_sum) @ self.components.T - offset
+            counts = counts[:, where]
+            out[some, :n] = log_normalise(counts, self.target_sum) @ self.components.T - offset
+            if self.totals:
+                out[some, n] = log_totals(counts)
         return out
 
 
@@ -89,24 +100,35 @@ class GeneVectors:
         Genes in order.
     target_sum
         Counts per tile after normalisation: the median of the training tiles.
+    totals
+        Whether log1p of the tile's total counts and of its number of cells stand beside its genes.
     """
 
-    def __init__(self, genes: list[str], target_sum: float):
-        self.genes, self.target_sum = genes, target_sum
+    def __init__(self, genes: list[str], target_sum: float, totals: bool):
+        self.genes, self.target_sum, self.totals = genes, target_sum, totals
 
     @classmethod
-    def fit(cls, parts: Sequence[tuple[AnnData, NDArray[np.int64], Tiles]], layer: str | None) -> GeneVectors:
+    def fit(
+        cls, parts: Sequence[tuple[AnnData, NDArray[np.int64], Tiles]], layer: str | None, totals: bool
+    ) -> GeneVectors:
         """Fit on tiles of tables of raw counts, each with its slide's rows."""
         genes = list(map(str, parts[0][0].var_names))
         pooled = [pooled_counts(table, rows, tiles, genes, layer) for table, rows, tiles in parts]
-        totals = np.concatenate([np.asarray(counts.sum(axis=1)).ravel() for counts in pooled])
-        if not (totals > 0).any():
+        sums = np.concatenate([np.asarray(counts.sum(axis=1)).ravel() for counts in pooled])
+        if not (sums > 0).any():
             raise SetupError("No training tile has any count. Check the layer of raw counts.")
-        return cls(genes, float(np.median(totals[totals > 0])))
+        return cls(genes, float(np.median(sums[sums > 0])), totals)
 
     def transform(self, table: AnnData, rows: NDArray[np.int64], tiles: Tiles, layer: str | None) -> csr_matrix:
-        """Vectors ``(n_tiles, n_genes)`` float32 of tiles of the slide that has these rows."""
-        return log_normalise(pooled_counts(table, rows, tiles, self.genes, layer), self.target_sum)
+        """Vectors ``(n_tiles, n_genes)``, or two more, float32, of tiles of the slide that has these rows."""
+        from scipy.sparse import csr_matrix, hstack
+
+        counts = pooled_counts(table, rows, tiles, self.genes, layer)
+        logs = log_normalise(counts, self.target_sum)
+        if not self.totals:
+            return logs
+        beside = np.column_stack([log_totals(counts), np.log1p(tiles.n_cells)]).astype(np.float32)
+        return hstack([logs, csr_matrix(beside)], format="csr")
 
 
 def pooled_counts(
@@ -170,6 +192,22 @@ def log_normalise(counts, target_sum: float):
     logs = counts.copy()
     logs.data = np.log1p(logs.data * np.repeat(scale, np.diff(logs.indptr)).astype(np.float32))
     return logs
+
+
+def log_totals(counts: csr_matrix) -> NDArray[np.float32]:
+    """log1p of each row's total, ``(n,)``."""
+    return np.log1p(np.asarray(counts.sum(axis=1)).ravel()).astype(np.float32)
+
+
+def log_distance(xy: NDArray[np.float64]) -> NDArray[np.float32]:
+    """log1p of each cell's mean distance to its nearest cells, ``(n,)``, from positions ``(n, 2)`` in µm."""
+    from scipy.spatial import cKDTree
+
+    n = min(DENSITY_NEIGHBOURS, len(xy) - 1)
+    if n < 1:
+        return np.zeros(len(xy), np.float32)
+    distance, _ = cKDTree(xy).query(xy, n + 1)
+    return np.log1p(distance[:, 1:].mean(axis=1)).astype(np.float32)
 
 
 def embedding_of(table: AnnData, rows: NDArray[np.int64], setup: Setup) -> NDArray[np.float32]:

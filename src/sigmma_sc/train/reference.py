@@ -11,6 +11,7 @@ import torch
 from sigmma_sc._checks import SetupError
 from sigmma_sc.metrics.expression import log_expression, median_total
 from sigmma_sc.tissue.setup import get_table, stored_setup
+from sigmma_sc.train.embed import Embedder
 from sigmma_sc.train.evaluate import chosen_counts
 
 if TYPE_CHECKING:
@@ -64,13 +65,14 @@ def reference_of(model: Any) -> Reference:
 
 def _build(model: Any) -> Reference:
     data, chosen, roles = model.data, [], []
+    embedder = Embedder(data, model.module)
     for slide in data.slides(model.sdata):
         tiles, _ = data.covering(slide)
         role = data.roles_of(slide, len(tiles))
         which = np.flatnonzero(np.isin(role, ("train", "val")))
         if len(which):
             # Only these: the others were never encoded.
-            chosen.append((data.embed_tiles(model.module, slide, tiles.take(which)), np.arange(len(which))))
+            chosen.append((embedder.tiles(slide, tiles.take(which)), np.arange(len(which))))
             roles.append(role[which])
     if not chosen:
         raise SetupError(

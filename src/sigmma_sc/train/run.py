@@ -80,6 +80,8 @@ def fit(
     module_data = _batches(data, slides, stride, batch_size, device)
     if module_data.val is None:
         trainer["early_stopping"] = False
+    else:
+        trainer.setdefault("check_val_every_n_epoch", 1)  # scvi-tools would not validate without early stopping
     epochs = len(next(iter(model.history.values()), ()))
     # The user's own random state is left as it was.
     with torch.random.fork_rng(devices=[]):
@@ -89,7 +91,9 @@ def fit(
         model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
         encoder_lr = _ready_encoder(model, tuning, device)
         plan = AlignmentPlan(model.module, rates["lr"], encoder_lr, rates["weight_decay"], config.edge_temperatures)
-        callbacks = [*(trainer.pop("callbacks", None) or []), SeedEpochs(seed, epochs), KeepBest()]
+        callbacks = [*(trainer.pop("callbacks", None) or []), SeedEpochs(seed, epochs)]
+        if trainer["early_stopping"]:
+            callbacks.append(KeepBest())
         # Batches are dealt out to the processes by our own sampler.
         trainer["use_distributed_sampler"] = False
         runner = TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)
@@ -116,7 +120,7 @@ def _build(model: Any, data: TileDataModule, device: torch.device) -> TwoTowers:
     slides = data.dataset.slides
     first = slides[0]
     towers = model._towers(first.nodes.shape[1] if first.genes is None else first.genes.shape[1])
-    slide, tile = np.concatenate(data.train.groups).T
+    slide, tile = np.concatenate([tiles for phases in data.train.slides for tiles in phases]).T
     chosen = {int(k): tile[slide == k] for k in np.unique(slide)}
     if towers.backbone is None:
         patches = [slides[k].patch_batch(which) for k, which in chosen.items()]
@@ -124,7 +128,7 @@ def _build(model: Any, data: TileDataModule, device: torch.device) -> TwoTowers:
         towers.backbone.to(device).eval()
         patches = [_few_patches(towers.backbone, slides[k], which, device) for k, which in chosen.items()]
     if first.genes is not None:
-        cells = [torch.from_numpy(slides[k].genes[which].toarray()) for k, which in chosen.items()]
+        cells = [slides[k].gene_batch(which) for k, which in chosen.items()]
     else:
         of_tiles = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
         cells = [slides[k].nodes[torch.from_numpy(c)] for k, c in of_tiles.items()]
@@ -149,26 +153,25 @@ def _batches(
     for slide in slides:
         covering, _ = data.covering(slide)
         role = data.roles_of(slide, len(covering))
-        if (role == "train").any():
-            tiles = _training_tiles(data, slide, covering, role, stride)
-            train.append(np.column_stack([np.full(len(tiles), len(dataset)), np.arange(len(tiles)), tiles.phase]))
+        tiles = _training_tiles(data, slide, covering, role, stride) if (role == "train").any() else ()
+        if len(tiles):
+            train.append([_keys(len(dataset), tiles.phase == phase) for phase in np.unique(tiles.phase)])
             dataset.append(data.tensors(slide, tiles, device, pixels=tune))
         if (role == "val").any():
-            n = int((role == "val").sum())
-            val.append(np.column_stack([np.full(n, len(dataset)), np.arange(n), np.zeros(n, int)]))
+            val.append([_keys(len(dataset), np.ones(int((role == "val").sum()), bool))])
             dataset.append(data.tensors(slide, covering.take(np.flatnonzero(role == "val")), device, pixels=tune))
-    sampler = TileBatches(_groups(train, config.negatives), batch_size, shuffle=True, seed=config.seed)
+    pooled = config.negatives == "pooled"
+    sampler = TileBatches(train, batch_size, shuffle=True, seed=config.seed, pooled=pooled)
     if not len(sampler):
         raise SetupError("No slide has two training tiles with enough cells. Lower min_cells or tile_size.")
-    held_out = TileBatches(_groups(val, config.negatives), batch_size, shuffle=False, seed=config.seed)
+    held_out = TileBatches(val, batch_size, shuffle=False, seed=config.seed, pooled=pooled)
     return TileDataModule(TilePairs(dataset, data.setup.grids), sampler, held_out if len(held_out) else None)
 
 
-def _groups(slides: list[NDArray[np.int64]], negatives: str) -> list[NDArray[np.int64]]:
-    """Tiles that may meet in a batch: those of one phase, of one slide or of all; from (slide, tile, phase) a slide."""
-    if negatives == "pooled" and slides:
-        slides = [np.concatenate(slides)]
-    return [rows[rows[:, 2] == phase, :2] for rows in slides for phase in np.unique(rows[:, 2])]
+def _keys(slide: int, which: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Tiles of a slide as (slide, tile) pairs."""
+    tile = np.flatnonzero(which)
+    return np.column_stack([np.full(len(tile), slide), tile])
 
 
 def _training_tiles(data: TissueData, slide: Slide, covering: Tiles, role: NDArray, stride: float) -> Tiles:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sigmma_sc.train.data import TissueData
     from sigmma_sc.train.reference import Reference
 
-FORMAT = 3
+FORMAT = 4
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -102,11 +102,12 @@ def restore_data(data: TissueData, described: dict[str, Any], tensors: dict[str,
     """Take up what :func:`describe_data` and :func:`data_tensors` gave."""
     data.split = described["split"]
     data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
+    totals = data.config.cell_covariates
     if data.config.cells == "genes":
-        data.nodes = GeneVectors(described["genes"], described["target_sum"])
+        data.nodes = GeneVectors(described["genes"], described["target_sum"], totals)
     elif described["genes"] is not None:
         mean, components = (tensors[f"nodes.{name}"].numpy() for name in ("mean", "components"))
-        data.nodes = CountsPCA(described["genes"], described["target_sum"], mean, components)
+        data.nodes = CountsPCA(described["genes"], described["target_sum"], mean, components, totals)
 
 
 def history_to_json(history: dict[str, pd.DataFrame]) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def load(
     described, tensors = _read(Path(path))
     setup, config = Setup.from_json(described["setup"]), described["config"]
     adopt(sdata, setup)
-    require_match(setup, described["genes"], described["n_nodes"], sdata)
+    require_match(setup, described["genes"], described["n_nodes"] - config["cell_covariates"], sdata)
     encoder = _encoder(described["encoder"], image_encoder)
     model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config, **described["options"])
     restore_data(model.data, described, tensors)

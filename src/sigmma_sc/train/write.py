@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.tissue.setup import Setup
-    from sigmma_sc.train.data import SlideEmbedding
+    from sigmma_sc.train.embed import SlideEmbedding
 
 
 def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:

@@ -1,0 +1,64 @@
+"""Mean and spread of one slide's features, so that a stain or a batch says nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+FEW = 1024
+"""Tiles whose patch features are summed at once."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of features, ``(d,)``, or of each patch's ``(n_patches, d)``; float32.
+
+    Called on features, it centres and scales them.
+    """
+
+    mean: NDArray[np.float32]
+    spread: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32]) -> Moments:
+        """Of features ``(n, d)``; a constant one keeps its scale."""
+        return cls._of_sums(len(values), values.sum(0, dtype=np.float64), (values.astype(np.float64) ** 2).sum(0))
+
+    @classmethod
+    def of_patches(cls, features: torch.Tensor, index: NDArray[np.int64], sizes: list[int]) -> Moments:
+        """Of each grid's mean over its patches, repeated for every patch of the grid.
+
+        Parameters
+        ----------
+        features
+            Of distinct patches, ``(n_crops, d)``.
+        index
+            Which is which patch of each tile, ``(n_tiles, n_patches)``.
+        sizes
+            Patches of each grid.
+        """
+        parts = []
+        for columns in np.split(index, np.cumsum(sizes)[:-1], axis=1):
+            total = square = np.zeros(features.shape[1])
+            for start in range(0, len(columns), FEW):
+                pooled = features[columns[start : start + FEW]].double().mean(1).numpy()
+                total, square = total + pooled.sum(0), square + (pooled**2).sum(0)
+            parts.append(cls._of_sums(len(columns), total, square))
+        mean, spread = (np.repeat([getattr(p, name) for p in parts], sizes, axis=0) for name in ("mean", "spread"))
+        return cls(mean, spread)
+
+    @classmethod
+    def _of_sums(cls, n: int, total: NDArray[np.float64], square: NDArray[np.float64]) -> Moments:
+        mean = total / n
+        spread = np.sqrt(np.maximum(square / n - mean**2, 0))
+        return cls(mean.astype(np.float32), np.where(spread > 1e-6, spread, 1).astype(np.float32))
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Centred and scaled, of the same shape."""
+        return (values - self.mean) / self.spread
