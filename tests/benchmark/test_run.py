@@ -146,7 +146,7 @@ def test_a_reference_that_does_not_exist_is_named_before_training(tmp_path):
 def test_a_budget_is_spent_on_validation_tiles(tmp_path):
     tissue = {**ONE, "simulate": {"n_cells": 3000, "seed": 0}}
     config = {"datasets": {"a": tissue}, "methods": ["genes", "random"], "seeds": [0], "encoder": "stain-stats"}
-    config |= {"train": {"max_epochs": 20, "early_stopping": False}, "tune": {"lr": [1e-7, 3e-3]}}
+    config |= {"train": {"max_epochs": 80}, "tune": {"lr": [1e-7, 3e-3]}}
     run(config, tmp_path)
     fit = Cell.read(tmp_path / "cells" / "a" / "blocks" / "genes" / "0.npz").meta["fit"]
     assert fit["tuned"] == {"lr": 3e-3}

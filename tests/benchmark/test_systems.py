@@ -97,7 +97,7 @@ def cells(tmp_path_factory, small_text_towers):
         "datasets": {"tissue": {"simulate": {"n_cells": 1500, "seed": 0}, "setup": {"tile_size": 64}}},
         "methods": methods,
         "seeds": [0],
-        "train": {"max_epochs": 25, "early_stopping": False, "lr": 3e-3, "stride": 32},
+        "train": {"max_epochs": 100, "early_stopping": False, "lr": 3e-3, "stride": 32},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     done = CliRunner().invoke(app, ["benchmark", str(folder / "config.yaml"), "--out", str(folder / "out")])

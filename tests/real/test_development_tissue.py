@@ -21,7 +21,7 @@ def test_five_sections_of_one_patient_train_together(real, mobilenet):
         tile_size=800,
     )
     model = SIGMMA(sdata, mobilenet, min_cells=3, n_latent=64)
-    model.train(max_epochs=15, batch_size=32, split={"test": ["C6"], "val": ["C5"]}, enable_progress_bar=False)
+    model.train(max_epochs=60, batch_size=32, split={"test": ["C6"], "val": ["C5"]}, enable_progress_bar=False)
     history = {k: v.iloc[:, 0] for k, v in model.history.items()}
     assert history["train_loss_macro"].iloc[-1] < 0.7 * history["train_ln_batch"].iloc[-1]
     model.write_embeddings()
@@ -45,7 +45,7 @@ def test_tumour_and_exocrine_tissue_part_into_niches(real, mobilenet):
     )
     SIGMMA.setup_spatialdata(window)
     model = SIGMMA(window, mobilenet, n_latent=64)
-    model.train(max_epochs=8, split="blocks", enable_progress_bar=False)
+    model.train(max_epochs=40, split="blocks", enable_progress_bar=False)
     together = model.evaluate_retrieval().query("scale == 'all'")
     assert (together["recall@15%"] > 2 * together["chance@15%"]).all()
     model.write_embeddings()

@@ -92,7 +92,7 @@ def test_features_are_scanpys_and_scikit_learns(adata, rows):
     sc.pp.normalize_total(adata, target_sum=target)
     sc.pp.log1p(adata)
     logs = adata.X.toarray() if sp.issparse(adata.X) else adata.X
-    pca = PCA(50, svd_solver="full").fit(logs[rows])
+    pca = PCA(nodes.N_COMPONENTS, svd_solver="full").fit(logs[rows])
     expected = pca.transform(logs)
     # Trailing components of noise are as good as equal, so that the distances are compared, not the axes.
     np.testing.assert_allclose(

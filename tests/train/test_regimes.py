@@ -125,7 +125,7 @@ def test_attention_before_and_after(slide):
         "vit_tiny_patch16_224", input_size=32, img_size=32, embed_dim=24, depth=2, num_heads=2
     )
     model = SIGMMA(slide, encoder, n_latent=16, regime="lora")
-    model.train(max_epochs=8, encoder_lr=1e-2, split="none", **QUIET)
+    model.train(max_epochs=20, encoder_lr=1e-2, split="none", **QUIET)
     tiles = model.get_tile_representation(scale="all").obs_names[[3, 8]]
     before, after = (model.get_attention(tiles, when=when)["attention"].values for when in ("before", "after"))
     frozen = SIGMMA(slide, encoder, n_latent=16)

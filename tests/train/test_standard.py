@@ -7,6 +7,7 @@ import torch
 from sigmma_sc import SIGMMA, Config
 from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.nn.image import Standardise
 from sigmma_sc.train.standard import Moments
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -21,6 +22,16 @@ def test_moments_of_features(rng):
     moved = moments(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(moved.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(moved.std(0), [1, 1, 0, 1], atol=1e-5)
+
+
+def test_components_share_the_scale_of_the_widest(rng):
+    values = (rng.normal(size=(400, 4)) * [4, 1, 0.1, 9] + 2).astype(np.float32)
+    spread = values.std(0)
+    expected = (values - values.mean(0)) / [spread[0]] * [1, 1, 1, spread[0] / spread[3]]
+    np.testing.assert_allclose(Moments.of(values, 3)(torch.from_numpy(values)), expected, rtol=1e-3, atol=1e-4)
+    standardise = Standardise(4)
+    standardise.fit(torch.from_numpy(values), 3)
+    np.testing.assert_allclose(standardise(torch.from_numpy(values)), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_moments_of_patches_are_those_of_each_grids_mean(rng, monkeypatch):

@@ -39,9 +39,13 @@ class OneScale(SIGMMA):
         own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**switches, **own})
 
-    def train(self, *args: Any, **kwargs: Any) -> None:
-        """As :meth:`sigmma_sc.SIGMMA.train`, with the published values where none are given."""
-        super().train(*args, **{**self.published, **kwargs})
+    def train(self, max_epochs: int = 240, **kwargs: Any) -> None:
+        """As :meth:`sigmma_sc.SIGMMA.train`, with the published values where none are given.
+
+        The weights of the lowest validation loss are kept, as by BLEEP's authors, of more epochs than SIGMMA's.
+        """
+        early = {"early_stopping": True, "early_stopping_patience": 40}
+        super().train(max_epochs, **{**early, **self.published, **kwargs})
 
 
 class OneScaleTowers(TwoTowers):
@@ -68,7 +72,7 @@ class OneScaleTowers(TwoTowers):
         self.n_crops = model.setup.grids[-1] ** 2
         self.image_standardise = Standardise(model.image_encoder.dim, 10.0 if self.backbone is None else np.inf)
 
-    def fit(self, patches: Tensor, cells: Tensor) -> None:
+    def fit(self, patches: Tensor, cells: Tensor, n_components: int = 0) -> None:
         """Standardise the image feature."""
         self.image_standardise.fit(patches[:, -self.n_crops :].float().mean(1))
 

@@ -42,7 +42,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 def demo(
     out: Out = Path("sigmma-demo"),
     n_cells: Annotated[int, typer.Option(help="Cells to simulate.")] = 12_000,
-    epochs: Epochs = 40,
+    epochs: Epochs = 100,
     seed: Annotated[int, typer.Option(help="Of tissue and training.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -100,7 +100,7 @@ def train(
     encoder: Encoder = "stain-stats",
     weights: Weights = None,
     encoder_arg: EncoderArg = [],  # noqa: B006
-    epochs: Epochs = 60,
+    epochs: Epochs = 100,
     split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
     switches: Switches = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,

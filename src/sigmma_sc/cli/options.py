@@ -34,7 +34,7 @@ Switches = Annotated[
         "--set", help="NAME=VALUE for a switch of the method, e.g. edges=none or loss_weights=0,0,1 (sg.Config)."
     ),
 ]
-Epochs = Annotated[int, typer.Option(help="Most epochs; training ends earlier when the validation loss stops falling.")]
+Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
 Cache = Annotated[
     Path | None, typer.Option("--cache", help="Folder that keeps patch features from one run to the next.")

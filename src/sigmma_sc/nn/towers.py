@@ -166,10 +166,16 @@ class Towers(TwoTowers):
             log = log.clamp(math.log(COLDEST), math.log(WARMEST))
         return dict(zip(self.scales, log.exp(), strict=True))
 
-    def fit(self, patches: Tensor, cells: Tensor) -> None:
-        """Standardise by patch features ``(n, n_patches, d)`` and node features, or gene vectors, of the training tiles."""
+    def fit(self, patches: Tensor, cells: Tensor, n_components: int = 0) -> None:
+        """Standardise by patch features ``(n, n_patches, d)`` and node features, or gene vectors, of the training tiles.
+
+        The leading ``n_components`` node features are components of one PCA.
+        """
         self.image_tower.fit(patches)
-        (self.gene_tower.standardise if hasattr(self, "gene_tower") else self.node_standardise).fit(cells)
+        if hasattr(self, "gene_tower"):
+            self.gene_tower.standardise.fit(cells)
+        else:
+            self.node_standardise.fit(cells, n_components)
 
     def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Image embedding of each scale, ``(n_tiles, n_latent)``."""

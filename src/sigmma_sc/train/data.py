@@ -148,6 +148,11 @@ class TissueData:
         else:
             self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config.seed, self.config.cell_covariates)
 
+    @property
+    def n_components(self) -> int:
+        """Leading node features that are components of a PCA."""
+        return len(self.nodes.components) if isinstance(self.nodes, CountsPCA) else 0
+
     def tensors(
         self,
         slide: Slide,
@@ -187,7 +192,7 @@ class TissueData:
             values = np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
         out.nodes = torch.from_numpy(values)
         if by_slide:
-            out.nodes = Moments.of(values)(out.nodes)
+            out.nodes = Moments.of(values, self.n_components)(out.nodes)
         out.adjacency = self._graph(slide)
         return out
 

@@ -132,7 +132,7 @@ def _build(model: Any, data: TileDataModule, device: torch.device) -> TwoTowers:
     else:
         of_tiles = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
         cells = [slides[k].nodes[torch.from_numpy(c)] for k, c in of_tiles.items()]
-    towers.fit(torch.cat(patches), torch.cat(cells))
+    towers.fit(torch.cat(patches), torch.cat(cells), model.data.n_components)
     return towers
 
 

@@ -26,9 +26,13 @@ class Moments:
     spread: NDArray[np.float32]
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> Moments:
-        """Of features ``(n, d)``; a constant one keeps its scale."""
-        return cls._of_sums(len(values), values.sum(0, dtype=np.float64), (values.astype(np.float64) ** 2).sum(0))
+    def of(cls, values: NDArray[np.float32], n_components: int = 0) -> Moments:
+        """Of features ``(n, d)``; a constant one keeps its scale, and the leading components of a PCA share the widest's."""
+        values = values.astype(np.float64)
+        moments = cls._of_sums(len(values), values.sum(0), (values**2).sum(0))
+        if n_components:
+            moments.spread[:n_components] = moments.spread[:n_components].max()
+        return moments
 
     @classmethod
     def of_patches(cls, features: torch.Tensor, index: NDArray[np.int64], sizes: list[int]) -> Moments:
