@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
 from sigmma_sc import SIGMMA, Config
 from sigmma_sc._checks import SetupError
@@ -19,6 +20,8 @@ def test_moments_of_features(rng):
     moments = Moments.of(values)
     np.testing.assert_allclose(moments.mean, values.mean(0), rtol=1e-5)
     np.testing.assert_allclose(moments.spread, [*values[:, :2].std(0), 1, values[:, 3].std()], rtol=1e-5)
+    sparse = Moments.of(csr_matrix(values))
+    np.testing.assert_allclose([sparse.mean, sparse.spread], [moments.mean, moments.spread], rtol=1e-6)
     moved = moments(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(moved.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(moved.std(0), [1, 1, 0, 1], atol=1e-5)

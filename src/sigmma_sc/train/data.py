@@ -182,7 +182,7 @@ class TissueData:
             if by_slide:
                 every, _ = self.covering(slide)
                 own = _chosen(every, every.n_cells >= self.config.min_cells)
-                out.gene_moments = Moments.of(self.nodes.transform(table, slide.rows, own, setup.layer).toarray())
+                out.gene_moments = Moments.of(self.nodes.transform(table, slide.rows, own, setup.layer))
             return out
         if self.nodes is None:
             values = embedding_of(table, slide.rows, setup)

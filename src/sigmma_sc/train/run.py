@@ -35,8 +35,8 @@ RATES = {"frozen": 0.0, "lora": 1e-4, "last_k": 2e-5, "full": 2e-5}
 GPU_CHUNK = 64
 """Crops that pass the encoder at once on a GPU: of a ViT-L in half precision they take some 10 GB in the backward pass."""
 
-FIT_TILES = 256
-"""Tiles on which features are standardised where every feature costs a pass of the encoder."""
+FIT_TILES = {"ready": 4096, "in training": 256}
+"""Tiles of all slides on which features are standardised: those at hand are gathered, the others cost a pass of the encoder."""
 
 
 def fit(
@@ -121,26 +121,27 @@ def _build(model: Any, data: TileDataModule, device: torch.device) -> TwoTowers:
     first = slides[0]
     towers = model._towers(first.nodes.shape[1] if first.genes is None else first.genes.shape[1])
     slide, tile = np.concatenate([tiles for phases in data.train.slides for tiles in phases]).T
-    chosen = {int(k): tile[slide == k] for k in np.unique(slide)}
+    every = {int(k): tile[slide == k] for k in np.unique(slide)}
+    most = -(-FIT_TILES["ready" if towers.backbone is None else "in training"] // len(every))
+    chosen = {k: which[np.linspace(0, len(which) - 1, min(len(which), most)).astype(int)] for k, which in every.items()}
     if towers.backbone is None:
         patches = [slides[k].patch_batch(which) for k, which in chosen.items()]
     else:
         towers.backbone.to(device).eval()
-        patches = [_few_patches(towers.backbone, slides[k], which, device) for k, which in chosen.items()]
+        patches = [_encoded(towers.backbone, slides[k], which, device) for k, which in chosen.items()]
     if first.genes is not None:
         cells = [slides[k].gene_batch(which) for k, which in chosen.items()]
     else:
-        of_tiles = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in chosen.items()}
+        of_tiles = {k: np.unique(slides[k].tiles.take(which).cells) for k, which in every.items()}
         cells = [slides[k].nodes[torch.from_numpy(c)] for k, c in of_tiles.items()]
     towers.fit(torch.cat(patches), torch.cat(cells), model.data.n_components)
     return towers
 
 
 @torch.no_grad()
-def _few_patches(backbone: Backbone, slide: SlideTensors, which: NDArray, device: torch.device) -> torch.Tensor:
-    """Patch features of some training tiles, evenly drawn, before the encoder is trained."""
-    some = which[np.linspace(0, len(which) - 1, min(len(which), FIT_TILES)).astype(int)]
-    tiles = torch.from_numpy(slide.pixels(slide.tiles.origins[some]))
+def _encoded(backbone: Backbone, slide: SlideTensors, which: NDArray, device: torch.device) -> torch.Tensor:
+    """Patch features of some training tiles, before the encoder is trained."""
+    tiles = torch.from_numpy(slide.pixels(slide.tiles.origins[which]))
     return torch.cat([backbone(part.to(device)).cpu() for part in tiles.split(8)])
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import issparse
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
 
 FEW = 1024
 """Tiles whose patch features are summed at once."""
@@ -26,10 +28,11 @@ class Moments:
     spread: NDArray[np.float32]
 
     @classmethod
-    def of(cls, values: NDArray[np.float32], n_components: int = 0) -> Moments:
+    def of(cls, values: NDArray[np.float32] | csr_matrix, n_components: int = 0) -> Moments:
         """Of features ``(n, d)``; a constant one keeps its scale, and the leading components of a PCA share the widest's."""
         values = values.astype(np.float64)
-        moments = cls._of_sums(len(values), values.sum(0), (values**2).sum(0))
+        square = values.multiply(values) if issparse(values) else values**2
+        moments = cls._of_sums(values.shape[0], *(np.asarray(part.sum(axis=0)).ravel() for part in (values, square)))
         if n_components:
             moments.spread[:n_components] = moments.spread[:n_components].max()
         return moments
