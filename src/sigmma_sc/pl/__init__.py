@@ -2,7 +2,10 @@
 
 from sigmma_sc.pl.attention import attention
 from sigmma_sc.pl.benchmark import benchmark
+from sigmma_sc.pl.composition import composition
 from sigmma_sc.pl.niches import niches
 from sigmma_sc.pl.registration import registration
+from sigmma_sc.pl.signature import signature
+from sigmma_sc.pl.training import training
 
-__all__ = ["attention", "benchmark", "niches", "registration"]
+__all__ = ["attention", "benchmark", "composition", "niches", "registration", "signature", "training"]

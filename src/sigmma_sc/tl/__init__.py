@@ -1,5 +1,7 @@
-"""After training: niches."""
+"""After training: niches, their genes, and labels from slide to slide."""
 
 from sigmma_sc.tl.niches import niches
+from sigmma_sc.tl.rank_niche_genes import rank_niche_genes
+from sigmma_sc.tl.transfer_labels import transfer_labels
 
-__all__ = ["niches"]
+__all__ = ["niches", "rank_niche_genes", "transfer_labels"]

@@ -1,0 +1,76 @@
+"""What niches are made of (paper, Fig. 4b)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from sigmma_sc import _keys
+from sigmma_sc._checks import require_key
+from sigmma_sc.pl._finish import finish
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def composition(
+    adata: AnnData,
+    groupby: str,
+    scales: Sequence[str] = _keys.SCALES,
+    key: str = "sigmma_niche",
+    *,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Share of each cell type in each niche, one heatmap a scale; rows add up to one.
+
+    Cells without a niche or a type are left out.
+
+    Parameters
+    ----------
+    adata
+        Table with the labels of :func:`sigmma_sc.tl.niches`.
+    groupby
+        Column of ``obs`` with cell types or other labels.
+    scales
+        Scales to show.
+    key
+        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+    show
+        Show the figure; by default when it is not saved.
+    save
+        File to write.
+
+    Returns
+    -------
+    One Axes a scale.
+    """
+    import matplotlib.pyplot as plt
+
+    require_key(groupby, adata.obs, "column", "It names the cells' types.")
+    for scale in scales:
+        require_key(f"{key}_{scale}", adata.obs, "column", "Call sg.tl.niches(adata) first.")
+    counts = [pd.crosstab(adata.obs[f"{key}_{scale}"], adata.obs[groupby]) for scale in scales]
+    n_types = max(table.shape[1] for table in counts)
+    rows = max(len(table) for table in counts)
+    size = ((1.6 + 0.34 * n_types) * len(scales) + 0.8, 2.0 + 0.3 * rows)
+    figure, axes = plt.subplots(1, len(scales), figsize=size, squeeze=False, layout="constrained")
+    image = None
+    for ax, scale, table in zip(axes[0], scales, counts, strict=True):
+        share = table.div(table.sum(axis=1), axis=0)
+        image = ax.imshow(share, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        ax.set_xticks(range(table.shape[1]), table.columns, rotation=60, ha="right", rotation_mode="anchor")
+        names = [f"{name} ({n:,})" for name, n in table.sum(axis=1).items()]
+        ax.set_yticks(range(len(table)), names)
+        ax.set_title(scale, fontsize=11)
+        ax.tick_params(length=0, labelsize=8)
+        ax.spines[:].set_visible(False)
+    axes[0, 0].set_ylabel("niche (cells)")
+    figure.colorbar(image, ax=axes[0, -1], label="share of the niche's cells", shrink=0.8)
+    finish(figure, show, save)
+    return list(axes[0])

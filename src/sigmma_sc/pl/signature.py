@@ -1,0 +1,113 @@
+"""Genes of a niche: their distribution over niches, and where they are (paper, Fig. 4c)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc._checks import SetupError, require_key
+from sigmma_sc.pl._finish import finish
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+
+
+def signature(
+    adata: AnnData,
+    genes: Sequence[str],
+    scale: str = "meso",
+    key: str = "sigmma_niche",
+    layer: str | None = None,
+    basis: str = "spatial",
+    *,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> list[list[Axes]]:
+    """Violins of genes over niches with each niche's mean, and the genes on the tissue.
+
+    Values are drawn as they are, as by scanpy: log-normalise counts first (``sc.pp.normalize_total``, ``sc.pp.log1p``).
+
+    Parameters
+    ----------
+    adata
+        Table with the labels of :func:`sigmma_sc.tl.niches`; a single slide.
+    genes
+        Genes to show, e.g. ``["CXCL2", "CXCL6"]``.
+    scale
+        Scale of the niches.
+    key
+        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+    layer
+        Layer of the values; ``None`` for ``X``.
+    basis
+        ``obsm`` key of the positions, y pointing down.
+    show
+        Show the figure; by default when it is not saved.
+    save
+        File to write.
+
+    Returns
+    -------
+    A violin and a map for each gene.
+
+    Raises
+    ------
+    SetupError
+        A gene is not in the table.
+    """
+    import matplotlib.pyplot as plt
+    import scanpy as sc
+
+    genes = [genes] if isinstance(genes, str) else list(genes)
+    column = f"{key}_{scale}"
+    require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
+    require_key(basis, adata.obsm, "basis")
+    if missing := [gene for gene in genes if gene not in adata.var_names]:
+        raise SetupError(f"{', '.join(missing)} not among the {adata.n_vars:,} genes of the table.")
+    values = sc.get.obs_df(adata, [*genes, column], layer=layer).dropna(subset=column)
+    niches = values[column].cat.remove_unused_categories()
+    xy = np.asarray(adata.obsm[basis])[:, :2]
+    width, height = np.ptp(xy, axis=0)
+    # A wide section stands below its violin, a tall one beside it.
+    wide = width > 1.5 * height
+    violin = 1.5 + 0.42 * niches.cat.categories.size
+    drawn = max(violin, 9.0) if wide else 4.6
+    size = (drawn, (2.4 + drawn * height / width) * len(genes)) if wide else (violin + drawn, 4.2 * len(genes))
+    shape = (2 * len(genes), 1) if wide else (len(genes), 2)
+    ratios = (
+        {"height_ratios": [2.4, drawn * height / width] * len(genes)} if wide else {"width_ratios": [violin, drawn]}
+    )
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
+    pairs = axes.reshape(len(genes), 2)
+    points = 72 * drawn * min(1.0, width / height)
+    area = (1.1 * points * np.sqrt(height / width / len(xy))) ** 2
+    for (left, right), gene in zip(pairs, genes, strict=True):
+        _violins(left, [values[gene][niches == name].to_numpy() for name in niches.cat.categories])
+        left.set_xticks(range(niches.cat.categories.size), niches.cat.categories)
+        left.set(xlabel=f"{scale} niche", ylabel=gene)
+        level = sc.get.obs_df(adata, [gene], layer=layer)[gene].to_numpy()
+        order = np.argsort(level, kind="stable")  # what expresses the gene on top
+        top = max(np.quantile(level[level > 0], 0.99), 1e-9) if (level > 0).any() else 1.0
+        dots = right.scatter(
+            *xy[order].T, c=level[order], s=area, cmap="viridis", vmin=0, vmax=top, linewidths=0, rasterized=True
+        )
+        right.set(aspect="equal", xticks=[], yticks=[])
+        right.invert_yaxis()
+        right.spines[:].set_visible(False)
+        figure.colorbar(dots, ax=right, label=gene, shrink=0.7)
+    finish(figure, show, save)
+    return pairs.tolist()
+
+
+def _violins(ax: Axes, values: list[np.ndarray]) -> None:
+    for place, one in enumerate(values):
+        if np.ptp(one) > 0:  # a constant has no density
+            body = ax.violinplot(one, [place], widths=0.8, showextrema=False)["bodies"][0]
+            body.set(facecolor="#0072B2", alpha=0.5)
+        ax.plot(place, one.mean(), "o", color="#222222", ms=4)
+    ax.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,66 @@
+"""Genes that tell niches apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc._checks import require_key
+from sigmma_sc.train.nodes import counts_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def rank_niche_genes(
+    adata: AnnData,
+    scale: str = "meso",
+    key: str = "sigmma_niche",
+    layer: str | None = None,
+    method: str = "wilcoxon",
+    key_added: str | None = None,
+) -> None:
+    """Rank the genes of each niche against all others by :func:`scanpy.tl.rank_genes_groups`, on log-normalised counts.
+
+    Cells are not independent and niches were found on these very cells: p-values rank genes, they test nothing.
+
+    Parameters
+    ----------
+    adata
+        Table with the labels of :func:`sigmma_sc.tl.niches`. Its values are not changed.
+    scale
+        Scale of the niches.
+    key
+        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+    layer
+        Layer of raw counts; ``None`` for ``X``.
+    method
+        As scanpy's.
+    key_added
+        Writes ``uns[key_added]``, by default ``f"rank_niche_genes_{scale}"``, which
+        :func:`scanpy.get.rank_genes_groups_df` and scanpy's plots read by ``key=…``.
+
+    Raises
+    ------
+    SetupError
+        The values are no counts: negative, or not whole.
+    """
+    import scanpy as sc
+    from anndata import AnnData
+    from scipy.sparse import vstack
+
+    column = f"{key}_{scale}"
+    require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
+    rows = np.flatnonzero(adata.obs[column].notna())
+    counts = vstack([part for _, part in counts_of(adata, rows, layer)], format="csr")
+    niches = adata.obs[column].iloc[rows].astype("category").cat.remove_unused_categories()
+    # A niche of one cell has no spread.
+    sizes = niches.value_counts()
+    groups = [str(name) for name in niches.cat.categories if sizes[name] > 1]
+    cells = AnnData(counts, obs=niches.to_frame(), var=adata.var[[]])
+    sc.pp.normalize_total(cells)
+    sc.pp.log1p(cells)
+    name = f"rank_niche_genes_{scale}" if key_added is None else key_added
+    sc.tl.rank_genes_groups(cells, column, groups=groups, method=method, key_added=name)
+    adata.uns[name] = cells.uns[name]

@@ -1,0 +1,71 @@
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+import sigmma_sc as sg
+from sigmma_sc._checks import MissingKeyError, SetupError
+
+mpl.use("agg")
+
+
+@pytest.fixture
+def adata(rng):
+    n = 40
+    adata = AnnData(rng.poisson(1.0, (n, 3)).astype(np.float32), obs=pd.DataFrame(index=[f"c{k}" for k in range(n)]))
+    adata.var_names = ["CXCL2", "CXCL6", "flat"]
+    adata.X[:, 2] = 2
+    adata.obsm["spatial"] = rng.uniform(0, 100, (n, 2))
+    adata.obs["cell_type"] = ["T cell", "tumor"] * (n // 2)
+    adata.obs["sigmma_niche_meso"] = pd.Categorical(["0"] * 10 + ["1"] * 29 + [None])
+    return adata
+
+
+def test_composition_shows_shares_of_each_niche(adata, tmp_path):
+    (ax,) = sg.pl.composition(adata, "cell_type", scales=["meso"], save=tmp_path / "f.png", show=False)
+    share = np.asarray(ax.images[0].get_array())
+    np.testing.assert_allclose(share, [[0.5, 0.5], [15 / 29, 14 / 29]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0 (10)", "1 (29)"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["T cell", "tumor"]
+    assert (tmp_path / "f.png").stat().st_size > 3000
+    with pytest.raises(MissingKeyError, match=r"sg\.tl\.niches"):
+        sg.pl.composition(adata, "cell_type", show=False)
+
+
+@pytest.mark.parametrize("height", [100, 20])
+def test_signature_shows_means_over_niches_and_values_on_the_tissue(adata, tmp_path, height):
+    adata.obsm["spatial"][:, 1] *= height / 100
+    pairs = sg.pl.signature(adata, ["CXCL2", "flat"], save=tmp_path / "f.png", show=False)
+    for (violins, tissue), gene in zip(pairs, ["CXCL2", "flat"], strict=True):
+        values = adata[:, gene].X.ravel()
+        means = [line.get_ydata()[0] for line in violins.lines if line.get_marker() == "o"]
+        np.testing.assert_allclose(means, [values[:10].mean(), values[10:39].mean()], rtol=1e-6)
+        drawn = tissue.collections[0]
+        order = np.argsort(values, kind="stable")
+        np.testing.assert_array_equal(drawn.get_array(), values[order])
+        np.testing.assert_allclose(drawn.get_offsets(), adata.obsm["spatial"][order])
+    assert len(pairs[1][0].collections) == 0  # what is constant has no density
+    with pytest.raises(SetupError, match="INS not among the 3 genes"):
+        sg.pl.signature(adata, "INS")
+
+
+def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):
+    def series(*values):
+        return pd.DataFrame({"x": values})
+
+    history = {
+        "train_loss_epoch": series(6, 4), "train_loss_micro": series(4, 3), "train_loss_macro": series(2, 1),
+        "train_ln_batch": series(4.5, 4.5), "validation_loss": series(5, 5), "validation_loss_micro": series(3, 3),
+        "validation_loss_macro": series(2, 2), "validation_ln_batch": series(3.9, 3.9),
+    }  # fmt: skip
+    axes = sg.pl.training(history, save=tmp_path / "f.png", show=False)
+    assert [ax.get_title() for ax in axes] == ["micro", "macro"]
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in axes[1].lines}
+    assert drawn == {
+        "training": [2, 1], "ln(batch), training": [4.5, 4.5], "validation": [2, 2], "ln(batch), validation": [3.9, 3.9],
+    }  # fmt: skip
+    without = {name: frame for name, frame in history.items() if not name.startswith("validation")}
+    assert len(sg.pl.training(without, show=False, save=tmp_path / "g.png")[0].lines) == 2
+    with pytest.raises(SetupError, match=r"model\.history"):
+        sg.pl.training({})
