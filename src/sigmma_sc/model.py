@@ -164,7 +164,7 @@ class SIGMMA:
 
     def train(
         self,
-        max_epochs: int = 100,
+        max_epochs: int = 60,
         batch_size: int = 128,
         split: str | Mapping[str, Sequence[str]] = "auto",
         accelerator: str = "auto",

@@ -69,3 +69,48 @@ def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):
     assert len(sg.pl.training(without, show=False, save=tmp_path / "g.png")[0].lines) == 2
     with pytest.raises(SetupError, match=r"model\.history"):
         sg.pl.training({})
+
+
+class TestRetrieval:
+    def test_hits_are_the_most_similar_tiles_and_partners_are_framed(self, trained, tmp_path):
+        _, model = trained
+        table = model.evaluate_retrieval(split="train").query("scale == 'macro'").set_index("direction")
+        for direction, row in table.iterrows():
+            figure = sg.pl.retrieval(
+                model, int(row.pool), direction, "macro", 4, split="train", show=False, save=tmp_path / "f.png"
+            )
+            axes = np.array(figure.axes).reshape(2 * int(row.pool), 5)
+            framed = [[ax.spines["left"].get_linewidth() > 2 for ax in line] for line in axes[::2]]
+            assert all(line[0] for line in framed)
+            words = [line[0].get_ylabel().split("ranks ")[1].split(" of ") for line in axes[::2]]
+            ranks = np.array([int(rank) for rank, _ in words])
+            assert {int(pool) for _, pool in words} == {row.pool}
+            # The partner stands among the hits where its rank says, and nowhere else.
+            for line, rank in zip(framed, ranks, strict=True):
+                assert line[1:] == [place == rank for place in range(1, 5)]
+            assert np.median(ranks) == row.median_rank
+            assert (np.diff(ranks) >= 0).all()
+
+    def test_cells_and_pixels_are_the_tiles_own(self, trained, tmp_path):
+        sdata, model = trained
+        tiles = model.get_tile_representation()
+        name = tiles.obs_names[(tiles.obs.split == "train").to_numpy()][3]
+        figure = sg.pl.retrieval(model, [name], groupby="cell_type", split="train", show=False, save=tmp_path / "f.png")
+        image, cells = figure.axes[0], figure.axes[len(figure.axes) // 2]
+        assert image.get_ylabel().startswith(f"{name}\n")
+        assert len(cells.collections[0].get_offsets()) == tiles.obs.n_cells[name]
+        slide = model._slides[0]
+        x, y = tiles.obs.loc[name, ["x", "y"]].astype(float)
+        side = int(128 / slide.microns_per_pixel)
+        full = sdata["he_image"]["scale0"].image if hasattr(sdata["he_image"], "keys") else sdata["he_image"]
+        own = full.values[:, int(y) : int(y) + side, int(x) : int(x) + side].mean((1, 2))
+        np.testing.assert_allclose(image.images[0].get_array().mean((0, 1)), own, atol=2)
+
+    def test_refusals(self, trained):
+        _, model = trained
+        with pytest.raises(SetupError, match="'t1' among them|t1 among them"):
+            sg.pl.retrieval(model, ["t1"], split="train")
+        with pytest.raises(MissingKeyError, match="celltype"):
+            sg.pl.retrieval(model, 1, groupby="celltype", split="train")
+        with pytest.raises(SetupError, match="direction="):
+            sg.pl.retrieval(model, 1, "image→image")

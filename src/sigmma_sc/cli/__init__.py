@@ -100,7 +100,7 @@ def train(
     encoder: Encoder = "stain-stats",
     weights: Weights = None,
     encoder_arg: EncoderArg = [],  # noqa: B006
-    epochs: Epochs = 100,
+    epochs: Epochs = 60,
     split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
     switches: Switches = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,

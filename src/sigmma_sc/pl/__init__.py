@@ -5,7 +5,8 @@ from sigmma_sc.pl.benchmark import benchmark
 from sigmma_sc.pl.composition import composition
 from sigmma_sc.pl.niches import niches
 from sigmma_sc.pl.registration import registration
+from sigmma_sc.pl.retrieval import retrieval
 from sigmma_sc.pl.signature import signature
 from sigmma_sc.pl.training import training
 
-__all__ = ["attention", "benchmark", "composition", "niches", "registration", "signature", "training"]
+__all__ = ["attention", "benchmark", "composition", "niches", "registration", "retrieval", "signature", "training"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
 
@@ -86,25 +87,32 @@ def niches(
     return list(axes.flat[: len(columns)])
 
 
-def _map(ax: Axes, xy: np.ndarray, labels, size: float) -> None:
-    from matplotlib.lines import Line2D
+def colours_of(labels: pd.Series) -> dict[str, str]:
+    """Colour of each category, colour-blind-safe up to ten, scanpy's beyond."""
     from scanpy.plotting import palettes
 
-    names = labels.cat.categories
+    names = list(map(str, labels.cat.categories))
     choices = (PALETTE, palettes.default_20, palettes.default_28, palettes.default_102)
     colours = next((c for c in choices if len(names) <= len(c)), palettes.default_102)
+    return {name: colours[k % len(colours)] for k, name in enumerate(names)}
+
+
+def _map(ax: Axes, xy: np.ndarray, labels: pd.Series, size: float) -> None:
+    from matplotlib.lines import Line2D
+
+    names = colours_of(labels)
     codes = labels.cat.codes.to_numpy()
     missing = codes < 0
     ax.scatter(*xy[missing].T, s=size, c="#DDDDDD", linewidths=0, rasterized=True)
     ax.scatter(
-        *xy[~missing].T, s=size, c=np.array(colours)[codes[~missing] % len(colours)], linewidths=0, rasterized=True
+        *xy[~missing].T, s=size, c=np.array(list(names.values()))[codes[~missing]], linewidths=0, rasterized=True
     )
     ax.set(aspect="equal", xticks=[], yticks=[])
     ax.invert_yaxis()
     ax.spines[:].set_visible(False)
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colours[k % len(colours)], label=name, markersize=6)
-        for k, name in enumerate(names)
+        Line2D([], [], marker="o", linestyle="", color=colour, label=name, markersize=6)
+        for name, colour in names.items()
     ]
     ax.legend(
         handles=handles,
