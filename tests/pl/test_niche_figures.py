@@ -114,3 +114,49 @@ class TestRetrieval:
             sg.pl.retrieval(model, 1, groupby="celltype", split="train")
         with pytest.raises(SetupError, match="direction="):
             sg.pl.retrieval(model, 1, "image→image")
+
+
+class TestEdges:
+    def test_lines_are_the_pairs_that_the_model_links(self, trained, tmp_path):
+        _, model = trained
+        tiles = model.get_tile_representation()
+        name = tiles.obs.n_cells.idxmax()
+        axes = sg.pl.edges(model, name, "cell_type", threshold=0.6, show=False, save=tmp_path / "f.png")
+        slide, tile = model.data.tile(model._slides, name)
+        xy = (slide.xy[tile.cells] - tile.origins[0]) * slide.microns_per_pixel
+        side = tile.side * slide.microns_per_pixel
+        block = {
+            scale: np.floor(xy / side * b).astype(int)
+            for scale, b in zip(("micro", "meso", "macro"), (4, 2, 1), strict=True)
+        }
+        near = {tuple(map(tuple, pair)) for pair in np.round(axes[0].collections[0].get_segments(), 3)}
+        graph = np.zeros((len(xy), len(xy)), bool)
+        place = {tuple(at): k for k, at in enumerate(np.round(xy, 3))}
+        for a, b in near:
+            graph[place[a], place[b]] = graph[place[b], place[a]] = True
+        assert near
+        for ax, (scale, blocks) in zip(axes, block.items(), strict=True):
+            together = (blocks[:, None] == blocks).all(axis=2) & ~np.eye(len(xy), dtype=bool)
+            assert not (graph & ~together).any() or scale == "micro"
+            # Spatial edges stand in every panel, added ones join cells of one block that had no edge.
+            assert len(ax.collections[0].get_segments()) == len(near)
+            for a, b in np.round(ax.collections[1].get_segments(), 3):
+                u, v = place[tuple(a)], place[tuple(b)]
+                assert together[u, v]
+                assert not graph[u, v]
+            drawn, of = ax.get_title().removeprefix(f"{scale}: ").removesuffix(" pairs").replace(",", "").split(" of ")
+            assert len(ax.collections[1].get_segments()) == int(drawn) <= int(of)
+            expected = 0 if scale == "micro" else (np.triu(together) & ~graph).sum()
+            assert int(of) == expected
+            if int(drawn):
+                assert ax.collections[1].get_array().min() >= 0.6
+
+    def test_refusals(self, trained):
+        _, model = trained
+        with pytest.raises(MissingKeyError, match="cell_circles_99999"):
+            sg.pl.edges(model, "cell_circles_99999")
+        with pytest.raises(SetupError, match="threshold=2"):
+            sg.pl.edges(model, "cell_circles_0", threshold=2)
+        tiles = model.get_tile_representation().obs
+        with pytest.raises(SetupError, match="holds [01] cells"):
+            sg.pl.edges(model, tiles.index[(tiles.n_cells < 2).to_numpy()][0])

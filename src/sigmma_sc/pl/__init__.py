@@ -3,10 +3,21 @@
 from sigmma_sc.pl.attention import attention
 from sigmma_sc.pl.benchmark import benchmark
 from sigmma_sc.pl.composition import composition
+from sigmma_sc.pl.edges import edges
 from sigmma_sc.pl.niches import niches
 from sigmma_sc.pl.registration import registration
 from sigmma_sc.pl.retrieval import retrieval
 from sigmma_sc.pl.signature import signature
 from sigmma_sc.pl.training import training
 
-__all__ = ["attention", "benchmark", "composition", "niches", "registration", "retrieval", "signature", "training"]
+__all__ = [
+    "attention",
+    "benchmark",
+    "composition",
+    "edges",
+    "niches",
+    "registration",
+    "retrieval",
+    "signature",
+    "training",
+]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sigmma_sc._checks import MissingKeyError, SetupError
+from sigmma_sc._checks import SetupError
 from sigmma_sc.nn.attention import cls_attention
 from sigmma_sc.tissue.pixels import read_crops
 from sigmma_sc.train.features import CPU_BATCH
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from xarray import Dataset
-
-    from sigmma_sc.tissue.frame import Slide
 
 
 def tile_attention(model: Any, tiles: Sequence[str], tissue: Any, when: str) -> Dataset:
@@ -31,9 +29,9 @@ def tile_attention(model: Any, tiles: Sequence[str], tissue: Any, when: str) -> 
     # The model trains a copy: its own encoder is as it came.
     tuned = when == "after" and model.module.backbone is not None
     encoder = model.module.backbone.encoder if tuned else model.image_encoder
-    slides = {slide.name: slide for slide in model.data.slides(tissue)}
-    found = [_find(model, slides, name) for name in names]
-    crops = np.array([crop for _, crop in found])
+    slides = model.data.slides(tissue)
+    found = [model.data.tile(slides, name) for name in names]
+    crops = np.array([(*tile.origins[0], tile.side) for _, tile in found])
     pixels = np.empty((len(names), encoder.input_size, encoder.input_size, 3), np.uint8)
     for slide in {slide.name: slide for slide, _ in found}.values():
         here = np.flatnonzero([one.name == slide.name for one, _ in found])
@@ -62,16 +60,3 @@ def tile_attention(model: Any, tiles: Sequence[str], tissue: Any, when: str) -> 
 
 def _maps(encoder: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return cls_attention(encoder, torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()
-
-
-def _find(model: Any, slides: dict[str, Slide], name: str) -> tuple[Slide, tuple[float, float, float]]:
-    """Slide and square (x, y, side) in px of a tile named as in ``sigmma_tiles``."""
-    slide, _, number = name.rpartition("_")
-    if slide in slides and number.isdecimal():
-        tiles, _ = model.data.covering(slides[slide])
-        if int(number) < len(tiles):
-            return slides[slide], (*tiles.origins[int(number)], tiles.side)
-    raise MissingKeyError(
-        f"Tile {name!r} does not exist. Tiles are named by slide and number, from {next(iter(slides))}_0 on, as the rows of "
-        f"get_tile_representation() are; slides: {', '.join(slides)}."
-    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sigmma_sc._checks import MissingKeyError
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
@@ -65,6 +66,24 @@ class TissueData:
     def covering(self, slide: Slide) -> tuple[Tiles, NDArray[np.int64]]:
         """Tiles that cover a slide, and each cell's own."""
         return covering_tiles(slide.xy, slide.width, slide.height, self.side(slide))
+
+    def tile(self, slides: Sequence[Slide], name: str) -> tuple[Slide, Tiles]:
+        """Slide and tile of a name as in ``sigmma_tiles``, one of those that cover the slides.
+
+        Raises
+        ------
+        MissingKeyError
+            There is no such tile.
+        """
+        of, _, number = name.rpartition("_")
+        for slide in slides:
+            tiles, _ = self.covering(slide)
+            if slide.name == of and number.isdecimal() and int(number) < len(tiles):
+                return slide, tiles.take(np.array([int(number)]))
+        raise MissingKeyError(
+            f"Tile {name!r} does not exist. Tiles are named by slide and number, from {slides[0].name}_0 on, as the rows of "
+            f"get_tile_representation() are; slides: {', '.join(slide.name for slide in slides)}."
+        )
 
     def side(self, slide: Slide) -> float:
         """Side of a tile in px of the slide."""

@@ -84,6 +84,19 @@ class Embedder:
         with self._evaluating():
             return self._slide(slide, tiles, None, images=True, cells=True, stride=None)
 
+    @torch.no_grad()
+    def edges(
+        self, slide: Slide, tiles: Tiles
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+        """Edges of each scale among the cells of some tiles: speaker and listener, as positions in ``tiles.cells``, and weight."""
+        with self._evaluating():
+            tensors = self.data.tensors(slide, tiles, self.device, images=False)
+            part = part_of(tensors, np.arange(len(tiles)), self.data.setup.grids, images=False)
+            part = move_data_to_device(part, self.device)
+            x = self.module.node_standardise(part["x"])
+            found = self.module.graph_tower.weights(x, part["layout"])
+        return [tuple(column.cpu().numpy() for column in scale) for scale in found]
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode; draws of Monte-Carlo evaluation come from the model's seed, and the user's random state stays as it was."""

@@ -1,0 +1,114 @@
+"""The cell graph of one tile at every scale: who listens to whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigmma_sc._checks import SetupError, require_key
+from sigmma_sc.pl._finish import finish
+from sigmma_sc.pl.niches import colours_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+GREY = "#AAAAAA"
+
+
+def edges(
+    model: Any,
+    tile: str,
+    groupby: str | None = None,
+    threshold: float = 0.5,
+    sdata: Any = None,
+    *,
+    show: bool | None = None,
+    save: str | Path | None = None,
+) -> list[Axes]:
+    """Draw the cell graph of a tile, one panel a scale.
+
+    Spatial edges are grey. Pairs that the model links at a scale are coloured by their probability, or are all alike with
+    ``edges="full"``; pairs below ``threshold`` are left out, and so each title tells how many there are of how many.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`sigmma_sc.SIGMMA` with a cell graph.
+    tile
+        Name of a tile, as in ``obs_names`` of :meth:`sigmma_sc.SIGMMA.get_tile_representation`.
+    groupby
+        Column of ``obs`` that colours the cells; all are alike without it.
+    threshold
+        Least probability of a pair to be drawn, of the mean of both directions.
+    sdata
+        Another object with the same setup; ``None`` for the one trained on.
+    show
+        Show the figure; by default when it is not saved.
+    save
+        File to write.
+
+    Returns
+    -------
+    One Axes a scale.
+
+    Raises
+    ------
+    SetupError
+        The model has no cell graph, or the tile no two cells.
+    MissingKeyError
+        There is no such tile.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.collections import LineCollection
+
+    from sigmma_sc.train.embed import Embedder
+
+    if not model._trained().embedded:
+        raise SetupError("A model with cells='genes' has no cell graph.")
+    if not 0 <= threshold <= 1:
+        raise SetupError(f"threshold={threshold!r} must lie in [0, 1].")
+    slide, one = model.data.tile(model.data.slides(model._resolve(sdata, cells=True)), tile)
+    if one.n_cells[0] < 2:
+        raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells; choose one with two or more.")
+    xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
+    side = one.side * slide.microns_per_pixel
+    graphs = Embedder(model.data, model.module).edges(slide, one)
+    near = _pairs(*graphs[0], len(xy)) > 0
+    colours = GREY if groupby is None else _colours(slide, model.setup.table_key, groupby, one.cells)
+    size = (3.6 * len(graphs) + 0.8, 4.0)
+    figure, axes = plt.subplots(1, len(graphs), figsize=size, squeeze=False, layout="constrained")
+    for ax, scale, graph in zip(axes[0], model.setup.scales, graphs, strict=True):
+        weight = np.where(near, 0, _pairs(*graph, len(xy)))
+        linked = np.argwhere(np.triu(weight >= max(threshold, 1e-12)))
+        ax.add_collection(LineCollection(xy[np.argwhere(np.triu(near))], colors=GREY, linewidths=1.2, zorder=2))
+        strength = weight[tuple(linked.T)]
+        order = np.argsort(strength, kind="stable")  # the surest on top
+        lines = LineCollection(xy[linked[order]], cmap="plasma_r", linewidths=0.4, zorder=1)
+        lines.set_array(strength[order])
+        lines.set_clim(threshold, 1)
+        ax.add_collection(lines)
+        ax.scatter(*xy.T, s=16, c="#333333" if groupby is None else colours, linewidths=0, zorder=3)
+        ax.set_title(f"{scale}: {len(linked):,} of {(weight > 0).sum() // 2:,} pairs", fontsize=10)
+        ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")
+    axes[0, 0].set_xlabel(f"{side:.0f} µm", fontsize=9)
+    figure.colorbar(lines, ax=axes[0, -1], label="probability of a link", shrink=0.8)
+    finish(figure, show, save)
+    return list(axes[0])
+
+
+def _pairs(source: np.ndarray, target: np.ndarray, weight: np.ndarray, n: int) -> np.ndarray:
+    """Mean weight of both directions of each pair, ``(n, n)``."""
+    out = np.zeros((n, n))
+    np.add.at(out, (source, target), weight / 2)
+    return out + out.T
+
+
+def _colours(slide: Any, table_key: str, groupby: str, cells: np.ndarray) -> list[str]:
+    obs = slide.sdata.tables[table_key].obs
+    require_key(groupby, obs, "column")
+    labels = obs[groupby].iloc[slide.rows].astype("category")
+    table = colours_of(labels)
+    return [table.get(str(name), "#DDDDDD") for name in labels.iloc[cells]]
