@@ -20,7 +20,13 @@ from sigmma_sc.metrics import niche_agreement
 
 TRUTHS = ("niche", "compartment")
 RESOLUTIONS = np.round(np.geomspace(0.02, 2, 16), 3)
-NEIGHBOURS = (10, 30, 100)
+NEIGHBOURS = (5, 10, 20, 30, 100)
+VARIANTS = {
+    "SIGMMA": {},
+    "SIGMMA, no added edges": {"edges": "none"},
+    "SIGMMA, meso loss alone": {"loss_weights": (0, 1, 0)},
+    "SIGMMA, macro loss alone": {"loss_weights": (0, 0, 1)},
+}
 
 
 def cluster(matrix: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
@@ -58,23 +64,19 @@ def embeddings(n_cells: int, seed: int, epochs: int) -> tuple[dict[str, np.ndarr
     out = {"PCA": components(table, seed)}
     for n in NEIGHBOURS:
         out[f"PCA, mean of {n} neighbours"] = averaged(out["PCA"], table.obsm["spatial"], n)
-    for name, switches in {
-        "SIGMMA": {},
-        "SIGMMA, no added edges": {"edges": "none"},
-        "SIGMMA, macro loss alone": {"loss_weights": (0, 0, 1)},
-    }.items():
+    for name, switches in VARIANTS.items():
         model = SIGMMA(sdata, seed=seed, **switches)
         model.train(max_epochs=epochs, split="none", enable_progress_bar=False)
-        for scale in model.setup.scales if name != "SIGMMA, macro loss alone" else ("macro",):
+        for scale in model.module.embedded:
             out[f"{name}, {scale}"] = model.get_latent_representation(scale=scale)
     return out, table.obs
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=int, default=10_000)
+    parser.add_argument("--cells", type=int, default=8_000)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=60)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = []
