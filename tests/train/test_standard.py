@@ -27,10 +27,10 @@ def test_moments_of_features(rng):
     np.testing.assert_allclose(moved.std(0), [1, 1, 0, 1], atol=1e-5)
 
 
-def test_components_share_the_scale_of_the_widest(rng):
+def test_components_are_scaled_halfway_to_the_widest(rng):
     values = (rng.normal(size=(400, 4)) * [4, 1, 0.1, 9] + 2).astype(np.float32)
     spread = values.std(0)
-    expected = (values - values.mean(0)) / [spread[0]] * [1, 1, 1, spread[0] / spread[3]]
+    expected = (values - values.mean(0)) / np.sqrt(spread * [spread[0], spread[0], spread[0], spread[3]])
     np.testing.assert_allclose(Moments.of(values, 3)(torch.from_numpy(values)), expected, rtol=1e-3, atol=1e-4)
     standardise = Standardise(4)
     standardise.fit(torch.from_numpy(values), 3)

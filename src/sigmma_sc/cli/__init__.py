@@ -42,7 +42,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 def demo(
     out: Out = Path("sigmma-demo"),
     n_cells: Annotated[int, typer.Option(help="Cells to simulate.")] = 12_000,
-    epochs: Epochs = 100,
+    epochs: Epochs = 60,
     seed: Annotated[int, typer.Option(help="Of tissue and training.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:

@@ -27,14 +27,14 @@ class Standardise(nn.Module):
     def fit(self, features: Tensor, n_components: int = 0) -> None:
         """Take mean and standard deviation from ``(n, d)``; a constant feature keeps scale 1.
 
-        The leading ``n_components`` are components of one PCA and share the scale of the widest: each on its own scale, those of
-        noise would weigh as much as those of signal.
+        The leading ``n_components`` are components of one PCA, and are scaled by the geometric mean of their own deviation and the
+        widest's: each by its own, those of noise would weigh as much as those of signal; all by one, the first alone would count.
         """
         features = features.double()
         self.mean.copy_(features.mean(0))
         spread = features.std(0, correction=0)
         if n_components:
-            spread[:n_components] = spread[:n_components].max()
+            spread[:n_components] = (spread[:n_components] * spread[:n_components].max()).sqrt()
         self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:

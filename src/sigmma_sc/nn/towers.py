@@ -139,6 +139,7 @@ class Towers(TwoTowers):
             self.gene_tower = GeneVectorTower(n_nodes, len(grids), dropout)
         else:
             self.node_standardise = Standardise(n_nodes)
+            self.fits_nodes = config.standardise == "training"  # otherwise they come standardised, slide by slide
             self.graph_tower = CellGraphTower(
                 n_nodes,
                 n_latent,
@@ -174,7 +175,7 @@ class Towers(TwoTowers):
         self.image_tower.fit(patches)
         if hasattr(self, "gene_tower"):
             self.gene_tower.standardise.fit(cells)
-        else:
+        elif self.fits_nodes:
             self.node_standardise.fit(cells, n_components)
 
     def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:

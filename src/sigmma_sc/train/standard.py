@@ -29,12 +29,12 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.float32] | csr_matrix, n_components: int = 0) -> Moments:
-        """Of features ``(n, d)``; a constant one keeps its scale, and the leading components of a PCA share the widest's."""
+        """Of features ``(n, d)``, as :class:`~sigmma_sc.nn.image.Standardise` takes them; a constant one keeps its scale."""
         values = values.astype(np.float64)
         square = values.multiply(values) if issparse(values) else values**2
         moments = cls._of_sums(values.shape[0], *(np.asarray(part.sum(axis=0)).ravel() for part in (values, square)))
         if n_components:
-            moments.spread[:n_components] = moments.spread[:n_components].max()
+            moments.spread[:n_components] = np.sqrt(moments.spread[:n_components] * moments.spread[:n_components].max())
         return moments
 
     @classmethod
