@@ -135,7 +135,7 @@ def measure(path: str, only_setup: bool) -> dict[str, Any]:
     side = setup.tile_size / slide.microns_per_pixel
     where = slide.xy, slide.width, slide.height, side
     covering, _ = stage("covering tiles", covering_tiles, *where)
-    lattice = stage("tiles at every half", lattice_tiles, *where, side / 2)
+    lattice = stage("tiles of training", lattice_tiles, *where, side / setup.grids[0])
     mask = stage("tissue mask", tissue_mask, slide)
     stage("tissue of tiles", mask.share, lattice.origins, side)
     crops = stage("distinct crops", crops_of_tiles, lattice, setup.grids)[0]
@@ -167,7 +167,7 @@ def node_features(counts: Any, rows: Any) -> Any:
     """The default features of every cell."""
     from sigmma_sc.train.nodes import CountsPCA
 
-    return CountsPCA.fit([(counts, rows)], None, seed=0).transform(counts, rows, None)
+    return CountsPCA.fit([(counts, rows)], None, seed=0, totals=True).transform(counts, rows, None)
 
 
 def read_all(slide: Any, crops: Any) -> int:
@@ -236,7 +236,7 @@ def given(stores: list[str]) -> None:
     for store in stores:
         found = child("--measure", store, "--only-setup")
         seconds = {name: s for name, (s, _) in found["stages"].items()}
-        tiling = seconds["covering tiles"] + seconds["tiles at every half"]
+        tiling = seconds["covering tiles"] + seconds["tiles of training"]
         print(
             f"| {Path(store.partition('=')[0]).stem} | {found['n_cells']:,} | {found['n_tiles']:,} | {seconds['setup_spatialdata']:.1f} | {tiling:.1f} | "
             f"{sum(seconds.values()):.1f} | {max(gb for _, gb in found['stages'].values()):.2f} |",

@@ -210,10 +210,10 @@ class SIGMMA:
             Turn, mirror and restain tiles at random; ``None``: where the image encoder is trained.
         chunk_size
             Crops that pass an encoder in training at once: more are faster, fewer need less memory, and neither changes the
-            result. ``None``: 64 on a GPU, 8 elsewhere.
+            result. ``None``: 64 on a GPU, 4 elsewhere.
         early_stopping, early_stopping_patience
             End when the validation loss has not improved for this many epochs, and keep the weights of its lowest; otherwise those
-            of the last epoch are kept.
+            of the last epoch are kept. Without validation tiles there is nothing to stop by, and all epochs are run.
         checkpoint_dir
             Folder in which the state of training is kept after every epoch, ``last.safetensors``. If it is there already,
             training takes up from it, so that the same script, run again after it was killed, ends as if it had never been:

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from sigmma_sc import SIGMMA
+from sigmma_sc._checks import SetupError
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.baselines.bleep import soft_target_loss
 from sigmma_sc.datasets import simulate_tissue
@@ -20,7 +21,7 @@ def slide():
 @pytest.mark.parametrize("method", [BLEEP, CLIP])
 def test_leaves_chance_behind(slide, method, tmp_path):
     model = method(slide, "stain-stats")
-    model.train(max_epochs=10, split="none", enable_progress_bar=False)
+    model.train(max_epochs=40, split="none", enable_progress_bar=False)
     table = model.evaluate_retrieval(split="train")
     assert set(table.scale) == {"macro"}
     assert (table["recall@5%"] > 3 * table["chance@5%"]).all()
@@ -32,6 +33,12 @@ def test_leaves_chance_behind(slide, method, tmp_path):
     for modality in ("image", "transcriptome"):
         a, b = (m.get_tile_representation(modality=modality).X for m in (model, loaded))
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("switch", [{"cells": "graph"}, {"standardise": "slide"}, {"cell_covariates": True}])
+def test_what_a_published_method_does_not_have_is_refused(slide, switch):
+    with pytest.raises(SetupError, match=f"{next(iter(switch))}=.* is not for BLEEP"):
+        BLEEP(slide, "stain-stats", **switch)
 
 
 def test_bleeps_loss_is_its_formula(rng):

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from sigmma_sc.benchmark import METHODS, Case, Frozen, Random, read_config
+from sigmma_sc.benchmark import METHODS, Case, Frozen, Random, read_config, run
 from sigmma_sc.benchmark.cell import Cell, _roles, run_cell
 from sigmma_sc.benchmark.sources import load
-from sigmma_sc.metrics.expression import expression_probe, pearson
+from sigmma_sc.metrics.expression import expression_probe, expression_targets, pearson
 from sigmma_sc.nn.encoders import get_encoder
 from sigmma_sc.train.nodes import pooled_counts
 
@@ -50,6 +50,27 @@ def test_training_tiles_keep_off_test_tiles(split, apart):
     train = method.model.trainer.datamodule.dataset.slides[0].tiles.origins
     nearest = np.abs(train[:, None] - test).max(-1).min() / tiles.side
     assert nearest == pytest.approx(apart, abs=1e-6) if split == "random" else nearest >= apart - 1e-6
+
+
+def test_variants_are_scored_on_validation_tiles(tmp_path):
+    tissue = {"simulate": {"n_cells": 2000, "seed": 0}, "setup": {"tile_size": 64}}
+    given = {"datasets": {"a": tissue}, "methods": ["frozen"], "seeds": [3], "encoder": "stain-stats", "score": "val"}
+    config = read_config(given)
+    data = config.datasets[0]
+    cell = run_cell(config, data, "blocks", config.methods[0], 3, None)
+    roles = _roles(load(data), data, "blocks", 0, 3)
+    (slide,) = roles.slides(load(data))
+    tiles, _ = roles.covering(slide)
+    counts = {}
+    for role in ("train", "val", "test"):
+        some = tiles.take(np.flatnonzero(roles.roles_of(slide, len(tiles)) == role))
+        counts[role] = pooled_counts(load(data)["table"], slide.rows, some, list(load(data)["table"].var_names), None)
+    assert len({len(part.toarray()) for part in counts.values()}) == 3
+    _, _, target = expression_targets(counts["train"], counts["val"], list(load(data)["table"].var_names))
+    np.testing.assert_allclose(cell.arrays["target|default"], target, rtol=1e-5)
+    assert cell.meta["settings"]["score"] == "val"
+    run(config, tmp_path)
+    assert f"Validation tiles {len(target)} to {len(target)}" in (tmp_path / "report.md").read_text()
 
 
 def test_a_cell_survives_its_file_and_scores_as_the_probe_does(tmp_path):

@@ -27,6 +27,8 @@ SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"
         ({"seeds": []}, "names no seeds"),
         ({"seeds": [1, 1]}, "seeds names 1 twice"),
         ({"tune": {"lr": 1e-3}}, "must be a list of values"),
+        ({"score": "train"}, "score='train' is not one of 'test', 'val'"),
+        ({"score": "val", "tune": {"lr": [1e-3]}}, "score='val' with tune"),
         ({"datasets": {"a/b": {"simulate": {}}}}, "datasets='a/b' names a folder"),
     ],
 )

@@ -2,9 +2,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata as sd
 from anndata import AnnData
 
 import sigmma_sc as sg
+from sigmma_sc import SIGMMA
 from sigmma_sc._checks import MissingKeyError, SetupError
 
 mpl.use("agg")
@@ -48,6 +50,9 @@ def test_signature_shows_means_over_niches_and_values_on_the_tissue(adata, tmp_p
     assert len(pairs[1][0].collections) == 0  # what is constant has no density
     with pytest.raises(SetupError, match="INS not among the 3 genes"):
         sg.pl.signature(adata, "INS")
+    adata.obs["sigmma_niche_meso"] = pd.Categorical([None] * 40)
+    with pytest.raises(SetupError, match="No cell has a label"):
+        sg.pl.signature(adata, "CXCL2")
 
 
 def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):
@@ -106,12 +111,31 @@ class TestRetrieval:
         own = full.values[:, int(y) : int(y) + side, int(x) : int(x) + side].mean((1, 2))
         np.testing.assert_allclose(image.images[0].get_array().mean((0, 1)), own, atol=2)
 
+    def test_labels_come_from_the_objects_own_table(self, trained, tmp_path):
+        sdata, model = trained
+        other = sd.SpatialData(
+            images={"he_image": sdata["he_image"]},
+            shapes={"cell_circles": sdata["cell_circles"]},
+            tables={"cells": sdata["table"].copy()},
+        )
+        SIGMMA.setup_spatialdata(other, table_key="cells")
+        drawn = {"show": False, "save": tmp_path / "f.png", "groupby": "cell_type", "sdata": other}
+        assert len(sg.pl.retrieval(model, 1, split="all", **drawn).axes) == 12
+        tiles = model.get_tile_representation(other).obs
+        assert len(sg.pl.edges(model, tiles.n_cells.idxmax(), **drawn)) == 3
+
     def test_refusals(self, trained):
         _, model = trained
         with pytest.raises(SetupError, match="'t1' among them|t1 among them"):
             sg.pl.retrieval(model, ["t1"], split="train")
         with pytest.raises(MissingKeyError, match="celltype"):
             sg.pl.retrieval(model, 1, groupby="celltype", split="train")
+        with pytest.raises(SetupError, match="scale='nano'"):
+            sg.pl.retrieval(model, 1, scale="nano", split="train")
+        with pytest.raises(SetupError, match="tiles=0"):
+            sg.pl.retrieval(model, 0, split="train")
+        with pytest.raises(SetupError, match="t1 among them"):
+            sg.pl.retrieval(model, "t1", split="train")
         with pytest.raises(SetupError, match="direction="):
             sg.pl.retrieval(model, 1, "image→image")
 

@@ -74,3 +74,9 @@ class TestRank:
         sc.pp.normalize_total(adata)
         with pytest.raises(SetupError, match="normalised already"):
             sg.tl.rank_niche_genes(adata)
+
+    @pytest.mark.parametrize("labels", [["0"] * 60, [None] * 60, [str(k) for k in range(60)]])
+    def test_what_cannot_be_compared_is_named(self, adata, labels):
+        adata.obs["sigmma_niche_meso"] = pd.Categorical(labels)
+        with pytest.raises(SetupError, match="nothing to compare"):
+            sg.tl.rank_niche_genes(adata)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
+from sigmma_sc._checks import SetupError
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.towers import TwoTowers
@@ -37,6 +38,11 @@ class OneScale(SIGMMA):
     ):
         # As published: a vector of genes alone, and nothing done slide by slide.
         own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
+        for name, value in own.items():
+            if switches.get(name, value) != value:
+                raise SetupError(
+                    f"{name}={switches[name]!r} is not for {type(self).__name__}, which has {name}={value!r} as published."
+                )
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**switches, **own})
 
     def train(self, max_epochs: int = 240, **kwargs: Any) -> None:

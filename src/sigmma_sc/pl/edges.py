@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError, require_key
+from sigmma_sc._checks import SetupError
+from sigmma_sc.pl._cells import each_colour, labels_of
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.pl.niches import colours_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
 
-GREY = "#AAAAAA"
+SPATIAL, CELL = "#AAAAAA", "#333333"
 
 
 def edges(
@@ -75,22 +75,22 @@ def edges(
         raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells; choose one with two or more.")
     xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
     side = one.side * slide.microns_per_pixel
+    colours = CELL if groupby is None else each_colour(labels_of(slide, model.setup, groupby).iloc[one.cells])
     graphs = Embedder(model.data, model.module).edges(slide, one)
     near = _pairs(*graphs[0], len(xy)) > 0
-    colours = GREY if groupby is None else _colours(slide, model.setup.table_key, groupby, one.cells)
     size = (3.6 * len(graphs) + 0.8, 4.0)
     figure, axes = plt.subplots(1, len(graphs), figsize=size, squeeze=False, layout="constrained")
     for ax, scale, graph in zip(axes[0], model.setup.scales, graphs, strict=True):
         weight = np.where(near, 0, _pairs(*graph, len(xy)))
         linked = np.argwhere(np.triu(weight >= max(threshold, 1e-12)))
-        ax.add_collection(LineCollection(xy[np.argwhere(np.triu(near))], colors=GREY, linewidths=1.2, zorder=2))
+        ax.add_collection(LineCollection(xy[np.argwhere(np.triu(near))], colors=SPATIAL, linewidths=1.2, zorder=2))
         strength = weight[tuple(linked.T)]
         order = np.argsort(strength, kind="stable")  # the surest on top
         lines = LineCollection(xy[linked[order]], cmap="plasma_r", linewidths=0.4, zorder=1)
         lines.set_array(strength[order])
         lines.set_clim(threshold, 1)
         ax.add_collection(lines)
-        ax.scatter(*xy.T, s=16, c="#333333" if groupby is None else colours, linewidths=0, zorder=3)
+        ax.scatter(*xy.T, s=16, c=colours, linewidths=0, zorder=3)
         ax.set_title(f"{scale}: {len(linked):,} of {(weight > 0).sum() // 2:,} pairs", fontsize=10)
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")
     axes[0, 0].set_xlabel(f"{side:.0f} µm", fontsize=9)
@@ -104,11 +104,3 @@ def _pairs(source: np.ndarray, target: np.ndarray, weight: np.ndarray, n: int) -
     out = np.zeros((n, n))
     np.add.at(out, (source, target), weight / 2)
     return out + out.T
-
-
-def _colours(slide: Any, table_key: str, groupby: str, cells: np.ndarray) -> list[str]:
-    obs = slide.sdata.tables[table_key].obs
-    require_key(groupby, obs, "column")
-    labels = obs[groupby].iloc[slide.rows].astype("category")
-    table = colours_of(labels)
-    return [table.get(str(name), "#DDDDDD") for name in labels.iloc[cells]]

@@ -8,6 +8,7 @@ import numpy as np
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key
+from sigmma_sc.pl._cells import MISSING, colours_of
 from sigmma_sc.pl._finish import finish
 
 if TYPE_CHECKING:
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
-
-# Paul Tol's muted scheme, distinguishable under the common colour-vision deficiencies; scanpy's palettes beyond ten.
-PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")
 
 
 def niches(
@@ -87,23 +85,13 @@ def niches(
     return list(axes.flat[: len(columns)])
 
 
-def colours_of(labels: pd.Series) -> dict[str, str]:
-    """Colour of each category, colour-blind-safe up to ten, scanpy's beyond."""
-    from scanpy.plotting import palettes
-
-    names = list(map(str, labels.cat.categories))
-    choices = (PALETTE, palettes.default_20, palettes.default_28, palettes.default_102)
-    colours = next((c for c in choices if len(names) <= len(c)), palettes.default_102)
-    return {name: colours[k % len(colours)] for k, name in enumerate(names)}
-
-
 def _map(ax: Axes, xy: np.ndarray, labels: pd.Series, size: float) -> None:
     from matplotlib.lines import Line2D
 
     names = colours_of(labels)
     codes = labels.cat.codes.to_numpy()
     missing = codes < 0
-    ax.scatter(*xy[missing].T, s=size, c="#DDDDDD", linewidths=0, rasterized=True)
+    ax.scatter(*xy[missing].T, s=size, c=MISSING, linewidths=0, rasterized=True)
     ax.scatter(
         *xy[~missing].T, s=size, c=np.array(list(names.values()))[codes[~missing]], linewidths=0, rasterized=True
     )

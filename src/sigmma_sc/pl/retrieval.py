@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError, require_choice, require_key, require_positive
+from sigmma_sc._checks import SetupError, require_choice, require_positive
+from sigmma_sc.metrics.retrieval import tile_ranks
+from sigmma_sc.pl._cells import colours_of, each_colour, labels_of
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.pl.niches import colours_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -77,60 +78,78 @@ def retrieval(
     SetupError
         No slide has two such tiles, or a tile named is not among them.
     """
-    import matplotlib.pyplot as plt
-
-    from sigmma_sc.train.evaluate import chosen_tiles
-    from sigmma_sc.train.write import at_scale, tile_obs
-
     require_choice(direction, ("image→transcriptome", "transcriptome→image"), "direction")
+    require_choice(scale, (*model._trained().aligned, "all"), "scale")
     require_positive(n_hits, "n_hits")
-    towers = direction.split("→")
-    named = None if isinstance(tiles, (int, np.integer)) else list(tiles)
-    for e, which in chosen_tiles(model, sdata, split):
-        names = tile_obs(model, e).index[which]
-        if len(which) > 1 and (named is None or set(named) <= set(names)):
-            break
-    else:
-        raise SetupError(
-            f"No slide has two tiles of split={split!r}" + (f", {', '.join(named)} among them." if named else ".")
-        )
-    if groupby is not None:
-        require_key(groupby, e.slide.sdata.tables[model.setup.table_key].obs, "column")
-    query, candidates = (at_scale({s: _unit(z) for s, z in getattr(e, t).items()}, scale)[which] for t in towers)
-    similarity = query @ candidates.T
-    own = np.diag(similarity)
-    rank = (similarity >= own[:, None]).sum(axis=1)  # its own among them: ties count against the query
+    named = None if isinstance(tiles, (int, np.integer)) else [tiles] if isinstance(tiles, str) else list(tiles)
     if named is None:
-        order = np.argsort(rank, kind="stable")
+        require_positive(tiles, "tiles")
+    labels = {}
+    for slide in model.data.slides(model._resolve(sdata, cells=True)) if groupby is not None else ():
+        labels[slide.name] = labels_of(slide, model.setup, groupby)
+    e, which, names = _pool(model, sdata, split, named)
+    ranks, similarity = _compare(e, which, direction, scale)
+    if named is None:
+        order = np.argsort(ranks, kind="stable")
         queries = order[np.linspace(0, len(order) - 1, min(int(tiles), len(order))).astype(int)]
     else:
         queries = names.get_indexer(named)
-    hits = np.argsort(-similarity[queries], axis=1, kind="stable")[:, :n_hits]
-    shown = np.unique(np.concatenate([queries, hits.ravel()]))
-    images = dict(zip(shown.tolist(), _pixels(e, which[shown]), strict=True))
-    labels = None if groupby is None else _labels(e, model.setup.table_key, groupby)
-    n_columns = 1 + hits.shape[1]
-    figure, axes = plt.subplots(
-        2 * len(queries), n_columns, figsize=(1.6 * n_columns + 0.6, 3.25 * len(queries) + 0.5), squeeze=False, layout="constrained"
-    )  # fmt: skip
-    for row, (q, found) in enumerate(zip(queries, hits, strict=True)):
-        for column, tile in enumerate([q, *found]):
-            pair = axes[2 * row : 2 * row + 2, column]
-            _draw(pair, e, int(which[tile]), images[int(tile)], labels, partner=tile == q)
-            if row == 0:
-                pair[0].set_title("query" if column == 0 else f"hit {column}", fontsize=9)
-        axes[2 * row, 0].set_ylabel(f"{names[q]}\npartner ranks {rank[q]} of {len(which)}", fontsize=8)
-    if labels is not None:
-        colours = colours_of(labels)
-        dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colours.items()]
-        figure.legend(handles=dots, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    hits = np.argsort(-similarity(queries), axis=1, kind="stable")[:, : int(n_hits)]
+    captions = [f"{names[q]}\npartner ranks {ranks[q]} of {len(which)}" for q in queries]
+    figure = _gallery(e, which[np.column_stack([queries, hits])], captions, labels.get(e.slide.name))
     figure.suptitle(f"{direction}, {scale}: {len(which)} tiles of {e.slide.name}", fontsize=10)
     finish(figure, show, save)
     return figure
 
 
-def _unit(z: NDArray[np.float32]) -> NDArray[np.float32]:
-    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+def _pool(
+    model: Any, sdata: Any, split: str, named: list[str] | None
+) -> tuple[SlideEmbedding, NDArray[np.int64], pd.Index]:
+    """The slide that queries and candidates come from, which of its tiles they are, and their names."""
+    from sigmma_sc.train.evaluate import chosen_tiles
+    from sigmma_sc.train.write import tile_obs
+
+    for e, which in chosen_tiles(model, sdata, split):
+        names = tile_obs(model, e).index[which]
+        if len(which) > 1 and (named is None or set(named) <= set(names)):
+            return e, which, names
+    among = f" with {', '.join(named)} among them" if named else ""
+    raise SetupError(f"No slide has two tiles of split={split!r}{among}. Name tiles of one slide and of that split.")
+
+
+def _compare(
+    e: SlideEmbedding, which: NDArray[np.int64], direction: str, scale: str
+) -> tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], NDArray[np.float32]]]:
+    """Rank of each tile's partner, as it is scored, and a function that compares some of the tiles with all."""
+    from sigmma_sc.train.write import at_scale
+
+    towers = {name: {s: z[which] for s, z in getattr(e, name).items()} for name in ("image", "transcriptome")}
+    scale = next(iter(e.image)) if len(e.image) == 1 else scale
+    ranks = tile_ranks(*towers.values(), np.zeros(len(which)))[0][direction, scale]
+    query, candidates = (at_scale(towers[name], scale) for name in direction.split("→"))
+    query, candidates = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (query, candidates))
+    return ranks, lambda some: query[some] @ candidates.T
+
+
+def _gallery(e: SlideEmbedding, rows: NDArray[np.int64], captions: list[str], labels: pd.Series | None) -> Figure:
+    """Tiles of each row, the query first, as images above cells."""
+    import matplotlib.pyplot as plt
+
+    shown = np.unique(rows)
+    images = dict(zip(shown.tolist(), _pixels(e, shown), strict=True))
+    n_columns = rows.shape[1]
+    size = (1.6 * n_columns + 0.6, 3.25 * len(rows) + 0.5)
+    figure, axes = plt.subplots(2 * len(rows), n_columns, figsize=size, squeeze=False, layout="constrained")
+    for pairs, tiles, caption in zip(axes.reshape(len(rows), 2, n_columns), rows.tolist(), captions, strict=True):
+        for pair, tile in zip(pairs.T, tiles, strict=True):
+            _draw(pair, e, tile, images[tile], labels, partner=tile == tiles[0])
+        pairs[0, 0].set_ylabel(caption, fontsize=8)
+    for column, ax in enumerate(axes[0]):
+        ax.set_title(f"hit {column}" if column else "query", fontsize=9)
+    if labels is not None:
+        dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colours_of(labels).items()]
+        figure.legend(handles=dots, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    return figure
 
 
 def _pixels(e: SlideEmbedding, which: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -141,10 +160,6 @@ def _pixels(e: SlideEmbedding, which: NDArray[np.int64]) -> NDArray[np.uint8]:
     for index, pixels in read_crops(e.slide, crops, PIXELS):
         out[index] = pixels
     return out
-
-
-def _labels(e: SlideEmbedding, table_key: str, groupby: str) -> pd.Series:
-    return e.slide.sdata.tables[table_key].obs[groupby].iloc[e.slide.rows].astype("category")
 
 
 def _draw(
@@ -160,10 +175,7 @@ def _draw(
     xy = (e.slide.xy[cells] - e.tiles.origins[tile]) * e.slide.microns_per_pixel
     side = e.tiles.side * e.slide.microns_per_pixel
     pair[0].imshow(image, extent=(0, side, side, 0))
-    colours = "#444444"
-    if labels is not None:
-        table = colours_of(labels)
-        colours = [table.get(str(name), "#DDDDDD") for name in labels.iloc[cells]]
+    colours = "#444444" if labels is None else each_colour(labels.iloc[cells])
     pair[1].scatter(*xy.T, s=6, c=colours, linewidths=0)
     for ax in pair:
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")

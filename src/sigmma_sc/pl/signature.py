@@ -58,7 +58,7 @@ def signature(
     Raises
     ------
     SetupError
-        A gene is not in the table.
+        A gene is not in the table, or no cell has a niche.
     """
     import matplotlib.pyplot as plt
     import scanpy as sc
@@ -69,8 +69,11 @@ def signature(
     require_key(basis, adata.obsm, "basis")
     if missing := [gene for gene in genes if gene not in adata.var_names]:
         raise SetupError(f"{', '.join(missing)} not among the {adata.n_vars:,} genes of the table.")
-    values = sc.get.obs_df(adata, [*genes, column], layer=layer).dropna(subset=column)
-    niches = values[column].cat.remove_unused_categories()
+    levels = sc.get.obs_df(adata, [*genes, column], layer=layer)
+    values = levels.dropna(subset=column)
+    niches = values[column].astype("category").cat.remove_unused_categories()
+    if niches.empty:
+        raise SetupError(f"No cell has a label in obs[{column!r}].")
     xy = np.asarray(adata.obsm[basis])[:, :2]
     width, height = np.ptp(xy, axis=0)
     # A wide section stands below its violin, a tall one beside it.
@@ -90,7 +93,7 @@ def signature(
         _violins(left, [values[gene][niches == name].to_numpy() for name in niches.cat.categories])
         left.set_xticks(range(niches.cat.categories.size), niches.cat.categories)
         left.set(xlabel=f"{scale} niche", ylabel=gene)
-        level = sc.get.obs_df(adata, [gene], layer=layer)[gene].to_numpy()
+        level = levels[gene].to_numpy()
         order = np.argsort(level, kind="stable")  # what expresses the gene on top
         top = max(np.quantile(level[level > 0], 0.99), 1e-9) if (level > 0).any() else 1.0
         dots = right.scatter(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import require_key
+from sigmma_sc._checks import SetupError, require_key
 from sigmma_sc.train.nodes import counts_of
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def rank_niche_genes(
     Raises
     ------
     SetupError
-        The values are no counts: negative, or not whole.
+        The values are no counts: negative, or not whole; or there are not two niches.
     """
     import scanpy as sc
     from anndata import AnnData
@@ -53,11 +53,16 @@ def rank_niche_genes(
     column = f"{key}_{scale}"
     require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     rows = np.flatnonzero(adata.obs[column].notna())
-    counts = vstack([part for _, part in counts_of(adata, rows, layer)], format="csr")
     niches = adata.obs[column].iloc[rows].astype("category").cat.remove_unused_categories()
     # A niche of one cell has no spread.
     sizes = niches.value_counts()
     groups = [str(name) for name in niches.cat.categories if sizes[name] > 1]
+    if len(niches.cat.categories) < 2 or not groups:
+        raise SetupError(
+            f"obs[{column!r}] names {len(niches.cat.categories)} niches, {len(groups)} of two cells or more: nothing to compare. "
+            "Raise the resolution of sg.tl.niches."
+        )
+    counts = vstack([part for _, part in counts_of(adata, rows, layer)], format="csr")
     cells = AnnData(counts, obs=niches.to_frame(), var=adata.var[[]])
     sc.pp.normalize_total(cells)
     sc.pp.log1p(cells)

@@ -53,6 +53,7 @@ class TissueData:
         self.split: str | dict[str, str | list[str]] | None = None
         self.roles: dict[str, NDArray] = {}
         self._masks: dict[tuple[int, str], tuple[object, TissueMask]] = {}
+        self._moments: dict[tuple[int, str], tuple[object, Moments]] = {}
         self._graphs: dict[str, tuple[NDArray, csr_matrix]] = {}
 
     def slides(self, tissue: Any) -> list[Slide]:
@@ -189,9 +190,7 @@ class TissueData:
         elif images:
             out.patches, out.patch_index = self.patches(slide, tiles, device)
             if by_slide and self.config.regime == "frozen":
-                every, _ = self.covering(slide)
-                own = self.patches(slide, _chosen(every, self.tissue(slide, every) >= MIN_TISSUE), device)
-                out.patch_moments = Moments.of_patches(*own, [b * b for b in self.setup.grids])
+                out.patch_moments = self._patch_moments(slide, device)
         if not cells or slide.region is None:
             return out
         setup = stored_setup(slide.sdata) or self.setup
@@ -214,6 +213,17 @@ class TissueData:
             out.nodes = Moments.of(values, self.n_components)(out.nodes)
         out.adjacency = self._graph(slide)
         return out
+
+    def _patch_moments(self, slide: Slide, device: torch.device) -> Moments:
+        """Mean and spread of a frozen encoder's features over the tiles of an image that hold tissue, computed once."""
+        key = (id(slide.sdata), slide.image_key)
+        if key not in self._moments:
+            every, _ = self.covering(slide)
+            tiles = _chosen(every, self.tissue(slide, every) >= MIN_TISSUE)
+            sizes = [b * b for b in self.setup.grids]
+            # The object is kept for its id, as with its mask.
+            self._moments[key] = slide.sdata, Moments.of_patches(*self.patches(slide, tiles, device), sizes)
+        return self._moments[key][1]
 
     def _graph(self, slide: Slide) -> csr_matrix:
         """Spatial graph of a slide, built once as long as its cells stay where they are."""

@@ -71,7 +71,7 @@ def _build(model: Any) -> Reference:
         role = data.roles_of(slide, len(tiles))
         which = np.flatnonzero(np.isin(role, ("train", "val")))
         if len(which):
-            # Only these: the others were never encoded.
+            # Only these: the others may never have been encoded.
             chosen.append((embedder.tiles(slide, tiles.take(which)), np.arange(len(which))))
             roles.append(role[which])
     if not chosen:
