@@ -61,8 +61,9 @@ def test_two_processes_are_one(regime, tmp_path):
     assert one["gradients"].keys() == two["gradients"].keys()
     assert any("backbone" in name for name in one["gradients"]) == (regime == "full")
     for name, gradient in one["gradients"].items():
-        # Sums in another order, in single precision: 1.2e-5 was seen in a convolution whose gradients reach 0.1.
-        torch.testing.assert_close(two["gradients"][name], gradient, rtol=5e-4, atol=2e-5)
+        # In single precision; chunks of another size alone, in one process, move it by 5e-6 of the largest.
+        atol = 2e-5 * float(gradient.abs().max()) + 1e-9
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=0, atol=atol)
     assert one["losses"].keys() == two["losses"].keys()
     for name, values in one["losses"].items():
         assert two["losses"][name] == pytest.approx(values, rel=2e-3), name
