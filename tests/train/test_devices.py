@@ -62,7 +62,7 @@ def test_two_processes_are_one(regime, tmp_path):
     assert any("backbone" in name for name in one["gradients"]) == (regime == "full")
     for name, gradient in one["gradients"].items():
         # In single precision; chunks of another size alone, in one process, move it by 5e-6 of the largest.
-        atol = 2e-5 * float(gradient.abs().max()) + 1e-9
+        atol = 2e-5 * float(gradient.abs().max()) + 1e-7  # some are zero but for rounding
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=0, atol=atol)
     assert one["losses"].keys() == two["losses"].keys()
     for name, values in one["losses"].items():
