@@ -25,7 +25,8 @@ def transfer_labels(
     """Give cells the label that most of their nearest reference cells have in the embedding of one scale.
 
     Both have to be embedded by one model. Neighbours are weighed by the inverse of their distance
-    (:class:`sklearn.neighbors.KNeighborsClassifier`).
+    (:class:`sklearn.neighbors.KNeighborsClassifier`). The search is exact and compares every pair: 100,000 cells against 100,000 of
+    width 128 take some two minutes on one core, 500,000 against as many the better part of an hour; a part of the reference will do.
 
     Parameters
     ----------
