@@ -80,3 +80,84 @@ class TestRank:
         adata.obs["sigmma_niche_meso"] = pd.Categorical(labels)
         with pytest.raises(SetupError, match="nothing to compare"):
             sg.tl.rank_niche_genes(adata)
+
+
+class TestMap:
+    """Niches given to another slide's tiles from its image alone."""
+
+    @pytest.fixture(scope="class")
+    def mapped(self, trained):
+        _, model = trained
+        other = sg.datasets.simulate_tissue(n_cells=3000, seed=3)
+        truth = other.tables.pop("table")
+        sg.SIGMMA.setup_spatialdata(other, table_key=None, microns_per_pixel=0.5)
+        model.write_embeddings(other)
+        sg.tl.map_to_image(model, other, "niche", scale="meso", n_neighbors=7)
+        return model, other, truth
+
+    def test_shares_are_those_of_the_training_tiles_that_are_found(self, mapped):
+        model, other, _ = mapped
+        (slide,) = model.data.slides(model.sdata)
+        known = model.get_tile_representation(modality="transcriptome", scale="meso")
+        side = model.data.side(slide)
+        niche = model.sdata["table"].obs["niche"]
+        made_of = []
+        for x, y in known.obs[["x", "y"]].to_numpy():
+            inside = ((slide.xy >= (x, y)) & (slide.xy < (x + side, y + side))).all(axis=1)
+            made_of.append(niche.iloc[slide.rows[inside]].value_counts(normalize=True).loc[niche.cat.categories])
+        keep = (known.obs["split"] == "train").to_numpy()
+        keys, made_of = known.X[keep], np.array(made_of)[keep]
+        tiles = other.tables["sigmma_tiles"]
+        temperature = float(model.module.temperatures["meso"])
+        for query, found in zip(
+            tiles.obsm["image_meso"], tiles.obsm["niche_share"][niche.cat.categories].to_numpy(), strict=True
+        ):
+            cosine = keys @ query / np.linalg.norm(keys, axis=1) / np.linalg.norm(query)
+            best = np.argsort(-cosine)[:7]
+            weight = np.exp(cosine[best] / temperature)
+            np.testing.assert_allclose(found, weight @ made_of[best] / weight.sum(), atol=1e-4)
+
+    def test_tiles_take_the_label_of_the_largest_share(self, mapped):
+        _, other, _ = mapped
+        tiles = other.tables["sigmma_tiles"]
+        share = tiles.obsm["niche_share"]
+        np.testing.assert_allclose(share.sum(axis=1), 1, rtol=1e-5)
+        assert (tiles.obs["niche"].astype(str) == share.idxmax(axis=1)).all()
+
+    def test_unseen_tissue_gets_its_compartments(self, mapped):
+        """Against the truth of the slide's own cells, which the mapping never saw. The model knows some 40 tiles alone."""
+        model, other, truth = mapped
+        sg.tl.map_to_image(model, other, "compartment", key_added="area")
+        tiles = other.tables["sigmma_tiles"]
+        with_cells = sg.datasets.simulate_tissue(n_cells=3000, seed=3)
+        sg.SIGMMA.setup_spatialdata(with_cells)
+        (slide,) = model.data.slides(with_cells)
+        _, own = model.data.covering(slide)
+        found = tiles.obs["area"].astype(str).to_numpy()[own]
+        expected = truth.obs["compartment"].astype(str).to_numpy()[slide.rows]
+        commonest = pd.Series(expected).value_counts(normalize=True).max()
+        assert (found == expected).mean() > commonest + 0.05
+        trust = tiles.uns["area"]
+        assert trust["accuracy"] > trust["accuracy_of_commonest"]
+        assert trust["n_val"] == (model.get_tile_representation().obs["split"] == "val").sum()
+
+    def test_it_is_written_and_read(self, mapped, tmp_path):
+        import spatialdata
+
+        _, other, _ = mapped
+        other.write(tmp_path / "other.zarr")
+        again = spatialdata.read_zarr(tmp_path / "other.zarr").tables["sigmma_tiles"]
+        tiles = other.tables["sigmma_tiles"]
+        assert (again.obs["niche"].astype(str) == tiles.obs["niche"].astype(str)).all()
+        np.testing.assert_allclose(again.obsm["niche_share"], tiles.obsm["niche_share"])
+
+    def test_refusals(self, mapped):
+        model, other, _ = mapped
+        with pytest.raises(MissingKeyError, match="column='nothing'"):
+            sg.tl.map_to_image(model, other, "nothing")
+        with pytest.raises(MissingKeyError, match="write_embeddings"):
+            sg.tl.map_to_image(model, sg.datasets.simulate_tissue(n_cells=200), "niche")
+        with pytest.raises(SetupError, match="key_added, such as 'region_mapped'"):
+            sg.tl.map_to_image(model, other, "niche", key_added="region")
+        with pytest.raises(SetupError, match="scale='nano'"):
+            sg.tl.map_to_image(model, other, "niche", scale="nano")

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sigmma_sc._checks import require_key
-from sigmma_sc.tissue.setup import get_table, stored_setup
-
 if TYPE_CHECKING:
     import pandas as pd
-
-    from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Setup
 
 # Paul Tol's muted scheme, distinguishable under the common colour-vision deficiencies; scanpy's palettes beyond ten.
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")
@@ -26,23 +20,6 @@ def colours_of(labels: pd.Series) -> dict[str, str]:
     choices = (PALETTE, palettes.default_20, palettes.default_28, palettes.default_102)
     colours = next((c for c in choices if len(names) <= len(c)), palettes.default_102)
     return {name: colours[k % len(colours)] for k, name in enumerate(names)}
-
-
-def labels_of(slide: Slide, setup: Setup, groupby: str) -> pd.Series:
-    """A column of ``obs`` for the cells of a slide, as categories.
-
-    Parameters
-    ----------
-    slide
-        The slide.
-    setup
-        Of the model, for an object that was never set up.
-    groupby
-        The column.
-    """
-    obs = get_table(slide.sdata, stored_setup(slide.sdata) or setup).obs
-    require_key(groupby, obs, "groupby")
-    return obs[groupby].iloc[slide.rows].astype("category")
 
 
 def each_colour(labels: pd.Series) -> list[str]:

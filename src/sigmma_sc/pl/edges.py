@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigmma_sc._checks import SetupError
-from sigmma_sc.pl._cells import each_colour, labels_of
+from sigmma_sc.pl._cells import each_colour
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.setup import obs_of_slide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,7 +76,7 @@ def edges(
         raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells; choose one with two or more.")
     xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
     side = one.side * slide.microns_per_pixel
-    colours = CELL if groupby is None else each_colour(labels_of(slide, model.setup, groupby).iloc[one.cells])
+    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby, model.setup).iloc[one.cells])
     graphs = Embedder(model.data, model.module).edges(slide, one)
     near = _pairs(*graphs[0], len(xy)) > 0
     size = (3.6 * len(graphs) + 0.8, 4.0)

@@ -8,8 +8,9 @@ import numpy as np
 
 from sigmma_sc._checks import SetupError, require_choice, require_positive
 from sigmma_sc.metrics.retrieval import tile_ranks
-from sigmma_sc.pl._cells import colours_of, each_colour, labels_of
+from sigmma_sc.pl._cells import colours_of, each_colour
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.setup import obs_of_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def retrieval(
         require_positive(tiles, "tiles")
     labels = {}
     for slide in model.data.slides(model._resolve(sdata, cells=True)) if groupby is not None else ():
-        labels[slide.name] = labels_of(slide, model.setup, groupby)
+        labels[slide.name] = obs_of_slide(slide, groupby, model.setup)
     e, which, names = _pool(model, sdata, split, named)
     ranks, similarity = _compare(e, which, direction, scale)
     if named is None:

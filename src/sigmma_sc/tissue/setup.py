@@ -25,6 +25,7 @@ from sigmma_sc.tissue.pixels import require_full_range, to_uint8
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -130,6 +131,23 @@ def get_table(sdata: SpatialData, setup: Setup) -> AnnData:
     if not table.obs_names.is_unique:
         raise SetupError(f"Cell names of table {setup.table_key!r} repeat. Call table.obs_names_make_unique() first.")
     return table
+
+
+def obs_of_slide(slide: Slide, column: str, setup: Setup) -> pd.Series:
+    """A column of ``obs`` for the cells of a slide, as categories.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    column
+        Its name.
+    setup
+        For an object that was never set up.
+    """
+    obs = get_table(slide.sdata, stored_setup(slide.sdata) or setup).obs
+    require_key(column, obs, "column")
+    return obs[column].iloc[slide.rows].astype("category")
 
 
 def _check_numbers(setup: Setup) -> None:

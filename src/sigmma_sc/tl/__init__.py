@@ -1,7 +1,8 @@
-"""After training: niches, their genes, and labels from slide to slide."""
+"""After training: niches, their genes, and labels from slide to slide and from cells to images."""
 
+from sigmma_sc.tl.map_to_image import map_to_image
 from sigmma_sc.tl.niches import niches
 from sigmma_sc.tl.rank_niche_genes import rank_niche_genes
 from sigmma_sc.tl.transfer_labels import transfer_labels
 
-__all__ = ["niches", "rank_niche_genes", "transfer_labels"]
+__all__ = ["map_to_image", "niches", "rank_niche_genes", "transfer_labels"]
