@@ -55,6 +55,29 @@ def test_signature_shows_means_over_niches_and_values_on_the_tissue(adata, tmp_p
         sg.pl.signature(adata, "CXCL2")
 
 
+@pytest.mark.parametrize("height", [100, 20])
+def test_close_ups_show_the_cells_of_their_window_in_the_colours_of_the_whole(adata, tmp_path, height):
+    adata.obsm["spatial"][:, 1] *= height / 100
+    xy, window = adata.obsm["spatial"], (10, 5, 60)
+    axes = sg.pl.niches(adata, ["meso"], "cell_type", windows=[window, (0, 0, 30)], save=tmp_path / "f.png", show=False)
+    assert len(axes) == 2 + 2 * 2
+    inside = ((xy >= window[:2]) & (xy <= (70, 65))).all(axis=1)
+    niche = adata.obs["sigmma_niche_meso"].astype(object)
+    missing, drawn = axes[3].collections
+    np.testing.assert_allclose(missing.get_offsets().data, xy[inside & niche.isna().to_numpy()])
+    np.testing.assert_allclose(drawn.get_offsets().data, xy[inside & niche.notna().to_numpy()])
+    assert axes[3].get_xlim() == (10, 70)
+    assert axes[3].get_ylim() == (65, 5)
+    of_map = dict(
+        zip(map(tuple, axes[1].collections[1].get_offsets().data), axes[1].collections[1].get_facecolors(), strict=True)
+    )
+    for place, colour in zip(drawn.get_offsets().data, drawn.get_facecolors(), strict=True):
+        np.testing.assert_array_equal(of_map[tuple(place)], colour)
+    assert [tuple(p.get_bbox().bounds) for p in axes[0].patches] == [(10, 5, 60, 60), (0, 0, 30, 30)]
+    with pytest.raises(SetupError, match="holds no cell"):
+        sg.pl.niches(adata, ["meso"], windows=[(500, 500, 10)])
+
+
 def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):
     def series(*values):
         return pd.DataFrame({"x": values})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key
+from sigmma_sc._checks import SetupError, require_key
 from sigmma_sc.pl._cells import MISSING, colours_of
 from sigmma_sc.pl._finish import finish
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+NUMBER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+
 
 def niches(
     adata: AnnData,
@@ -27,6 +29,7 @@ def niches(
     key: str = "sigmma_niche",
     basis: str = "spatial",
     size: float | None = None,
+    windows: Sequence[tuple[float, float, float]] = (),
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> list[Axes]:
@@ -46,6 +49,9 @@ def niches(
         ``obsm`` key of the positions, y pointing down.
     size
         Area of a cell's dot in points²; by default from the density of cells.
+    windows
+        Close-ups: (x, y, side) of squares, in the units of ``basis``, x and y of the upper left corner. They are framed and numbered
+        on the maps and drawn below, one row a window.
     show
         Show the figure; by default when it is not saved.
     save
@@ -53,7 +59,12 @@ def niches(
 
     Returns
     -------
-    The axes.
+    The axes of the maps, then those of the close-ups, row by row.
+
+    Raises
+    ------
+    SetupError
+        A window has no side, or holds no cell.
     """
     import matplotlib.pyplot as plt
 
@@ -65,29 +76,69 @@ def niches(
     xy = np.asarray(adata.obsm[basis])[:, :2]
     width, height = np.ptp(xy, axis=0)
     wide = width > 2 * height
-    n_rows, n_cols = (len(columns), 1) if wide else (-(-len(columns) // 3), min(3, len(columns)))
+    across = 2 if len(columns) == 4 else min(3, len(columns))
+    n_rows, n_cols = (len(columns), 1) if wide else (-(-len(columns) // across), across)
     side = 11.0 if wide else 4.6
-    figure, axes = plt.subplots(
-        n_rows,
-        n_cols,
-        figsize=(side * n_cols, (side * height / width + 0.35) * n_rows),
-        squeeze=False,
-        layout="constrained",
-    )
+    for window in windows:
+        if window[2] <= 0 or not _inside(xy, window).any():
+            raise SetupError(f"Window {tuple(window)} holds no cell; obsm[{basis!r}] spans {_span(xy)}.")
+    small = side * n_cols / len(columns)
+    heights = ((side * height / width + 0.35) * n_rows, (small + 0.2) * len(windows))
+    figure = plt.figure(figsize=(side * n_cols, sum(heights)), layout="constrained")
+    upper, *lower = np.atleast_1d(figure.subfigures(1 + bool(windows), 1, height_ratios=heights[: 1 + bool(windows)]))
+    axes = upper.subplots(n_rows, n_cols, squeeze=False)
     panel_points = 72 * side * min(1.0, width / height)
     size = size or (1.1 * panel_points * np.sqrt(height / width / len(xy))) ** 2
     for ax, column in zip(axes.flat, columns, strict=False):
         _map(ax, xy, adata.obs[column].astype("category"), size)
+        _legend(ax, adata.obs[column].astype("category"))
         ax.set_title(column.removeprefix(f"{key}_"), fontsize=12)
+        for number, (x, y, wide_by) in enumerate(windows, start=1):
+            ax.add_patch(plt.Rectangle((x, y), wide_by, wide_by, fill=False, lw=1.2, ec="black"))
+            ax.annotate(str(number), (x, y), (-2, 2), textcoords="offset points", ha="right", fontsize=9).set_bbox(
+                NUMBER
+            )
     for ax in axes.flat[len(columns) :]:
         ax.remove()
+    out = list(axes.flat[: len(columns)])
+    for part in lower:
+        close = part.subplots(len(windows), len(columns), squeeze=False)
+        for row, window in enumerate(windows):
+            out += _close_up(close[row], window, adata, columns, xy, small)
+            close[row, 0].set_ylabel(f"{row + 1}", rotation=0, labelpad=10, fontsize=11)
     finish(figure, show, save)
-    return list(axes.flat[: len(columns)])
+    return out
+
+
+def _inside(xy: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
+    corner, side = np.asarray(window[:2]), window[2]
+    return ((xy >= corner) & (xy <= corner + side)).all(axis=1)
+
+
+def _span(xy: np.ndarray) -> str:
+    return " and ".join(f"{low:.0f} to {high:.0f}" for low, high in zip(xy.min(axis=0), xy.max(axis=0), strict=True))
+
+
+def _close_up(
+    axes: Sequence[Axes],
+    window: tuple[float, float, float],
+    adata: AnnData,
+    columns: Sequence[str],
+    xy: np.ndarray,
+    inches: float,
+) -> list[Axes]:
+    """The cells of a window, in the colours of the whole."""
+    x, y, side = window
+    here = _inside(xy, window)
+    size = (0.8 * 72 * inches / np.sqrt(here.sum())) ** 2
+    for ax, column in zip(axes, columns, strict=True):
+        _map(ax, xy[here], adata.obs[column].astype("category")[here], size)
+        ax.set(xlim=(x, x + side), ylim=(y + side, y))
+        ax.spines[:].set_visible(True)
+    return list(axes)
 
 
 def _map(ax: Axes, xy: np.ndarray, labels: pd.Series, size: float) -> None:
-    from matplotlib.lines import Line2D
-
     names = colours_of(labels)
     codes = labels.cat.codes.to_numpy()
     missing = codes < 0
@@ -98,6 +149,12 @@ def _map(ax: Axes, xy: np.ndarray, labels: pd.Series, size: float) -> None:
     ax.set(aspect="equal", xticks=[], yticks=[])
     ax.invert_yaxis()
     ax.spines[:].set_visible(False)
+
+
+def _legend(ax: Axes, labels: pd.Series) -> None:
+    from matplotlib.lines import Line2D
+
+    names = colours_of(labels)
     handles = [
         Line2D([], [], marker="o", linestyle="", color=colour, label=name, markersize=6)
         for name, colour in names.items()
