@@ -26,6 +26,26 @@ def test_end_is_one_end(tiles):
     assert tiles.origins[role == "test", 0].max() < tiles.origins[role == "train", 0].min()
 
 
+def test_a_validation_strip_that_the_guard_swallows_takes_the_next():
+    """Ten strips of one tile: two test, and of the one for validation nothing would be left beside them."""
+    tiles = covering_tiles(np.array([[50.0, 50.0]]), 1000, 300, 100)[0]
+    role = split_slide(tiles, np.ones(len(tiles), bool), "end", 0)
+    column = (tiles.origins[:, 0] / 100).round().astype(int)
+    assert {k: set(role[column == k]) for k in range(10)} == {
+        **{k: {"test"} for k in (0, 1)},
+        **{k: {"guard"} for k in (2, 4)},
+        3: {"val"},
+        **{k: {"train"} for k in range(5, 10)},
+    }
+
+
+def test_no_validation_tile_is_told():
+    tiles = covering_tiles(np.array([[50.0, 50.0]]), 300, 100, 100)[0]
+    with pytest.warns(SplitWarning, match="leaves no validation tile on a slide of 3 tiles"):
+        role = split_slide(tiles, np.ones(3, bool), "end", 0)
+    assert role.tolist() == ["test", "guard", "train"]
+
+
 def test_random_warns_and_guards_nothing(tiles):
     with pytest.warns(SplitWarning, match="leak|too good"):
         role = split_slide(tiles, np.ones(len(tiles), bool), "random", 0)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import spatialdata as sd
 import torch
+from scipy.sparse import csr_matrix
 
 from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
 from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupError
@@ -269,6 +270,11 @@ def test_an_embedding_of_the_user_replaces_the_counts():
     model = SIGMMA(sdata, n_latent=16)
     model.train(max_epochs=1, split="none", enable_progress_bar=False)
     assert model.module.node_standardise.mean.shape == (8,)  # and how far the nearest cells are
+    expected, kept = model.get_latent_representation(), table.obsm["X_mine"]
+    for other in (pd.DataFrame(kept, index=table.obs_names), csr_matrix(kept)):
+        table.obsm["X_mine"] = other
+        np.testing.assert_array_equal(model.get_latent_representation(), expected)
+    table.obsm["X_mine"] = kept
     table.obsm["X_mine"][3, 2] = np.nan
     with pytest.raises(SetupError, match="X_mine.*1 rows"):
         model.get_latent_representation()

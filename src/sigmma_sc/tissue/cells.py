@@ -119,7 +119,7 @@ def _positions(index: pd.Index, keys: NDArray, name: str) -> NDArray[np.int64]:
         missing = keys[where < 0]
         raise MissingKeyError(
             f"{len(missing):,} of {len(keys):,} cells of the table are not in the index of {name!r}, e.g. {missing[0]!r} "
-            f"(the index holds e.g. {index[0] if len(index) else 'nothing'!r}). Match the table's instance key to the index."
+            f"(the index holds e.g. {index[:1].tolist()[0] if len(index) else 'nothing'!r}). Match the table's instance key to the index."
         )
     return where
 

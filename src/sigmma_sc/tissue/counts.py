@@ -76,6 +76,17 @@ def take_rows(matrix: Any, rows: NDArray[np.int64]) -> csr_matrix:
     return vstack(parts, format="csr") if parts else csr_matrix((0, matrix.shape[1]), dtype=np.float32)
 
 
+def embedding_rows(table: AnnData, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows of ``obsm[key]``, an array, a sparse matrix or a data frame, dense as float32."""
+    from scipy.sparse import issparse
+
+    matrix = table.obsm[key]
+    if hasattr(matrix, "iloc"):
+        return matrix.iloc[rows].to_numpy(np.float32)
+    some = matrix[rows]
+    return np.asarray(some.toarray() if issparse(some) else some, dtype=np.float32)
+
+
 def _computed(lazy: Any) -> csr_matrix:
     """A Dask array, each chunk made sparse as soon as it is there."""
     from scipy.sparse import csr_matrix

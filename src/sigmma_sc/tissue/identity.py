@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sigmma_sc.tissue.counts import embedding_rows
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.pixels import read_window
 from sigmma_sc.tissue.setup import get_table, totals_of
@@ -58,7 +59,7 @@ def cells_identity(slide: Slide, setup: Setup) -> str:
     digest = hashlib.sha256(np.round(slide.xy * 1000).astype(np.int64).data)
     some = np.unique(np.linspace(0, len(slide.rows) - 1, SAMPLED_CELLS).astype(np.int64))
     if setup.features_key is not None:
-        values = np.asarray(table.obsm[setup.features_key][slide.rows[some]], np.float32)
+        values = embedding_rows(table, setup.features_key, slide.rows[some])
     else:
         digest.update("\n".join(map(str, table.var_names)).encode())
         values = totals_of(setup, slide)(some)

@@ -115,7 +115,13 @@ def split_slide(
     n_test = min(int(np.searchsorted(reached, test_share)) + 1, len(order) - 2) if test_share else 0
     n_val = min(int(np.searchsorted(reached, test_share + VALIDATION_SHARE)) + 1 - n_test, len(order) - n_test - 1)
     role[np.isin(group, order[:n_test])] = "test"
-    role[np.isin(group, order[n_test : n_test + max(1, n_val)])] = "val"
+    last = n_test + max(1, n_val)
+    if kind != "random":
+        # The guard band beside the test tiles may swallow all that was drawn for validation: then the next group is taken too.
+        free = usable & ~near(tiles, tiles.origins[role == "test"])
+        while not free[np.isin(group, order[n_test:last])].any() and last < len(order) - 1:
+            last += 1
+    role[np.isin(group, order[n_test:last])] = "val"
     if kind != "random":
         role[(role == "val") & near(tiles, tiles.origins[role == "test"])] = "guard"
         role[(role == "train") & near(tiles, tiles.origins[np.isin(role, ["test", "val"])])] = "guard"
@@ -123,6 +129,13 @@ def split_slide(
     if not (role == "train").any():
         raise SetupError(
             f"split={kind!r} leaves no training tile on a slide of {int(usable.sum())} tiles. Use a smaller tile_size."
+        )
+    if not (role == "val").any():
+        warnings.warn(
+            f"split={kind!r} leaves no validation tile on a slide of {int(usable.sum())} tiles: there is no validation loss and no "
+            "reliability of predictions. Use a smaller tile_size or more slides.",
+            SplitWarning,
+            stacklevel=2,
         )
     return role
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc._checks import SetupError
-from sigmma_sc.tissue.counts import counts_by_rows, take_rows
+from sigmma_sc.tissue.counts import counts_by_rows, embedding_rows, take_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -218,7 +218,7 @@ def embedding_of(table: AnnData, rows: NDArray[np.int64], setup: Setup) -> NDArr
     SetupError
         A row is not finite.
     """
-    values = np.asarray(table.obsm[setup.features_key][rows], dtype=np.float32)
+    values = embedding_rows(table, setup.features_key, rows)
     bad = ~np.isfinite(values).all(axis=1)
     if bad.any():
         raise SetupError(
