@@ -60,6 +60,8 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "sphinx_book_theme"
 html_title = "sigmma-sc"
+html_theme_options = {"navbar_persistent": []}  # the sidebar has the search
+html_static_path = ["_static"]
 
 # Links. The inventories of other projects need a network, so they are read where there is one.
 if os.environ.get("READTHEDOCS") or os.environ.get("SIGMMA_DOCS_INTERSPHINX"):

@@ -75,6 +75,16 @@ class Config:
     ------
     SetupError
         A value is out of range.
+
+    Examples
+    --------
+    >>> config = sg.Config(edges="full", n_latent=64)
+    >>> config.edges, config.temperature
+    ('full', 0.07)
+    >>> sg.Config(edges="all")
+    Traceback (most recent call last):
+        ...
+    sigmma_sc._checks.SetupError: edges='all' is not one of 'sampled', 'full', 'none'.
     """
 
     n_latent: int = 128

@@ -69,10 +69,13 @@ class SIGMMA:
 
     Examples
     --------
-    >>> SIGMMA.setup_spatialdata(sdata)  # doctest: +SKIP
-    >>> model = SIGMMA(sdata)  # doctest: +SKIP
-    >>> model.train()  # doctest: +SKIP
-    >>> model.write_embeddings()  # doctest: +SKIP
+    >>> sdata = sg.datasets.simulate_tissue(n_cells=500)
+    >>> SIGMMA.setup_spatialdata(sdata, tile_size=64)
+    >>> model = SIGMMA(sdata)
+    >>> model.train(max_epochs=2, enable_progress_bar=False)
+    >>> model.write_embeddings()
+    >>> sdata["table"].obsm["X_sigmma_micro"].shape
+    (500, 128)
     """
 
     def __init__(
@@ -153,6 +156,13 @@ class SIGMMA:
         -----
         RegistrationWarning
             The cells do not seem to lie on their nuclei.
+
+        Examples
+        --------
+        >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+        >>> SIGMMA.setup_spatialdata(tissue, tile_size=64, grids=(2, 1))
+        >>> tissue.attrs["sigmma"]["tile_size"]
+        64
         """
         setup = Setup(
             image_key=image_key, table_key=table_key, coordinate_system=coordinate_system, layer=layer,
@@ -228,6 +238,16 @@ class SIGMMA:
         ------
         SetupError
             The checkpoint is of another run; the message names what differs.
+
+        Examples
+        --------
+        >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+        >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+        >>> small = SIGMMA(tissue, n_latent=16)
+        >>> small.train(max_epochs=2, enable_progress_bar=False)
+        >>> small.train(max_epochs=1, enable_progress_bar=False)  # trains on
+        >>> len(small.history["train_loss_epoch"])
+        3
         """
         from sigmma_sc.train.run import fit
 
@@ -260,16 +280,33 @@ class SIGMMA:
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Losses by epoch: ``train_loss_epoch``, ``validation_loss``, each scale's, and ln(batch) beside them."""
+        """Losses by epoch: ``train_loss_epoch``, ``validation_loss``, each scale's, and ln(batch) beside them.
+
+        >>> loss = model.history["train_loss_epoch"]["train_loss_epoch"]
+        >>> len(loss), bool(loss.iloc[-1] < loss.iloc[0])
+        (120, True)
+        """
         return self.history_ or {}
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are."""
+        """Where the towers are.
+
+        >>> model.to_device("cpu")
+        >>> model.device
+        device(type='cpu')
+        """
         return next(self._trained().parameters()).device
 
     def to_device(self, device: str | torch.device) -> None:
-        """Move the towers."""
+        """Move the towers.
+
+        Examples
+        --------
+        >>> model.to_device("cpu")
+        >>> model.device.type
+        'cpu'
+        """
         self.module.to(device)
 
     def get_latent_representation(
@@ -291,6 +328,13 @@ class SIGMMA:
         -------
         ``(n_obs, d)`` float32, rows in the order of the table; NaN for cells that do not lie under the image, of which a
         :class:`~sigmma_sc._checks.CoverageWarning` tells. For a dict of objects, a dict of arrays.
+
+        Examples
+        --------
+        >>> model.get_latent_representation(scale="meso").shape
+        (5000, 64)
+        >>> model.get_latent_representation(scale="all").shape  # micro, meso and macro
+        (5000, 192)
         """
         from sigmma_sc.train.write import cell_matrices
 
@@ -323,6 +367,15 @@ class SIGMMA:
         -------
         AnnData with one row a tile of the grid that covers each image; ``obs`` has slide, corner in px (x, y), number of
         cells, share of stained tissue and split, ``obsm["spatial"]`` the centre in px.
+
+        Examples
+        --------
+        >>> tiles = model.get_tile_representation(modality="image", scale="macro")
+        >>> tiles.shape
+        (121, 64)
+        >>> held_out = tiles[tiles.obs["split"] == "test"]
+        >>> held_out.n_obs
+        17
         """
         from anndata import AnnData
 
@@ -369,6 +422,16 @@ class SIGMMA:
             The encoder is no vision transformer with a class token.
         MissingKeyError
             There is no such tile.
+
+        Examples
+        --------
+        >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+        >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+        >>> encoder = sg.ImageEncoder.from_timm("vit_tiny_patch16_224", img_size=32, depth=1)  # random weights
+        >>> small = SIGMMA(tissue, image_encoder=encoder)
+        >>> small.train(max_epochs=1, enable_progress_bar=False)
+        >>> dict(small.get_attention(["cell_circles_40"])["attention"].sizes)
+        {'tile': 1, 'head': 3, 'row': 2, 'column': 2}
         """
         from sigmma_sc.train.attention import tile_attention
 
@@ -398,6 +461,14 @@ class SIGMMA:
         ------
         ExistsError
             A key exists and ``overwrite`` is not set; nothing is written then.
+
+        Examples
+        --------
+        >>> model.write_embeddings(overwrite=True)
+        >>> sorted(key for key in adata.obsm if key.startswith("X_sigmma"))
+        ['X_sigmma_macro', 'X_sigmma_meso', 'X_sigmma_micro']
+        >>> sdata["sigmma_tiles"].n_obs
+        121
         """
         from sigmma_sc.train.write import cell_matrices, existing_keys, tile_obs, write_cells, write_tiles
 
@@ -432,6 +503,16 @@ class SIGMMA:
         Returns
         -------
         One row a slide, direction and scale: recall at 5, 10 and 15 %, median rank, pool size and chance.
+
+        Examples
+        --------
+        >>> table = model.evaluate_retrieval()
+        >>> table.loc[table["scale"] == "all", ["direction", "pool", "chance@10%"]].round(2)
+                     direction  pool  chance@10%
+        3  image→transcriptome    17        0.12
+        7  transcriptome→image    17        0.12
+        >>> bool(table["recall@10%"].mean() > table["chance@10%"].mean())
+        True
         """
         from sigmma_sc.metrics.retrieval import retrieval_table
         from sigmma_sc.train.evaluate import chosen_tiles
@@ -465,6 +546,14 @@ class SIGMMA:
         -------
         One row a gene and slide: ``pcc``, ``mse`` for the aligned embedding, ``pcc_frozen``, ``mse_frozen`` for the frozen
         encoder, ``mse_gene_mean`` for the train mean.
+
+        Examples
+        --------
+        >>> scores = model.evaluate_expression()
+        >>> scores.index[:3].tolist(), len(scores)
+        (['EPCAM', 'KRT19', 'KRT7'], 50)
+        >>> sorted(name for name in scores if name.startswith("mse"))
+        ['mse', 'mse_frozen', 'mse_gene_mean']
         """
         from sigmma_sc.train.evaluate import chosen_tiles, expression_table
 
@@ -513,6 +602,14 @@ class SIGMMA:
         -----
         ExpressionWarning
             The reliability of some genes is not known (NaN): no validation tiles, or constant on them.
+
+        Examples
+        --------
+        >>> predicted = model.predict_expression()
+        >>> predicted.shape  # tiles and genes
+        (121, 120)
+        >>> bool(predicted.var.loc["EPCAM", "reliability"] > 0.5)
+        True
         """
         from sigmma_sc.train.predict import predict_expression
 
@@ -528,6 +625,13 @@ class SIGMMA:
         :meth:`predict_expression` needs of the training and validation tiles is: 2 bytes a gene and ``24 n_latent`` bytes for
         embeddings of three scales, so 8 MB for 2,000 tiles of 377 genes, 200 MB for 5,000 tiles of 18,000. A model without raw
         counts is saved without, with a warning.
+
+        Examples
+        --------
+        >>> import os
+        >>> model.save("saved", overwrite=True)
+        >>> sorted(os.listdir("saved"))
+        ['model.json', 'weights.safetensors']
         """
         from sigmma_sc.train.store import save
 
@@ -562,6 +666,13 @@ class SIGMMA:
             Object and model do not fit, in setup, genes or cell features; the message names what differs.
         EncoderError
             The image encoder has other weights.
+
+        Examples
+        --------
+        >>> model.save("model", overwrite=True)
+        >>> again = SIGMMA.load("model", sdata)
+        >>> np.allclose(again.get_latent_representation(), model.get_latent_representation())
+        True
         """
         from sigmma_sc.train.store import load
 
@@ -569,13 +680,15 @@ class SIGMMA:
 
     def __repr__(self) -> str:
         slides = ", ".join(f"{s.name} ({len(s.rows):,} cells)" for s in self._slides)
-        size = self.setup.tile_size
-        scales = ", ".join(f"{n} {size / b:g} µm" for n, b in zip(self.setup.scales, self.setup.grids, strict=True))
+        size, named = self.setup.tile_size, zip(self.setup.scales, self.setup.grids, strict=True)
+        aligned = self.module.aligned if self.is_trained_ else self.setup.scales
+        scales = ", ".join(f"{n} {size / b:g} µm" for n, b in named if n in aligned)
         epochs = len(next(iter(self.history.values()))) if self.history else 0
-        state = f"trained, {epochs} epochs" if self.is_trained_ else "not trained"
+        state = f"trained, {epochs} epoch{'s' * (epochs != 1)}" if self.is_trained_ else "not trained"
+        cells = f"edges: {self.config.edges}" if self.config.cells == "graph" else "cells: pooled genes"
         return (
-            f"SIGMMA ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: {self.image_encoder.name} "
-            f"({self.config.regime}), edges: {self.config.edges}, n_latent: {self.config.n_latent}"
+            f"{type(self).__name__} ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: "
+            f"{self.image_encoder.name} ({self.config.regime}), {cells}, n_latent: {self.config.n_latent}"
         )
 
     def _towers(self, n_nodes: int) -> TwoTowers:

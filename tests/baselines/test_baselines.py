@@ -59,6 +59,8 @@ def test_published_values_are_the_defaults(slide):
     model = BLEEP(slide, "stain-stats")
     assert (model.config.n_latent, model.config.dropout, model.config.temperature) == (256, 0.1, 1.0)
     assert BLEEP.published == {"batch_size": 128, "lr": 1e-3, "weight_decay": 1e-3}
+    assert repr(model).startswith("BLEEP (not trained)")
+    assert "cells: pooled genes" in repr(model)
 
 
 def test_sentences_name_the_most_expressed_genes():

@@ -29,6 +29,15 @@ class BLEEP(OneScale):
         As for :class:`sigmma_sc.SIGMMA`.
     temperature
         Of logits, and inverse of that of targets.
+
+    Examples
+    --------
+    >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+    >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+    >>> bleep = sg.baselines.BLEEP(tissue, image_encoder="stain-stats")
+    >>> bleep.train(max_epochs=2, enable_progress_bar=False)
+    >>> bleep.get_tile_representation(modality="transcriptome").shape
+    (81, 256)
     """
 
     published: ClassVar[dict[str, Any]] = {"batch_size": 128, "lr": 1e-3, "weight_decay": 1e-3}

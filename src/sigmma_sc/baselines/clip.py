@@ -37,6 +37,15 @@ class CLIP(OneScale):
         from scratch with a word for each gene, which needs no download.
     text_weights
         Local checkpoint of the model whose text tower it is.
+
+    Examples
+    --------
+    >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+    >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+    >>> clip = sg.baselines.CLIP(tissue, image_encoder="stain-stats", text="genes")
+    >>> clip.train(max_epochs=2, enable_progress_bar=False)
+    >>> clip.get_tile_representation(modality="transcriptome").shape
+    (81, 512)
     """
 
     published: ClassVar[dict[str, Any]] = {"batch_size": 128}

@@ -47,6 +47,12 @@ class DataSpec:
         A sentence for the report.
     published
         Published figures to print beside ours: method by row, figure by column.
+
+    Examples
+    --------
+    >>> data = sg.benchmark.DataSpec(name="simulated", simulate={"n_cells": 2000}, splits=("blocks", "end"))
+    >>> data.splits
+    ('blocks', 'end')
     """
 
     name: str
@@ -94,6 +100,12 @@ class MethodSpec:
         Of the method: switches of :class:`sigmma_sc.Config`, or what else its class takes.
     train
         Arguments of its training.
+
+    Examples
+    --------
+    >>> spec = sg.benchmark.MethodSpec(method="sigmma", label="64 wide", arguments={"n_latent": 64})
+    >>> spec.label
+    '64 wide'
     """
 
     method: str
@@ -126,6 +138,11 @@ class NicheSpec:
         Of Leiden.
     n_cells
         Most cells to cluster, drawn once for a data set.
+
+    Examples
+    --------
+    >>> sg.benchmark.NicheSpec(methods=("sigmma", "frozen")).n_cells
+    20000
     """
 
     methods: tuple[str, ...]
@@ -162,6 +179,14 @@ class BenchmarkConfig:
         Whose cells to cluster; ``None`` for nobody's.
     title
         Of the report.
+
+    Examples
+    --------
+    >>> data = sg.benchmark.DataSpec(name="simulated", simulate={"n_cells": 2000})
+    >>> methods = tuple(sg.benchmark.MethodSpec(method=name) for name in ("sigmma", "bleep", "random"))
+    >>> plan = sg.benchmark.BenchmarkConfig(datasets=(data,), methods=methods, seeds=(0, 1))
+    >>> len(plan.cells())  # one data set, one split, two seeds, three methods
+    6
     """
 
     datasets: tuple[DataSpec, ...]
@@ -214,6 +239,13 @@ def read_config(source: str | Path | dict[str, Any]) -> BenchmarkConfig:
     ------
     SetupError
         A key, a method or a split does not exist, or a variable is not set.
+
+    Examples
+    --------
+    >>> data = {"simulated": {"simulate": {"n_cells": 2000}, "splits": ["blocks", "end"]}}
+    >>> plan = sg.benchmark.read_config({"datasets": data, "methods": ["sigmma", "random"], "seeds": [0]})
+    >>> [(split, method.label) for _, split, method, _ in plan.cells()]
+    [('blocks', 'sigmma'), ('blocks', 'random'), ('end', 'sigmma'), ('end', 'random')]
     """
     if isinstance(source, dict):
         return _build(source, Path.cwd())
@@ -231,7 +263,13 @@ def read_config(source: str | Path | dict[str, Any]) -> BenchmarkConfig:
 
 
 def packaged() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Names of the configurations that come with the package.
+
+    Examples
+    --------
+    >>> sg.benchmark.packaged()
+    ['hest-idc', 'hest-luad', 'hest-paad', 'hest-skcm']
+    """
     return sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
 
 

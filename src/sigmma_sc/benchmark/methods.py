@@ -44,6 +44,12 @@ class Case:
         Of the data set, fields of :class:`sigmma_sc.Config`.
     cache_dir
         Of patch features.
+
+    Examples
+    --------
+    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={"n_latent": 16}, cache_dir=None)
+    >>> case.split
+    'blocks'
     """
 
     sdata: Any
@@ -63,6 +69,15 @@ class Method:
         Data, split and seed.
     **arguments
         Of the method.
+
+    Examples
+    --------
+    >>> class Same(sg.benchmark.Method):
+    ...     def embed(self, slide, tiles):
+    ...         return {"macro": np.ones((len(tiles), 1), np.float32)}, None
+    >>> sg.benchmark.METHODS["same"] = Same
+    >>> sg.benchmark.MethodSpec(method="same").label  # and in a configuration too
+    'same'
     """
 
     trains: ClassVar[bool] = False
@@ -85,7 +100,17 @@ class Method:
 
 
 class Random(Method):
-    """Numbers drawn for each tile: what chance is."""
+    """Numbers drawn for each tile: what chance is.
+
+    Examples
+    --------
+    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={}, cache_dir=None)
+    >>> slide = model.data.slides(sdata)[0]
+    >>> tiles, _ = model.data.covering(slide)
+    >>> image, transcriptome = sg.benchmark.Random(case).embed(slide, tiles)
+    >>> image["macro"].shape, transcriptome["macro"].shape
+    ((121, 64), (121, 64))
+    """
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Two independent draws that depend on seed, slide and place alone."""
@@ -107,6 +132,16 @@ class Frozen(Method):
         Data, split and seed.
     macro
         The coarsest grid alone, which is how encoders are commonly judged.
+
+    Examples
+    --------
+    >>> encoder = sg.ImageEncoder(lambda x: x.mean((2, 3)), name="mean colour", input_size=16)
+    >>> case = sg.benchmark.Case(sdata, encoder, split="blocks", seed=0, switches={}, cache_dir=None)
+    >>> slide = model.data.slides(sdata)[0]
+    >>> tiles, _ = model.data.covering(slide)
+    >>> image, transcriptome = sg.benchmark.Frozen(case).embed(slide, tiles)
+    >>> {scale: x.shape for scale, x in image.items()}, transcriptome
+    ({'micro': (121, 3), 'meso': (121, 3), 'macro': (121, 3)}, None)
     """
 
     def __init__(self, case: Case, macro: bool = False):
@@ -147,6 +182,13 @@ class Alignment(Method):
         Align the coarsest scale alone.
     **arguments
         Of the class: switches, and what else it takes.
+
+    Examples
+    --------
+    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={"n_latent": 16}, cache_dir=None)
+    >>> method = sg.benchmark.Alignment(SIGMMA, case, macro=True, edges="full")
+    >>> method.model.config.n_latent, method.model.config.edges, method.model.config.loss_weights
+    (16, 'full', (0.0, 0.0, 1.0))
     """
 
     trains = True

@@ -78,6 +78,16 @@ def run(
     -----
     SplitWarning
         A data set is split at random.
+
+    Examples
+    --------
+    >>> data = {"simulated": {"simulate": {"n_cells": 900}, "setup": {"tile_size": 64}}}
+    >>> config = {"datasets": data, "methods": ["random", "gene-mean"], "seeds": [0]}
+    >>> table = sg.benchmark.run(config, "comparison")
+    >>> table.loc[table["metric"].str.startswith("mean recall"), ["method", "metric", "n_test", "chance"]].round(2)
+       method                           metric  n_test  chance
+    3  random  mean recall image→transcriptome       9    0.15
+    8  random  mean recall transcriptome→image       9    0.15
     """
     require_positive(jobs, "jobs")
     plan = config if isinstance(config, BenchmarkConfig) else read_config(config)

@@ -277,6 +277,14 @@ def simulate_tissue(
     ``table.obs`` holds the truth: ``cell_type``; ``compartment`` (regions above 128 µm); ``neighborhood`` (patches
     below 64 µm); ``niche`` (both together); and ``pair``: whether a macrophage or a T cell touches the other
     (``"contact"``) or not (``"single"``); ``"none"`` for other types.
+
+    Examples
+    --------
+    >>> tissue = sg.datasets.simulate_tissue(n_cells=500, seed=1)
+    >>> tissue["table"].shape  # cells and genes
+    (500, 120)
+    >>> tissue["table"].obs["compartment"].cat.categories.tolist()
+    ['tumor', 'stroma', 'exocrine']
     """
     from spatialdata import SpatialData
 

@@ -80,6 +80,11 @@ def hest(folder: str | Path, sample_id: str) -> SpatialData:
     it (mahmoodlab/HEST: ``utils.copy_processed``, ``readers.XeniumReader``, ``io.seg_readers``). The parquet of polygons
     carries the names of the cells; the GeoJSON does not, so there a polygon is the cell whose transcripts lie in it, and
     cells without transcripts are left out. HEST-1k is licensed CC BY-NC-SA 4.0 (Jaume et al., NeurIPS 2024).
+
+    Examples
+    --------
+    >>> sdata = sg.io.hest("hest_data", "TENX95")  # doctest: +SKIP
+    >>> SIGMMA.setup_spatialdata(sdata, sample_key="sample")  # doctest: +SKIP
     """
     require_package("imagecodecs", "io")
     from spatialdata import SpatialData

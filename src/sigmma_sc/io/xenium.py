@@ -50,7 +50,7 @@ def xenium(
         3 × 3 matrix from H&E pixels to pixels of the morphology image, as CSV. By default
         ``<name of the H&E>alignment.csv`` beside the H&E or in the folder, or else the only ``*he_imagealignment.csv``
         there.
-    kwargs
+    **kwargs
         What else :func:`spatialdata_io.xenium` should read, such as ``transcripts=True``. With
         ``cells_as_circles=False, cells_labels=True`` the table annotates the raster of cells instead of circles.
 
@@ -75,6 +75,11 @@ def xenium(
     -----
     File names: `10x Genomics, Xenium Onboard Analysis and Xenium Explorer documentation
     <https://www.10xgenomics.com/support/software/xenium-onboard-analysis>`__.
+
+    Examples
+    --------
+    >>> sdata = sg.io.xenium("outs/", he_image="he.ome.tif", he_alignment="he_alignment.csv")  # doctest: +SKIP
+    >>> SIGMMA.setup_spatialdata(sdata)  # doctest: +SKIP
     """
     require_package("spatialdata_io", "io")
     path = Path(path)

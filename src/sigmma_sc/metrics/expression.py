@@ -82,6 +82,17 @@ def expression_probe(
     One row per slide and gene, indexed by gene in the order given: ``slide``; ``pcc``, Pearson across the slide's
     test tiles, NaN if the gene or its prediction is constant there (a single tile always is); ``mse``;
     ``mse_gene_mean``, the error of predicting the gene's training mean; ``n_train`` and ``n_test`` tiles.
+
+    Examples
+    --------
+    >>> x = np.arange(12.0)[:, None]  # one feature of 12 tiles
+    >>> counts = np.hstack([10 * x, 200 - 10 * x])  # one gene rises with it, one falls
+    >>> table = sg.metrics.expression_probe(x[::2], counts[::2], x[1::2], counts[1::2], genes=["UP", "DOWN"])
+    >>> table[["pcc", "mse", "mse_gene_mean"]].round(2)
+           pcc   mse  mse_gene_mean
+    gene
+    UP    0.95  0.28           0.92
+    DOWN  0.99  0.00           0.07
     """
     require_positive(n_components, "n_components")
     x, x_test = _features(train_x, "train_x"), _features(test_x, "test_x")
@@ -119,6 +130,13 @@ def expression_targets(
         Those chosen, in the order given.
     train, test
         ``(n, n_genes)`` and ``(m, n_genes)``.
+
+    Examples
+    --------
+    >>> train, test = [[0, 5], [1, 5], [3, 5]], [[7, 5]]
+    >>> genes, _, y = sg.metrics.expression_targets(train, test, ["A", "B"], protocol="hest")
+    >>> genes.tolist(), y.round(2).tolist()  # B does not vary; 2.08 is log1p(7)
+    (['A'], [[2.08]])
     """
     require_choice(protocol, ("default", "hest"), "protocol")
     require_positive(n_genes, "n_genes")
@@ -157,6 +175,14 @@ def summarise_expression(table: pd.DataFrame) -> dict[str, float]:
     ``pcc``, ``mse`` and ``mse_gene_mean``, each with ``_sd`` (of the population, ``ddof=0``, as HEST reports it);
     ``n_genes``, ``n_slides`` and ``n_undefined``, the rows whose correlation is undefined. Those are left out
     of ``pcc``, not counted as 0: a number of them above 0 belongs beside the mean.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"slide": "a", "pcc": [0.2, 0.6], "mse": 1.0, "mse_gene_mean": 1.5}, index=["A", "B"])
+    >>> summary = sg.metrics.summarise_expression(table)
+    >>> round(summary["pcc"], 2), round(summary["pcc_sd"], 2), summary["n_genes"]
+    (0.4, 0.2, 2)
     """
     scores = ["pcc", "mse", "mse_gene_mean"]
     per_gene = table.groupby(level=0, sort=False)[scores].mean()

@@ -24,6 +24,14 @@ def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]
     ``ari``, the adjusted Rand index (1 the same, 0 expected by chance) [Hubert and Arabie 1985]; ``nmi``, the mutual
     information over the mean of the entropies (not adjusted: it grows with the number of clusters); ``n`` cells
     compared and ``n_dropped``.
+
+    Examples
+    --------
+    >>> found = sg.metrics.niche_agreement(["0", "0", "1", "1", "1"], ["tumor", "tumor", "stroma", "stroma", None])
+    >>> round(found["ari"], 2), found["n"], found["n_dropped"]  # the same two groups, whatever their names
+    (1.0, 4, 1)
+    >>> round(sg.metrics.niche_agreement(["0", "1", "0", "1"], ["tumor", "tumor", "stroma", "stroma"])["ari"], 2)
+    -0.5
     """
     if isinstance(labels, pd.Series) and isinstance(reference, pd.Series) and not labels.index.equals(reference.index):
         raise SetupError("labels and reference have different indices; align them: reference.reindex(labels.index).")
@@ -57,6 +65,13 @@ def spatial_contiguity(labels: ArrayLike, adjacency: sparse.sparray | sparse.spm
     -------
     ``contiguity``; ``expected``, its exact mean over all permutations of the labels, Σ nₖ(nₖ-1) / n(n-1) on any graph;
     ``n_pairs`` compared and ``n_dropped``. Few large clusters are contiguous by chance: show contiguity over expected.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_array
+    >>> chain = csr_array(np.eye(5, k=1))  # five cells in a row
+    >>> sg.metrics.spatial_contiguity(["a", "a", "b", "b", "b"], chain)  # three of four pairs agree
+    {'contiguity': 0.75, 'expected': 0.4, 'n_pairs': 4, 'n_dropped': 0}
     """
     codes = _codes(labels)
     n = len(codes)
@@ -106,6 +121,14 @@ def seam_ratio(
     Returns
     -------
     ``ratio`` of mean distances, ``at_borders``, ``at_control``, and the number of pairs of each.
+
+    Examples
+    --------
+    >>> from scipy.sparse import csr_array
+    >>> xy = [[0.9, 0.5], [1.05, 0.5], [1.2, 0.5]]  # a border of tiles at 1, a line of the control grid at 1.125
+    >>> found = sg.metrics.seam_ratio([[0.0], [2.0], [3.0]], xy, side=1, adjacency=csr_array(np.eye(3, k=1)))
+    >>> found["at_borders"], found["at_control"], found["ratio"]
+    (2.0, 1.0, 2.0)
     """
     z, xy = np.asarray(embedding, dtype=np.float64), np.asarray(xy, dtype=np.float64)
     n = len(z)

@@ -45,6 +45,13 @@ def partner_ranks(query: ArrayLike, candidates: ArrayLike, chunk: int = 2048) ->
     ------
     SetupError
         If the shapes differ or a row has no direction (all zero, or not finite).
+
+    Examples
+    --------
+    >>> image = [[1, 0], [0, 1], [-1, 0]]
+    >>> cells = [[2, 0], [1, -1], [-1, 1]]
+    >>> sg.metrics.partner_ranks(image, cells).tolist()  # the second tile's partner is the worst of three
+    [1, 3, 1]
     """
     return _ranks(_unit_rows(query, "query"), _unit_rows(candidates, "candidates"), chunk)
 
@@ -64,6 +71,11 @@ def recall_at_percent(ranks: ArrayLike, n: int, percents: Sequence[float] = PERC
     Returns
     -------
     For each p the share of ranks ≤ ceil(p·n/100). The rounding is the project's choice, the paper does not say.
+
+    Examples
+    --------
+    >>> sg.metrics.recall_at_percent([1, 3, 6, 30], n=40)  # the best 5, 10 and 15 % of 40 are 2, 4 and 6
+    {5: 0.25, 10: 0.5, 15: 0.75}
     """
     given = np.asarray(ranks)
     if given.size == 0 or given.min() < 1 or given.max() > n:
@@ -108,6 +120,16 @@ def retrieval_table(
     the concatenation of the L2-normalised scales, so that each weighs the same. Columns: ``slide``, ``direction``,
     ``scale``, ``recall@p%``, ``median_rank``, ``pool`` (candidates) and ``chance@p%``, which is what a random order
     scores on average, ceil(p·n/100)/n: above p % in small pools. Slides of one tile are left out with a warning.
+
+    Examples
+    --------
+    >>> image = {"macro": [[1, 0], [0, 1], [-1, 0]]}
+    >>> cells = {"macro": [[2, 0], [1, -1], [-1, 1]]}
+    >>> table = sg.metrics.retrieval_table(image, cells, slide=["a", "a", "a"], percents=[50])
+    >>> table[["direction", "recall@50%", "median_rank", "pool", "chance@50%"]].round(2)
+                 direction  recall@50%  median_rank  pool  chance@50%
+    0  image→transcriptome        0.67          1.0     3        0.67
+    1  transcriptome→image        0.67          2.0     3        0.67
     """
     ranks, slides = tile_ranks(image, transcriptome, slide, chunk=chunk)
     rows = []
@@ -138,6 +160,14 @@ def tile_ranks(
         ``(n,)`` for each direction and scale; 0 for the tile of a slide that has no other.
     slides
         Name and tiles of each slide that has two or more: the pools.
+
+    Examples
+    --------
+    >>> image = {"macro": [[1, 0], [0, 1], [-1, 0]]}
+    >>> cells = {"macro": [[2, 0], [1, -1], [-1, 1]]}
+    >>> ranks, slides = sg.metrics.tile_ranks(image, cells, slide=["a", "a", "a"])
+    >>> ranks["image→transcriptome", "macro"].tolist()
+    [1, 3, 1]
     """
     if set(image) != set(transcriptome):
         raise SetupError(f"image has scales {list(image)}, transcriptome {list(transcriptome)}: give both the same.")

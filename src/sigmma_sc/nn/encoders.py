@@ -46,6 +46,12 @@ class ImageEncoder(nn.Module):
     ------
     EncoderError
         The output is not a finite ``(B, D)``, or an argument is out of range.
+
+    Examples
+    --------
+    >>> encoder = sg.ImageEncoder(lambda x: x.mean((2, 3)), name="mean colour", input_size=64)
+    >>> encoder.dim
+    3
     """
 
     _mean: Tensor
@@ -182,6 +188,12 @@ class ImageEncoder(nn.Module):
         ------
         EncoderError
             timm does not know the name, the weights cannot be had, or they do not fit.
+
+        Examples
+        --------
+        >>> encoder = sg.ImageEncoder.from_timm("resnet18")  # random: neither weights nor pretrained is given
+        >>> encoder.dim, encoder.input_size
+        (512, 224)
         """
         import timm
 
@@ -237,6 +249,12 @@ def get_encoder(
         Unknown name, no access to the weights, or an object that says nothing of its normalisation.
     MissingPackageError
         The encoder needs transformers or open_clip, of the extra ``encoders``.
+
+    Examples
+    --------
+    >>> sg.get_encoder("stain-stats").dim
+    96
+    >>> sg.get_encoder("uni", weights="uni/pytorch_model.bin")  # doctest: +SKIP
     """
     if not isinstance(name, str):
         if not isinstance(name, ImageEncoder):

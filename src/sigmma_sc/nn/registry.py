@@ -119,7 +119,16 @@ REGISTRY = {
 
 
 def list_encoders() -> pd.DataFrame:
-    """Registered encoders with architecture, library, dimension, input, pooling, licence, gating, page and citation."""
+    """Registered encoders with architecture, library, dimension, input, pooling, licence, gating, page and citation.
+
+    Examples
+    --------
+    >>> encoders = sg.list_encoders()
+    >>> encoders.loc["uni", ["dim", "licence", "gated"]].to_dict()
+    {'dim': 1024, 'licence': 'CC-BY-NC-ND-4.0', 'gated': True}
+    >>> encoders.index[~encoders["gated"]].tolist()
+    ['stain-stats', 'resnet50', 'kaiko-vits16', 'lunit-vits16', 'phikon-v2', 'clip', 'plip']
+    """
     import pandas as pd
 
     rows = {name: {k: v for k, v in asdict(entry).items() if k != "kwargs"} for name, entry in REGISTRY.items()}

@@ -64,6 +64,17 @@ def attention(
         ``before`` holds other tiles or heads, or only one of ``sdata`` and ``outlines`` is given.
     MissingKeyError
         The object has no such shapes.
+
+    Examples
+    --------
+    >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+    >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+    >>> encoder = sg.ImageEncoder.from_timm("vit_tiny_patch16_224", img_size=32, depth=1)  # random weights
+    >>> small = SIGMMA(tissue, image_encoder=encoder)
+    >>> small.train(max_epochs=1, enable_progress_bar=False)
+    >>> figure = sg.pl.attention(small.get_attention(["cell_circles_40"]), show=False)
+    >>> [ax.get_title() for ax in figure.axes[:4]]
+    ['tile', 'head 1', 'head 2', 'head 3']
     """
     import matplotlib.pyplot as plt
 

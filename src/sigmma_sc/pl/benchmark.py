@@ -50,6 +50,15 @@ def benchmark(
     ------
     SetupError
         Rows of several data sets or splits, or none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> rows = [("sigmma", "pcc default", 0.5, 0.4, 0.6), ("bleep", "pcc default", 0.4, 0.3, 0.5)]
+    >>> intervals = pd.DataFrame(rows, columns=["method", "metric", "value", "low", "high"])
+    >>> axes = sg.pl.benchmark(intervals, {"pcc default": "PCC, ridge"}, show=False)
+    >>> [label.get_text() for label in axes[0].get_yticklabels()]
+    ['sigmma', 'bleep']
     """
     import matplotlib.pyplot as plt
 

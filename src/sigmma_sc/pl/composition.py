@@ -49,6 +49,12 @@ def composition(
     Returns
     -------
     One Axes a scale.
+
+    Examples
+    --------
+    >>> axes = sg.pl.composition(adata, groupby="cell_type", show=False)
+    >>> [ax.get_title() for ax in axes]
+    ['micro', 'meso', 'macro']
     """
     import matplotlib.pyplot as plt
 

@@ -61,6 +61,12 @@ def edges(
         The model has no cell graph, or the tile no two cells.
     MissingKeyError
         There is no such tile.
+
+    Examples
+    --------
+    >>> axes = sg.pl.edges(model, tile="cell_circles_60", groupby="cell_type", show=False)
+    >>> [ax.get_title().split(":")[0] for ax in axes]
+    ['micro', 'meso', 'macro']
     """
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection

@@ -65,6 +65,12 @@ def niches(
     ------
     SetupError
         A window has no side, or holds no cell.
+
+    Examples
+    --------
+    >>> axes = sg.pl.niches(adata, reference="niche", save="niches.png")
+    >>> [ax.get_title() for ax in axes]
+    ['niche', 'micro', 'meso', 'macro']
     """
     import matplotlib.pyplot as plt
 

@@ -63,6 +63,14 @@ def registration(
         The object has no setup, or the number of axes does not fit.
     MissingKeyError
         There is no such slide.
+
+    Examples
+    --------
+    >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+    >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+    >>> axes = sg.pl.registration(tissue, n_windows=2, show=False)
+    >>> axes[0].get_title()
+    'cell_circles: registered'
     """
     import matplotlib.pyplot as plt
 

@@ -78,6 +78,12 @@ def retrieval(
     ------
     SetupError
         No slide has two such tiles, or a tile named is not among them.
+
+    Examples
+    --------
+    >>> figure = sg.pl.retrieval(model, tiles=2, n_hits=3, groupby="cell_type", show=False)
+    >>> figure.get_suptitle()
+    'image→transcriptome, all: 17 tiles of cell_circles'
     """
     require_choice(direction, ("image→transcriptome", "transcriptome→image"), "direction")
     require_choice(scale, (*model._trained().aligned, "all"), "scale")

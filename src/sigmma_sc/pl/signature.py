@@ -59,6 +59,16 @@ def signature(
     ------
     SetupError
         A gene is not in the table, or no cell has a niche.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> logged = adata.copy()
+    >>> sc.pp.normalize_total(logged)
+    >>> sc.pp.log1p(logged)
+    >>> violin, spots = sg.pl.signature(logged, ["CXCL2"], show=False)[0]
+    >>> violin.get_xlabel(), violin.get_ylabel()
+    ('meso niche', 'CXCL2')
     """
     import matplotlib.pyplot as plt
     import scanpy as sc

@@ -44,6 +44,12 @@ def training(
     ------
     SetupError
         The history holds no losses.
+
+    Examples
+    --------
+    >>> axes = sg.pl.training(model.history, save="training.png")
+    >>> [ax.get_title() for ax in axes]
+    ['micro', 'meso', 'macro']
     """
     import matplotlib.pyplot as plt
 

@@ -57,6 +57,12 @@ def encode_patches(
     ------
     SetupError
         With a client: an object lies in no store, or the encoder is a module of your own, which no worker could build.
+
+    Examples
+    --------
+    >>> encoder = sg.ImageEncoder(lambda x: x.mean((2, 3)), name="mean colour", input_size=16)
+    >>> sg.pp.encode_patches(sdata, encoder, "features", stride=128)
+    >>> ready = SIGMMA(sdata, image_encoder=encoder, cache_dir="features")  # its features are there
     """
     from sigmma_sc.nn.encoders import get_encoder
 

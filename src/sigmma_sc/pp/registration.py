@@ -49,6 +49,16 @@ def check_registration(sdata: SpatialData | dict[str, SpatialData], seed: int = 
     ------
     SetupError
         The object has no setup, or was set up without a table.
+
+    Examples
+    --------
+    >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
+    >>> SIGMMA.setup_spatialdata(tissue, tile_size=64)
+    >>> found = sg.pp.check_registration(tissue)
+    >>> found[["verdict", "shift_x", "shift_y"]]
+                     verdict  shift_x  shift_y
+    slide
+    cell_circles  registered      0.0      0.0
     """
     import pandas as pd
 

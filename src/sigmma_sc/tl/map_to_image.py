@@ -61,6 +61,15 @@ def map_to_image(
         There are no tiles in ``sdata``, or no such column.
     SetupError
         No training tile of the model's object has a labelled cell, or the name is that of a column that tells where tiles are.
+
+    Examples
+    --------
+    >>> sg.tl.map_to_image(model, sdata, labels="niche")
+    >>> tiles = sdata["sigmma_tiles"]
+    >>> tiles.obsm["niche_share"].shape  # tiles and labels
+    (121, 6)
+    >>> tiles.uns["niche"]["n_val"]
+    5
     """
     require_choice(scale, (*model._trained().aligned, "all"), "scale")
     require_positive(n_neighbors, "n_neighbors")

@@ -38,6 +38,12 @@ def niches(
         Writes ``obs[f"{key_added}_{scale}"]``, missing for cells without an embedding.
     seed
         Of both.
+
+    Examples
+    --------
+    >>> sg.tl.niches(adata, scales=["meso"])
+    >>> adata.obs["sigmma_niche_meso"].cat.categories[:2].tolist()
+    ['0', '1']
     """
     import scanpy as sc
     from anndata import AnnData

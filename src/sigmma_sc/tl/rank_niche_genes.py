@@ -45,6 +45,14 @@ def rank_niche_genes(
     ------
     SetupError
         The values are no counts: negative, or not whole; or there are not two niches.
+
+    Examples
+    --------
+    >>> import scanpy as sc
+    >>> sg.tl.rank_niche_genes(adata, scale="meso")
+    >>> ranked = sc.get.rank_genes_groups_df(adata, group="0", key="rank_niche_genes_meso")
+    >>> len(ranked), ranked.columns[:2].tolist()
+    (120, ['names', 'scores'])
     """
     import scanpy as sc
     from anndata import AnnData

@@ -48,6 +48,13 @@ def transfer_labels(
     ------
     SetupError
         The tables were embedded by models of another width, or no reference cell has a label.
+
+    Examples
+    --------
+    >>> reference, others = adata[::2], adata[1::2].copy()
+    >>> sg.tl.transfer_labels(others, reference, labels="niche")
+    >>> bool((others.obs["niche_transferred"] == others.obs["niche"]).mean() > 0.5)
+    True
     """
     from sklearn.neighbors import KNeighborsClassifier
 
