@@ -62,6 +62,7 @@ html_theme = "sphinx_book_theme"
 html_title = "sigmma-sc"
 html_theme_options = {"navbar_persistent": []}  # the sidebar has the search
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 # Links. The inventories of other projects need a network, so they are read where there is one.
 if os.environ.get("READTHEDOCS") or os.environ.get("SIGMMA_DOCS_INTERSPHINX"):
@@ -96,13 +97,25 @@ nitpick_ignore_regex = [
 ]
 
 
-TUTORIALS = """# Tutorials
+TUTORIALS = {
+    "quick_start": "the whole job on simulated tissue, in two minutes and without a download",
+    "paad_niches": "a Xenium section, from the registration check to niches at three scales and their genes",
+    "several_slides": "five sections in one object: training, testing on the fifth, niches across them, labels from slide to slide",
+    "from_he_alone": "expression and niches of tissue without transcripts, and how right they were",
+    "own_encoder_and_cells": "UNI and others by name, from a file, a module of your own; scVI and others for the cells",
+    "benchmark": "methods compared on your slide, with intervals",
+    "big_slides": "features by Dask or torchrun, training that survives a kill",
+}
+INDEX = """# Tutorials
 
-```{toctree}
-:glob:
-:maxdepth: 1
+Notebooks, run from top to bottom by CI. Those on real tissue read stores that you make of public data; the others need no download.
 
-*
+{list}
+
+```{{toctree}}
+:hidden:
+
+{names}
 ```
 """
 
@@ -115,8 +128,9 @@ def copy_tutorials() -> None:
     notebooks = sorted((HERE.parent / "tutorials").glob("*.ipynb"))
     for notebook in notebooks:
         shutil.copy(notebook, target)
-    # An empty glob would be a warning that cannot be suppressed.
-    (target / "index.md").write_text(TUTORIALS if notebooks else "# Tutorials\n\nThere is none yet.\n")
+    names = sorted((path.stem for path in notebooks), key=lambda name: (*TUTORIALS, name).index(name))
+    lines = [f"- {{doc}}`{name}`: {TUTORIALS[name]}" for name in names]
+    (target / "index.md").write_text(INDEX.format(list="\n".join(lines), names="\n".join(names)))
 
 
 copy_tutorials()

@@ -62,14 +62,19 @@ def composition(
     for scale in scales:
         require_key(f"{key}_{scale}", adata.obs, "column", "Call sg.tl.niches(adata) first.")
     counts = [pd.crosstab(adata.obs[f"{key}_{scale}"], adata.obs[groupby]) for scale in scales]
-    n_types = max(table.shape[1] for table in counts)
-    rows = max(len(table) for table in counts)
-    size = ((1.6 + 0.34 * n_types) * len(scales) + 0.8, 2.0 + 0.3 * rows)
-    figure, axes = plt.subplots(1, len(scales), figsize=size, squeeze=False, layout="constrained")
+    shares = [table.div(table.sum(axis=1), axis=0) for table in counts]
+    top = max(share.to_numpy().max() for share in shares)
+    n_types = max(share.shape[1] for share in shares)
+    # Many types make wide panels, which then stand one below the other.
+    stacked = n_types > 12
+    shape = (len(scales), 1) if stacked else (1, len(scales))
+    heights = [0.3 * len(share) + 1.0 for share in shares]
+    size = ((1.6 + 0.34 * n_types) * shape[1] + 0.8, 0.8 + (sum(heights) if stacked else max(heights)))
+    ratios = {"height_ratios": heights} if stacked else {}
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
     image = None
-    for ax, scale, table in zip(axes[0], scales, counts, strict=True):
-        share = table.div(table.sum(axis=1), axis=0)
-        image = ax.imshow(share, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for ax, scale, share, table in zip(axes.flat, scales, shares, counts, strict=True):
+        image = ax.imshow(share, vmin=0, vmax=top, cmap="cividis", aspect="auto")
         ax.set_xticks(range(table.shape[1]), table.columns, rotation=60, ha="right", rotation_mode="anchor")
         names = [f"{name} ({n:,})" for name, n in table.sum(axis=1).items()]
         ax.set_yticks(range(len(table)), names)
@@ -77,6 +82,6 @@ def composition(
         ax.tick_params(length=0, labelsize=8)
         ax.spines[:].set_visible(False)
     axes[0, 0].set_ylabel("niche (cells)")
-    figure.colorbar(image, ax=axes[0, -1], label="share of the niche's cells", shrink=0.8)
+    figure.colorbar(image, ax=axes.ravel().tolist(), label="share of the niche's cells", shrink=0.6)
     finish(figure, show, save)
-    return list(axes[0])
+    return list(axes.flat)
