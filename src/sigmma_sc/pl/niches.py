@@ -87,7 +87,7 @@ def niches(
     side = 11.0 if wide else 4.6
     for window in windows:
         if window[2] <= 0 or not _inside(xy, window).any():
-            raise SetupError(f"Window {tuple(window)} holds no cell; obsm[{basis!r}] spans {_span(xy)}.")
+            raise SetupError(f"Window {tuple(map(float, window))} holds no cell; obsm[{basis!r}] spans {_span(xy)}.")
     small = side * n_cols / len(columns)
     heights = ((side * height / width + 0.35) * n_rows, (small + 0.2) * len(windows))
     figure = plt.figure(figsize=(side * n_cols, sum(heights)), layout="constrained")
