@@ -25,11 +25,11 @@ def trained():
 
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
-    """Build a development data set by name, once a session."""
+    """Build a development data set by name, once a session, or take it from SIGMMA_STORES."""
     data = Path(os.environ.get("SIGMMA_DATA", ROOT.parent / "shared" / "data"))
     if not (data / "build.py").exists():
         pytest.skip(f"the development tissue is not at {data}; set SIGMMA_DATA")
-    folder = tmp_path_factory.mktemp("real")
+    folder = Path(os.environ.get("SIGMMA_STORES") or tmp_path_factory.mktemp("real"))
 
     def build(name):
         import spatialdata
