@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from sigmma_sc.benchmark.cell import Cell
 
+pytestmark = pytest.mark.slow
+
 ENCODERS = {
     "ResNet50": {
         "name": "resnet50.a1_in1k", "input_size": 32, "layers": [1, 1, 1, 1], "channels": [8, 16, 32, 64], "stem_width": 8,
