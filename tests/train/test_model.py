@@ -188,6 +188,8 @@ def test_write_embeddings(trained, tmp_path):
     np.testing.assert_array_equal(table.obsm["X_sigmma_meso"], model.get_latent_representation(scale="meso"))
     assert table.obs["sigmma_covered"].all()
     assert table.uns["sigmma"]["image_encoder"] == "stain-stats"
+    assert sd.get_element_annotators(sdata, "cell_circles") == {"table"}
+    assert sd.get_element_annotators(sdata, "sigmma_tiles_cell_circles") == {"sigmma_tiles"}
     squares = sdata["sigmma_tiles_cell_circles"]
     assert len(squares) == tiles.n_obs
     side = 128 / model._slides[0].microns_per_pixel

@@ -117,8 +117,9 @@ def write_tiles(
     table = AnnData(obs=obs, obsm=obsm, uns={_keys.UNS: _plain(params)})
     if _keys.TILES in sdata.tables:
         del sdata.tables[_keys.TILES]
+    # A list even of one: in a plain name spatialdata's get_element_annotators would find the region that is part of it.
     sdata.tables[_keys.TILES] = TableModel.parse(
-        table, region=names if len(names) > 1 else names[0], region_key=_keys.REGION, instance_key=_keys.INSTANCE
+        table, region=names, region_key=_keys.REGION, instance_key=_keys.INSTANCE
     )
 
 
