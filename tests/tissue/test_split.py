@@ -39,13 +39,6 @@ def test_a_validation_strip_that_the_guard_swallows_takes_the_next():
     }
 
 
-def test_no_validation_tile_is_told():
-    tiles = covering_tiles(np.array([[50.0, 50.0]]), 300, 100, 100)[0]
-    with pytest.warns(SplitWarning, match="leaves no validation tile on a slide of 3 tiles"):
-        role = split_slide(tiles, np.ones(3, bool), "end", 0)
-    assert role.tolist() == ["test", "guard", "train"]
-
-
 def test_random_warns_and_guards_nothing(tiles):
     with pytest.warns(SplitWarning, match="leak|too good"):
         role = split_slide(tiles, np.ones(len(tiles), bool), "random", 0)

@@ -159,5 +159,10 @@ class TestMap:
             sg.tl.map_to_image(model, sg.datasets.simulate_tissue(n_cells=200), "niche")
         with pytest.raises(SetupError, match="key_added, such as 'region_mapped'"):
             sg.tl.map_to_image(model, other, "niche", key_added="region")
+        narrow = sg.datasets.simulate_tissue(n_cells=200)
+        narrow["sigmma_tiles"] = other["sigmma_tiles"].copy()
+        narrow["sigmma_tiles"].obsm["image_micro"] = np.ones((narrow["sigmma_tiles"].n_obs, 3), np.float32)
+        with pytest.raises(SetupError, match="has 3 columns, the model embeds in 64"):
+            sg.tl.map_to_image(model, narrow, "niche")
         with pytest.raises(SetupError, match="scale='nano'"):
             sg.tl.map_to_image(model, other, "niche", scale="nano")

@@ -1,5 +1,6 @@
 import copy
 import json
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
-from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupError
+from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupError, SplitWarning
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
@@ -340,6 +341,20 @@ def test_another_panel_is_refused(trained):
     )
     with pytest.raises(SetupError, match="5 of 120 genes"):
         model.get_latent_representation(other)
+
+
+def test_no_validation_tile_is_told_once_for_all_slides():
+    model = SIGMMA(small(n_cells=250, tile_size=64), n_latent=8)
+    with pytest.warns(SplitWarning, match=r"split='end' leaves no validation tile"):
+        model.data.assign_roles(model._slides, "end")
+    assert not (model.data.roles["cell_circles"] == "val").any()
+    # One slide with validation tiles is enough.
+    both = {name: small(n_cells=n, tile_size=64) for name, n in (("small", 250), ("large", 2000))}
+    model = SIGMMA(both, n_latent=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SplitWarning)
+        model.data.assign_roles(model._slides, "end")
+    assert (model.data.roles["large/cell_circles"] == "val").any()
 
 
 def test_repr_tells_setup_and_state(trained):

@@ -130,13 +130,6 @@ def split_slide(
         raise SetupError(
             f"split={kind!r} leaves no training tile on a slide of {int(usable.sum())} tiles. Use a smaller tile_size."
         )
-    if not (role == "val").any():
-        warnings.warn(
-            f"split={kind!r} leaves no validation tile on a slide of {int(usable.sum())} tiles: there is no validation loss and no "
-            "reliability of predictions. Use a smaller tile_size or more slides.",
-            SplitWarning,
-            stacklevel=2,
-        )
     return role
 
 

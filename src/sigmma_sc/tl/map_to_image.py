@@ -11,16 +11,14 @@ from sigmma_sc import _keys
 from sigmma_sc._checks import SetupError, require_choice, require_key, require_positive
 from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 from sigmma_sc.train.embed import Embedder
-from sigmma_sc.train.predict import retrieve
+from sigmma_sc.train.predict import retrieve, temperature_of
 from sigmma_sc.train.write import at_scale
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
 
     Scales = dict[str, NDArray[np.float32]]
-
-OWN = ("slide", "x", "y", "n_cells", "tissue", "split", _keys.REGION, _keys.INSTANCE)
-"""Columns of the tile table that are not to be written over."""
 
 
 def map_to_image(
@@ -53,14 +51,16 @@ def map_to_image(
         a frame of tiles × labels whose rows add up to one; ``obs[key_added]``, the label of the largest share; and
         ``uns[key_added]``, how far to trust it: of the ``n_val`` validation tiles of the model, the share ``accuracy`` whose commonest
         label is found from the image alone, and beside it ``accuracy_of_commonest``, that of always naming the commonest label. They speak
-        of tissue and stain like the training slides'. NaN without validation tiles.
+        of tissue and stain like the training slides'. NaN without validation tiles. Tiles with little ``obs["tissue"]`` show glass, whose
+        labels mean nothing.
 
     Raises
     ------
     MissingKeyError
         There are no tiles in ``sdata``, or no such column.
     SetupError
-        No training tile of the model's object has a labelled cell, or the name is that of a column that tells where tiles are.
+        No training tile of the model's object has a labelled cell; the tiles were embedded by a model of another width; or they have
+        a column of that name that does not come from here.
 
     Examples
     --------
@@ -73,21 +73,14 @@ def map_to_image(
     """
     require_choice(scale, (*model._trained().aligned, "all"), "scale")
     require_positive(n_neighbors, "n_neighbors")
+    name = labels if key_added is None else key_added
     tables = []
     for one in objects_of(sdata).values():
         require_key(_keys.TILES, one.tables, "table", "Call model.write_embeddings(sdata) first.")
         tables.append(one.tables[_keys.TILES])
-        for s in model.module.aligned:
-            require_key(
-                f"image_{s}", tables[-1].obsm, "embedding", "Call model.write_embeddings(sdata, overwrite=True) first."
-            )
-    name = labels if key_added is None else key_added
-    if name in OWN:
-        raise SetupError(
-            f"obs[{name!r}] of the tiles tells where they are. Pass another key_added, such as {name + '_mapped'!r}."
-        )
+        _require_fit(model, tables[-1], name)
     keys, made_of, classes, held = _known(model, labels)
-    temperature = float(np.mean([float(model.module.temperatures[s]) for s in keys if scale in (s, "all")]))
+    temperature = temperature_of(model, scale)
 
     def shares(image: Scales) -> NDArray[np.float32]:
         return retrieve(at_scale(image, scale), at_scale(keys, scale), made_of, int(n_neighbors), temperature)
@@ -98,6 +91,22 @@ def map_to_image(
         tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=classes)
         tiles.obs[name] = pd.Categorical.from_codes(found.argmax(axis=1), classes)
         tiles.uns[name] = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors), **trust}
+
+
+def _require_fit(model: Any, tiles: AnnData, name: str) -> None:
+    """Tiles embedded by such a model, and nothing of the user's or ours to be written over."""
+    for scale in model.module.aligned:
+        key = f"image_{scale}"
+        require_key(key, tiles.obsm, "embedding", "Call model.write_embeddings(sdata, overwrite=True) first.")
+        if tiles.obsm[key].shape[1] != model.config.n_latent:
+            raise SetupError(
+                f"obsm[{key!r}] of the tiles has {tiles.obsm[key].shape[1]} columns, the model embeds in {model.config.n_latent}. Call "
+                "model.write_embeddings(sdata, overwrite=True) first."
+            )
+    if name in tiles.obs and f"{name}_share" not in tiles.obsm:
+        raise SetupError(
+            f"The tiles have a column {name!r} already. Pass another key_added, such as {name + '_mapped'!r}."
+        )
 
 
 def _known(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sigmma_sc._checks import MissingKeyError
+from sigmma_sc._checks import MissingKeyError, SplitWarning
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
@@ -116,6 +117,14 @@ class TissueData:
                     self.roles[slide.name] = split_slide(tiles, usable, BLOCKS, self.config.seed, test_share=0)
                 else:
                     self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
+        asked = self.split != "none" if isinstance(self.split, str) else "val" in self.split
+        if asked and not any((self.roles[slide.name] == "val").any() for slide in slides):
+            warnings.warn(
+                f"split={split!r} leaves no validation tile: there is no validation loss and no reliability of predictions. Use a smaller "
+                "tile_size or more slides.",
+                SplitWarning,
+                stacklevel=4,
+            )
 
     def roles_of(self, slide: Slide, n_tiles: int) -> NDArray:
         """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""

@@ -39,8 +39,7 @@ def predict_expression(model: Any, tissue: Any, method: str, scale: str, n_neigh
     from anndata import AnnData
 
     reference = reference_of(model)
-    temperatures = {s: float(t) for s, t in model.module.temperatures.items() if scale in (s, "all")}
-    arguments = (reference, method, scale, n_neighbors, float(np.mean(list(temperatures.values()))))
+    arguments = (reference, method, scale, n_neighbors, temperature_of(model, scale))
     n_train = int(reference.train.sum())
     if method == "ridge" and n_train < FEWEST:
         raise SetupError(
@@ -56,6 +55,11 @@ def predict_expression(model: Any, tissue: Any, method: str, scale: str, n_neigh
         obsm={"spatial": np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])},
         uns={_keys.UNS: used | ({"n_neighbors": n_neighbors} if method == "retrieval" else {})},
     )
+
+
+def temperature_of(model: Any, scale: str) -> float:
+    """τ of one scale, or the mean over all."""
+    return float(np.mean([float(t) for s, t in model.module.temperatures.items() if scale in (s, "all")]))
 
 
 def predict(
