@@ -60,9 +60,13 @@ def test_two_processes_are_one(regime, tmp_path):
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert one["gradients"].keys() == two["gradients"].keys()
     assert any("backbone" in name for name in one["gradients"]) == (regime == "full")
+    largest = {}  # of a layer: the bias of a gate has no gradient, as a softmax does not see it, and holds rounding alone
+    for name, gradient in one["gradients"].items():
+        layer = name.rpartition(".")[0]
+        largest[layer] = max(largest.get(layer, 0.0), float(gradient.abs().max()))
     for name, gradient in one["gradients"].items():
         # In single precision; chunks of another size alone, in one process, move it by 5e-6 of the largest.
-        atol = 2e-5 * float(gradient.abs().max()) + 1e-7  # some are zero but for rounding
+        atol = 2e-5 * largest[name.rpartition(".")[0]]
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=0, atol=atol)
     assert one["losses"].keys() == two["losses"].keys()
     for name, values in one["losses"].items():
