@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: workers of `pytest -n` share the cores
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -72,7 +72,7 @@ def test_embed_gives_what_training_wrote(store, results, tmp_path):
         assert (a.obs[f"sigmma_niche_{scale}"] == b.obs[f"sigmma_niche_{scale}"]).all()
 
 
-@pytest.mark.filterwarnings("ignore::sigmma_sc._checks.ExpressionWarning")  # trained on every tile
+@pytest.mark.filterwarnings("ignore::sigmma_sc.errors.ExpressionWarning")  # trained on every tile
 def test_embed_an_image_alone(store, results, tmp_path, capsys):
     sdata = sd.read_zarr(store)
     sd.SpatialData(images={"he_image": sdata["he_image"]}).write(tmp_path / "image.zarr")

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from sigmma_sc import Config
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 
 GRIDS = (4, 2, 1)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from sigmma_sc import SIGMMA, ImageEncoder, pp
-from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import SetupError
 from sigmma_sc.train.features import PatchFeatures
 
 SCRIPT = """

@@ -18,7 +18,7 @@ def _find(target: str, home: str | None) -> Any:
     loaded = {name: module for name, module in sys.modules.items() if name.split(".")[0] == "sigmma_sc"}
     roots = [(loaded[name], target[len(name) + 1 :]) for name in loaded if target.startswith(f"{name}.")]
     roots += [(module, target) for name, module in loaded.items() if home and name.startswith(home)]
-    roots += [(loaded["sigmma_sc._checks"], target)]
+    roots += [(loaded["sigmma_sc.errors"], target)]
     for found, path in roots:
         try:
             for part in path.split("."):

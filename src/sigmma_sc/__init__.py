@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sigmma_sc import baselines, benchmark, datasets, io, metrics, pl, pp, tl
+    from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
@@ -18,6 +18,7 @@ __all__ = [
     "baselines",
     "benchmark",
     "datasets",
+    "errors",
     "get_encoder",
     "io",
     "list_encoders",

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from sigmma_sc._checks import SetupError, require_choice, require_positive
+from sigmma_sc._checks import require_choice, require_positive
+from sigmma_sc.errors import SetupError
 
 COUNTS = ("n_latent", "n_neighs", "min_cells", "lora_rank", "last_k")
 
@@ -84,7 +85,7 @@ class Config:
     >>> sg.Config(edges="all")
     Traceback (most recent call last):
         ...
-    sigmma_sc._checks.SetupError: edges='all' is not one of 'sampled', 'full', 'none'.
+    sigmma_sc.errors.SetupError: edges='all' is not one of 'sampled', 'full', 'none'.
     """
 
     n_latent: int = 128

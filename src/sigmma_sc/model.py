@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import (
-    ExistsError,
-    NotTrainedError,
-    SetupError,
-    require_choice,
-    require_divides,
-    require_positive,
-)
+from sigmma_sc._checks import require_choice, require_divides, require_positive
 from sigmma_sc.config import Config
+from sigmma_sc.errors import ExistsError, NotTrainedError, SetupError
 from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
 from sigmma_sc.train.data import TissueData
 
@@ -327,7 +321,7 @@ class SIGMMA:
         Returns
         -------
         ``(n_obs, d)`` float32, rows in the order of the table; NaN for cells that do not lie under the image, of which a
-        :class:`~sigmma_sc._checks.CoverageWarning` tells. For a dict of objects, a dict of arrays.
+        :class:`~sigmma_sc.errors.CoverageWarning` tells. For a dict of objects, a dict of arrays.
 
         Examples
         --------

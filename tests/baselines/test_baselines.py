@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import SetupError
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.baselines.bleep import soft_target_loss
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.text import GeneSentenceTower, PretrainedText, ranked_genes
 
 

@@ -1,8 +1,8 @@
 import pytest
 
-from sigmma_sc._checks import SetupError
 from sigmma_sc.benchmark import packaged, read_config
 from sigmma_sc.benchmark.sources import split_of
+from sigmma_sc.errors import SetupError
 
 SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"]}
 

@@ -10,9 +10,9 @@ from skimage.color import rgb2hed
 from spatialdata import SpatialData, read_zarr
 from spatialdata.transformations import get_transformation
 
-from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.datasets.simulate import GENES, NICHE_NAMES, TYPE_NAMES
+from sigmma_sc.errors import SetupError
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import sigmma_sc as sg
-from sigmma_sc._checks import (
+from sigmma_sc.errors import (
     CoverageWarning,
     MissingKeyError,
     MissingPackageError,

@@ -7,7 +7,7 @@ import pytest
 from spatialdata.transformations import get_transformation
 
 import sigmma_sc as sg
-from sigmma_sc._checks import MissingPackageError, RegistrationWarning, SetupError
+from sigmma_sc.errors import MissingPackageError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 

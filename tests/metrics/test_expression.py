@@ -4,7 +4,7 @@ import pytest
 from scipy import sparse
 from scipy.stats import pearsonr
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.expression import expression_probe, summarise_expression
 
 

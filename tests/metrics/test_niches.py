@@ -6,7 +6,7 @@ import pytest
 from scipy import sparse
 from sklearn import neighbors
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.niches import niche_agreement, seam_ratio, spatial_contiguity
 
 

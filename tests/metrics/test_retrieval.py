@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sigmma_sc import metrics
-from sigmma_sc._checks import SetupError, SplitWarning
+from sigmma_sc.errors import SetupError, SplitWarning
 from sigmma_sc.metrics.retrieval import partner_ranks, recall_at_percent, retrieval_table
 
 FORWARD, BACKWARD = "image→transcriptome", "transcriptome→image"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torch.nn.functional import normalize
 
-from sigmma_sc._checks import EncoderError, MissingPackageError
+from sigmma_sc.errors import EncoderError, MissingPackageError
 from sigmma_sc.nn import architectures, encoders
 from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
 from sigmma_sc.nn.registry import REGISTRY

@@ -8,7 +8,7 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from sigmma_sc._checks import EncoderError
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.attention import cls_attention
 from sigmma_sc.nn.encoders import ImageEncoder
 

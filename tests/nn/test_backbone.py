@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from sigmma_sc import ImageEncoder
-from sigmma_sc._checks import EncoderError
 from sigmma_sc.config import Config
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.backbone import Backbone, patches_of, resampled, restained, turned
 from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.nn.stain import optical_density, unmixing_matrix

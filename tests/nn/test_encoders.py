@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sigmma_sc._checks import EncoderError, SetupError
+from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.nn import encoders
 from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
 from sigmma_sc.nn.registry import REGISTRY, list_encoders

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sigmma_sc._checks import EncoderError
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.registry import REGISTRY
 from sigmma_sc.nn.stain import StainStatistics, optical_density, unmixing_matrix
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sigmma_sc._checks import EncoderError, SetupError
+from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.nn.text import text_tower
 
 open_clip = pytest.importorskip("open_clip", reason="the extra 'encoders' is not installed")

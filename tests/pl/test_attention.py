@@ -9,7 +9,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 from spatialdata.transformations import Affine, Scale
 
 import sigmma_sc as sg
-from sigmma_sc._checks import MissingKeyError, SetupError
+from sigmma_sc.errors import MissingKeyError, SetupError
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import sigmma_sc as sg
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 
 mpl.use("agg")
 

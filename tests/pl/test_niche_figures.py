@@ -7,7 +7,7 @@ from anndata import AnnData
 
 import sigmma_sc as sg
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import MissingKeyError, SetupError
+from sigmma_sc.errors import MissingKeyError, SetupError
 
 mpl.use("agg")
 

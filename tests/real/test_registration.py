@@ -9,7 +9,7 @@ import pytest
 from spatialdata.transformations import Identity, set_transformation
 
 from sigmma_sc import SIGMMA, pp
-from sigmma_sc._checks import RegistrationWarning
+from sigmma_sc.errors import RegistrationWarning
 
 pytestmark = pytest.mark.real
 

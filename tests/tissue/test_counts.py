@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue import counts
 from sigmma_sc.tissue.counts import counts_by_rows, take_rows
 

@@ -12,13 +12,13 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Image3DModel, Labels2DModel, PointsModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, MapAxis, Scale, Sequence, Translation, set_transformation
 
-from sigmma_sc._checks import MissingKeyError, PixelSizeError, SetupError
+from sigmma_sc.errors import MissingKeyError, PixelSizeError, SetupError
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.pixels import read_window
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::sigmma_sc._checks.RegistrationWarning"),
+    pytest.mark.filterwarnings("ignore::sigmma_sc.errors.RegistrationWarning"),
     pytest.mark.filterwarnings("ignore:The table is annotating:UserWarning"),
 ]
 

@@ -9,7 +9,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale
 
-from sigmma_sc._checks import MissingKeyError, SetupError
+from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")

@@ -13,7 +13,7 @@ from PIL import Image
 from spatialdata.models import Image2DModel
 from zarr.storage import FsspecStore, MemoryStore, WrapperStore
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue import blocks
 from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.pixels import level_scales, read_crops, read_window, to_uint8

@@ -8,13 +8,13 @@ import pytest
 from spatialdata.transformations import Affine, Sequence, get_transformation, set_transformation
 
 import sigmma_sc as sg
-from sigmma_sc._checks import MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.haematoxylin import Zoom, _centred_ranks, _curve, match
 from sigmma_sc.tissue.registration import lattice_pitch, registration
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of
 
-pytestmark = pytest.mark.filterwarnings("ignore::sigmma_sc._checks.RegistrationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::sigmma_sc.errors.RegistrationWarning")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from spatialdata.transformations import Affine, Identity, Scale, set_transformation
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import MissingKeyError, PixelSizeError, RegistrationWarning, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import MissingKeyError, PixelSizeError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.setup import Setup, stored_setup
 
 

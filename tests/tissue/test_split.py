@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sigmma_sc._checks import SetupError, SplitWarning
+from sigmma_sc.errors import SetupError, SplitWarning
 from sigmma_sc.tissue.split import near, resolve_split, split_slide
 from sigmma_sc.tissue.tiling import covering_tiles
 

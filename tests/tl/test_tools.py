@@ -6,7 +6,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 import sigmma_sc as sg
-from sigmma_sc._checks import MissingKeyError, SetupError
+from sigmma_sc.errors import MissingKeyError, SetupError
 
 
 def embedded(x, **obs):

@@ -8,7 +8,7 @@ import spatialdata as sd
 import torch
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import CacheWarning, SetupError
+from sigmma_sc.errors import CacheWarning, SetupError
 from sigmma_sc.train import features
 from sigmma_sc.train.cache import FeatureCache
 from sigmma_sc.train.features import PatchFeatures

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.train.batches import TileBatches
 from sigmma_sc.train.checkpoint import FILE, OURS, SafetensorsIO, read_checkpoint
 

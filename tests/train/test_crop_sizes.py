@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sigmma_sc import SIGMMA, ImageEncoder
-from sigmma_sc._checks import EncoderError
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.tissue.pixels import read_crops
 from sigmma_sc.tissue.tiling import crops_of_tiles
 

@@ -11,8 +11,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
-from sigmma_sc._checks import EncoderError, ExistsError, NotTrainedError, SetupError, SplitWarning
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import EncoderError, ExistsError, NotTrainedError, SetupError, SplitWarning
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.train.embed import Embedder
@@ -208,7 +208,7 @@ def test_write_embeddings(trained, tmp_path):
 
 def test_cells_off_the_image_get_nan_and_a_warning(trained):
     sdata, model = trained
-    from sigmma_sc._checks import CoverageWarning
+    from sigmma_sc.errors import CoverageWarning
 
     shapes = sdata["cell_circles"].copy()
     shapes.loc[shapes.index[5], "geometry"] = type(shapes.geometry.iloc[5])(1e5, 1e5)

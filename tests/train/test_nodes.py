@@ -11,8 +11,8 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from spatialdata.models import TableModel
 
-from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 from sigmma_sc.tissue.tiling import covering_tiles
 from sigmma_sc.train import nodes

@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import ExpressionWarning, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import ExpressionWarning, SetupError
 from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
 from sigmma_sc.train import predict as predict_module
 from sigmma_sc.train.evaluate import chosen_counts, chosen_tiles

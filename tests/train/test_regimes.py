@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from sigmma_sc import SIGMMA, ImageEncoder
-from sigmma_sc._checks import EncoderError, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import EncoderError, SetupError
 
 QUIET = {"enable_progress_bar": False, "batch_size": 64}
 

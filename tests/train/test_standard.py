@@ -6,8 +6,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sigmma_sc import SIGMMA, Config
-from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.train.standard import Moments
 

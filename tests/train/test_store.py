@@ -10,8 +10,8 @@ import spatialdata as sd
 import torch
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import EncoderError, MissingKeyError, SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import EncoderError, MissingKeyError, SetupError
 from sigmma_sc.train.store import _from_elsewhere
 
 

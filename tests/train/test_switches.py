@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sigmma_sc import SIGMMA
-from sigmma_sc._checks import SetupError
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.train.batches import TileBatches
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.towers import TwoTowers

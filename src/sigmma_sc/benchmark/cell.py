@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigmma_sc import __version__
-from sigmma_sc._checks import ExistsError, SetupError
 from sigmma_sc._files import fresh_file
 from sigmma_sc.benchmark.methods import METHODS, Case
 from sigmma_sc.benchmark.niches import niche_labels
 from sigmma_sc.benchmark.sources import encoder_of, load, split_of
 from sigmma_sc.config import Config
+from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
 from sigmma_sc.tissue.setup import common_setup, get_table, stored_setup

@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sigmma_sc._checks import SetupError, require_choice, require_positive
+from sigmma_sc._checks import require_choice, require_positive
 from sigmma_sc.benchmark.methods import METHODS
+from sigmma_sc.errors import SetupError
 
 SPLITS = ("blocks", "end", "section", "donor", "random")
 SOURCES = ("store", "simulate", "hest")

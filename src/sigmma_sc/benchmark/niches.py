@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import get_table, stored_setup
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from sigmma_sc._checks import CoverageWarning, SetupError
 from sigmma_sc.benchmark.config import DataSpec
+from sigmma_sc.errors import CoverageWarning, SetupError
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.tissue.setup import get_table, objects_of, stored_setup
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sigmma_sc._checks import SetupError, SigmmaError
 from sigmma_sc.cli.options import (
     Cache,
     Checkpoints,
@@ -31,6 +30,7 @@ from sigmma_sc.cli.options import (
     Weights,
 )
 from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
+from sigmma_sc.errors import SetupError, SigmmaError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData

@@ -8,8 +8,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from sigmma_sc._checks import ExistsError, SetupError
 from sigmma_sc._files import fresh_folder
+from sigmma_sc.errors import ExistsError, SetupError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.spatial import cKDTree
 
-from sigmma_sc._checks import SetupError, require_positive
+from sigmma_sc._checks import require_positive
 from sigmma_sc.datasets._section import (
     ACINAR,
     COMPARTMENTS,
@@ -27,6 +27,7 @@ from sigmma_sc.datasets._section import (
     spread,
     thin,
 )
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
     from anndata import AnnData

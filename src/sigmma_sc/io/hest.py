@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import CoverageWarning, MissingKeyError, PixelSizeError, SetupError, require_package
+from sigmma_sc._checks import require_package
+from sigmma_sc.errors import CoverageWarning, MissingKeyError, PixelSizeError, SetupError
 from sigmma_sc.io.tiff import read_pyramid
 
 if TYPE_CHECKING:

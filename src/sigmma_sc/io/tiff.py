@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import RegistrationWarning, SetupError, require_package
+from sigmma_sc._checks import require_package
+from sigmma_sc.errors import RegistrationWarning, SetupError
 from sigmma_sc.io.tiff import read_pyramid
 
 if TYPE_CHECKING:

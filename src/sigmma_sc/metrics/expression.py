@@ -31,7 +31,8 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sigmma_sc._checks import SetupError, require_choice, require_positive
+from sigmma_sc._checks import require_choice, require_positive
+from sigmma_sc.errors import SetupError
 
 ALPHAS = np.logspace(-2, 6, 17)
 """Ridge penalties that the default protocol chooses among."""

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 
 
 def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sigmma_sc._checks import SetupError, SplitWarning
+from sigmma_sc.errors import SetupError, SplitWarning
 
 TIE = 1e-9
 """Cosine similarities closer than this are a tie.

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sigmma_sc._checks import EncoderError, require_package
+from sigmma_sc._checks import require_package
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.registry import CLASS_AND_PATCHES, PROJECTED, REGISTRY, Entry
 from sigmma_sc.nn.weights import fetch_weights, in_cache, load_weights, no_access, on_hub, read_weights, require_fit
 

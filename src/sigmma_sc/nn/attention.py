@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from sigmma_sc._checks import EncoderError
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.architectures import Conch
 
 if TYPE_CHECKING:

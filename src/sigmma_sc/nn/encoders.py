@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sigmma_sc._checks import EncoderError, require_positive
+from sigmma_sc._checks import require_positive
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.architectures import build_registered, build_timm
 from sigmma_sc.nn.registry import IMAGENET_MEAN, IMAGENET_STD, PERMISSIVE, REGISTRY, Three
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sigmma_sc._checks import EncoderError
+from sigmma_sc.errors import EncoderError
 
 STAINS = ("haematoxylin", "eosin", "residual")
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from sigmma_sc._checks import EncoderError, require_package
+from sigmma_sc._checks import require_package
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.encoders import ImageEncoder
 
 if TYPE_CHECKING:

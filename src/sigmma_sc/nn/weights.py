@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigmma_sc._checks import EncoderError
+from sigmma_sc.errors import EncoderError
 from sigmma_sc.nn.registry import REGISTRY
 
 if TYPE_CHECKING:

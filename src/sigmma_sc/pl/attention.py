@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError, require_key, require_positive
+from sigmma_sc._checks import require_key, require_positive
+from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._finish import finish
 from sigmma_sc.tissue.frame import affine_to, apply_affine
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import each_colour
 from sigmma_sc.pl._finish import finish
 from sigmma_sc.tissue.setup import obs_of_slide

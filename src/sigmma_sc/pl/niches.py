@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import SetupError, require_key
+from sigmma_sc._checks import require_key
+from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import MISSING, colours_of
 from sigmma_sc.pl._finish import finish
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import MissingKeyError, SetupError, require_positive
+from sigmma_sc._checks import require_positive
+from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.pl._finish import finish
 from sigmma_sc.pp.registration import checked_slides, overlay_windows
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError, require_choice, require_positive
+from sigmma_sc._checks import require_choice, require_positive
+from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.retrieval import tile_ranks
 from sigmma_sc.pl._cells import colours_of, each_colour
 from sigmma_sc.pl._finish import finish

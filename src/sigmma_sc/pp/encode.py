@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError, require_divides
+from sigmma_sc._checks import require_divides
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

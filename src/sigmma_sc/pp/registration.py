@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.haematoxylin import Zoom
 from sigmma_sc.tissue.registration import lattice_pitch, registration
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import MissingKeyError, SetupError
+from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.tissue.frame import affine_to, apply_affine, microns_per_unit, raster_levels
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

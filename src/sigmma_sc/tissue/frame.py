@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import PixelSizeError, SetupError, require_key
+from sigmma_sc._checks import require_key
+from sigmma_sc.errors import PixelSizeError, SetupError
 
 if TYPE_CHECKING:
     import xarray as xr

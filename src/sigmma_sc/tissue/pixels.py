@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from PIL import Image
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.blocks import plan_blocks
 from sigmma_sc.tissue.frame import image_levels
 

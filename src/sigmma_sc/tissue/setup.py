@@ -10,13 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import (
-    MissingKeyError,
-    RegistrationWarning,
-    SetupError,
-    require_key,
-    require_positive,
-)
+from sigmma_sc._checks import require_key, require_positive
+from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.cells import locate_cells
 from sigmma_sc.tissue.counts import counts_by_rows, take_rows
 from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, image_levels, resolve_pixel_size

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError, SplitWarning, require_choice
+from sigmma_sc._checks import require_choice
+from sigmma_sc.errors import SetupError, SplitWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import SetupError, require_choice, require_key, require_positive
+from sigmma_sc._checks import require_choice, require_key, require_positive
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 from sigmma_sc.train.embed import Embedder
 from sigmma_sc.train.predict import retrieve, temperature_of

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import SetupError, require_key, require_positive
+from sigmma_sc._checks import require_key, require_positive
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.attention import cls_attention
 from sigmma_sc.tissue.pixels import read_crops
 from sigmma_sc.train.features import CPU_BATCH

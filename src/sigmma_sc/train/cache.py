@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sigmma_sc._checks import CacheWarning
 from sigmma_sc._files import fresh_file, sweep
+from sigmma_sc.errors import CacheWarning
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,8 +11,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from sigmma_sc._checks import ExistsError, MissingKeyError, SetupError
 from sigmma_sc._files import fresh_file, sweep
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.tissue.identity import cells_identity, image_identity
 from sigmma_sc.tissue.setup import stored_setup
 from sigmma_sc.train.store import data_tensors, describe_data, history_from_json, history_to_json, restore_data

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import SetupError, require_choice
+from sigmma_sc._checks import require_choice
+from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.expression import expression_probe
 from sigmma_sc.tissue.setup import get_table, stored_setup
 from sigmma_sc.train.nodes import pooled_counts

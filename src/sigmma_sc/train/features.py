@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_crops
 from sigmma_sc.train.cache import FeatureCache, cache_key

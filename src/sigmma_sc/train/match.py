@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import get_table, objects_of, register, stored_setup
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.counts import counts_by_rows, embedding_rows, take_rows
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from scipy.special import softmax
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import ExpressionWarning, SetupError
+from sigmma_sc.errors import ExpressionWarning, SetupError
 from sigmma_sc.metrics.expression import fit_probe, pearson
 from sigmma_sc.train.reference import reference_of
 from sigmma_sc.train.write import at_scale, tile_obs

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.expression import log_expression, median_total
 from sigmma_sc.tissue.setup import get_table, stored_setup
 from sigmma_sc.train.embed import Embedder

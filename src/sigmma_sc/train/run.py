@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sigmma_sc._checks import SetupError
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import near, resolve_split
 from sigmma_sc.tissue.tiling import lattice_tiles
 from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sigmma_sc._checks import EncoderError, ExistsError, ExpressionWarning, MissingKeyError, SetupError
 from sigmma_sc._files import fresh_folder
+from sigmma_sc.errors import EncoderError, ExistsError, ExpressionWarning, MissingKeyError, SetupError
 from sigmma_sc.nn.backbone import Backbone
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.nn.tuning import tuned
