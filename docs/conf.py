@@ -46,6 +46,7 @@ napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_use_rtype = False
 typehints_defaults = "braces"
+typehints_document_rtype_none = False
 always_use_bars_union = True
 typehints_formatter = short_type
 

@@ -60,8 +60,7 @@ def map_to_image(
     MissingKeyError
         There are no tiles in ``sdata``, or no such column.
     SetupError
-        No training tile of the model's object has a labelled cell; the tiles were embedded by a model of another width; or they have
-        a column of that name that does not come from here.
+        No labelled cell is under a training tile; the tiles have another width; or a column of that name does not come from here.
 
     Examples
     --------
