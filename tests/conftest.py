@@ -4,10 +4,13 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
-import pytest
+# Workers of `pytest -n` share the cores, and threads that wait for a core spin: read when numpy, torch and numba are imported.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported: workers of `pytest -n` share the cores
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
