@@ -29,15 +29,15 @@ VARIANTS = {
 }
 
 
-def cluster(matrix: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Leiden at the resolution whose number of clusters is nearest to the truth's: the same help for everyone."""
+def cluster(matrix: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Leiden at each resolution."""
     cells = AnnData(np.asarray(matrix, np.float32))
     sc.pp.neighbors(cells, n_neighbors=15, use_rep="X", random_state=seed)
     found = []
     for resolution in RESOLUTIONS:
         sc.tl.leiden(cells, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
         found.append(cells.obs["leiden"].to_numpy())
-    return found[int(np.argmin([abs(len(np.unique(labels)) - n_clusters) for labels in found]))]
+    return found
 
 
 def components(counts: AnnData, seed: int) -> np.ndarray:
@@ -82,10 +82,12 @@ def main() -> None:
     rows = []
     for seed in range(arguments.seeds):
         found, truth = embeddings(arguments.cells, seed, arguments.epochs)
-        for what in TRUTHS:
-            n = truth[what].nunique()
-            for name, matrix in found.items():
-                labels = cluster(matrix, n, seed)
+        for name, matrix in found.items():
+            clusterings = cluster(matrix, seed)
+            for what in TRUTHS:
+                # The resolution whose number of clusters is nearest to the truth's: the same help for everyone.
+                n = truth[what].nunique()
+                labels = min(clusterings, key=lambda labels: abs(len(np.unique(labels)) - n))
                 ari = niche_agreement(labels, truth[what].to_numpy())["ari"]
                 rows.append(
                     {"method": name, "truth": what, "seed": seed, "ari": ari, "clusters": len(np.unique(labels))}

@@ -22,7 +22,8 @@ NOT_RUN = {
 
 def documented() -> list[str]:
     """Names of docs/api.md; the members of SIGMMA; and what else of a public class has an example."""
-    blocks = re.findall(r"\.\. autosummary::\n(.*?)```", API.read_text(encoding="utf-8"), flags=re.DOTALL)
+    page = API.read_text(encoding="utf-8")
+    blocks = re.findall(r"\.\. autosummary::\n(.*?)```", page, flags=re.DOTALL)
     names = [name for block in blocks for name in re.findall(r"^   (\w[\w.]*)$", block, flags=re.MULTILINE)]
     members = [
         f"{name}.{member}"
@@ -32,7 +33,7 @@ def documented() -> list[str]:
         if isinstance(value, (FunctionType, classmethod, property, staticmethod)) and not member.startswith("_")
         if cls is SIGMMA or ">>>" in (value.__doc__ or "")
     ]
-    return names + members
+    return names + members + re.findall(r"\.\. automodule:: sigmma_sc\.(\w+)", page)
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +109,6 @@ def test_examples_print_what_they_say(name, tissue, quiet):
 
 def test_names_are_read_from_the_page():
     names = documented()
-    assert {"SIGMMA", "SIGMMA.train", "metrics.seam_ratio", "benchmark.run"} <= set(names)
+    assert {"SIGMMA", "SIGMMA.train", "metrics.seam_ratio", "benchmark.run", "errors"} <= set(names)
     assert len(names) == len(set(names))
     assert set(NOT_RUN) <= set(names)

@@ -1,4 +1,13 @@
-"""Errors that sigmma-sc raises on purpose, and its warnings. Each message names the offending value and the fix."""
+"""Errors that sigmma-sc raises on purpose, and its warnings. Each message names the offending value and the fix.
+
+Examples
+--------
+>>> try:
+...     sg.Config(edges="all")
+... except sg.errors.SetupError as error:
+...     print(error)
+edges='all' is not one of 'sampled', 'full', 'none'.
+"""
 
 
 class SigmmaError(Exception):
