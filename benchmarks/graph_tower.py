@@ -130,7 +130,7 @@ class Listed(nn.Module):
                 weights = torch.cat([weights, new if drawn is None else new * (1 - self._at(drawn))])
                 drawn = new
             total = scatter(h[edges[0]] * weights[:, None], edges[1], 0, len(h))
-            mean = total / (scatter(weights, edges[1], 0, len(h))[:, None] + 1e-8)
+            mean = total / scatter(weights, edges[1], 0, len(h))[:, None].clamp_min(1)
             h = nn.functional.gelu(layer.own(h) + layer.neighbours(mean))
             gate = softmax(tower.pools[k].gate(h).squeeze(-1), self.tile, num_nodes=self.n_tiles)
             out.append(scatter(gate[:, None] * h, self.tile, 0, self.n_tiles))
@@ -222,7 +222,7 @@ class Padded(nn.Module):
                 new = (noisy > 0).float() + soft - soft.detach()
                 new = torch.where(pairs & (block[:, :, None] == block[:, None, :]), new, 0.0)
                 weights = weights + (1 - weights) * new
-            mean = (weights @ h) / (weights.sum(-1, keepdim=True) + 1e-8)
+            mean = (weights @ h) / weights.sum(-1, keepdim=True).clamp_min(1)
             h = nn.functional.gelu(layer.own(h) + layer.neighbours(mean))
             gate = tower.pools[k].gate(h).squeeze(-1).masked_fill(~self.mask, -torch.inf).softmax(-1)
             out.append(torch.einsum("tp,tpd->td", gate, h))

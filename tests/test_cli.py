@@ -153,12 +153,41 @@ def test_check_tells_by_words_and_exit_code(store, tmp_path, capsys):
         (["--encoder", "resnet18", "--encoder-arg", "pad_type"], "NAME=VALUE"),
         (["--set", "egdes=none"], "Did you mean 'edges'"),
         (["--encoder", "resnet18", "--weights", "nowhere.pt"], "nowhere.pt"),
+        (["--set", "symmetric_edges=maybe"], "symmetric_edges=maybe must be one of true, false, yes, no, on, off"),
     ],
 )
 def test_mistakes_are_told_before_any_work(store, tmp_path, capsys, arguments, words):
     assert run("train", store, "--out", tmp_path / "out", *arguments) == 2
     assert words in said(capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_encoder_that_cannot_be_had_fails_before_the_store_is_read(store, results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_read", lambda path: pytest.fail("read the store"))
+    absent = ("--encoder", "resnet18", "--weights", "nowhere.pt")
+    assert run("train", store, "--out", tmp_path / "out", *absent) == 2
+    assert "nowhere.pt" in said(capsys)
+    assert run("embed", store, "--model", results / "model", "--out", tmp_path / "out", *absent) == 2
+    assert "nowhere.pt" in said(capsys)
+    assert run("embed", store, "--model", results / "model", "--out", tmp_path / "out", *absent[2:]) == 2
+    assert "--weights goes with --encoder" in said(capsys)
+
+
+def test_embed_with_weights_that_have_moved(store, tmp_path, capsys):
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model("test_efficientnet", num_classes=0).state_dict(), tmp_path / "w.safetensors")
+    named = ("--encoder", "test_efficientnet", "--encoder-arg", "input_size=32", "--weights")
+    short = ("--epochs", 1, "--split", "none", "--set", "crop_sizes=32,32,32")
+    assert run("train", store, "--out", tmp_path / "out", *named, tmp_path / "w.safetensors", *short) == 0
+    (tmp_path / "w.safetensors").rename(tmp_path / "moved.safetensors")
+    embed = ("embed", store, "--model", tmp_path / "out" / "model", "--out", tmp_path / "again")
+    assert run(*embed) == 2
+    assert "/w.safetensors" in "".join(capsys.readouterr().out.split())  # lines break within a path
+    assert run(*embed, *named, tmp_path / "moved.safetensors") == 0
+    a, b = (sd.read_zarr(tmp_path / folder / "cells.zarr")["table"].obsm for folder in ("out", "again"))
+    np.testing.assert_array_equal(a["X_sigmma_macro"], b["X_sigmma_macro"])
 
 
 def test_missing_store_and_missing_model(store, tmp_path, capsys):
@@ -171,6 +200,17 @@ def test_missing_store_and_missing_model(store, tmp_path, capsys):
 def test_encoders_are_listed(capsys):
     assert run("encoders") == 0
     assert "stain-stats" in said(capsys)
+
+
+def test_switches_that_are_on_or_off():
+    given = ["symmetric_edges=no", "learn_temperature=On", "cell_covariates=FALSE", "edges=none", "n_latent=8"]
+    assert cli._switches(given) == {
+        "symmetric_edges": False,
+        "learn_temperature": True,
+        "cell_covariates": False,
+        "edges": "none",
+        "n_latent": 8,
+    }
 
 
 @pytest.mark.parametrize(

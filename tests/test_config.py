@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from sigmma_sc import Config
@@ -37,8 +38,24 @@ def test_a_configuration_survives_json():
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"mc_samples": -1}, "mc_samples=-1"),
         ({"radius": 0.0}, "radius=0.0"),
+        ({"n_latent": 64.0}, "n_latent=64.0 must be a whole number"),
+        ({"n_latent": True}, "n_latent=True must be a whole number"),
+        ({"seed": -1}, "seed=-1 must be a whole number, 0 or more"),
+        ({"seed": 2**32}, "seed=4294967296 must be at most 4294967295"),
+        ({"symmetric_edges": "no"}, "symmetric_edges='no' must be True or False"),
+        ({"cell_covariates": 2}, "cell_covariates=2 must be True or False"),
+        ({"loss_weights": (1, float("nan"), 1)}, "loss_weights"),
+        ({"loss_weights": ()}, r"loss_weights=\(\) must be a tuple of numbers"),
+        ({"dropout": "0.1"}, "dropout='0.1'"),
+        ({"temperature": 0.6, "learn_temperature": True}, "temperature=0.6 cannot be learned from"),
     ],
 )
 def test_what_is_out_of_range_is_named(switches, words):
     with pytest.raises(SetupError, match=words):
         Config.of(switches, GRIDS)
+
+
+def test_numbers_of_numpy_are_taken_as_those_of_python():
+    config = Config.of({"n_latent": np.int64(64), "temperature": np.float32(0.5), "symmetric_edges": np.True_}, GRIDS)
+    assert config == Config(n_latent=64, temperature=0.5, symmetric_edges=True)
+    assert Config.of(json.loads(json.dumps(config.to_json())), GRIDS) == config

@@ -1,6 +1,11 @@
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from sigmma_sc._files import fresh_file, fresh_folder
+from sigmma_sc._files import fresh_file, fresh_folder, recover
 
 
 def fill(path, text):
@@ -48,3 +53,45 @@ def test_a_file_takes_its_place_whole_or_leaves_the_old_one(tmp_path):
         part.write_text(None)
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from sigmma_sc._files import fresh_folder
+rename, at = pathlib.Path.rename, sys.argv[2]
+def killed(self, target):
+    if self.name == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+pathlib.Path.rename = killed
+with fresh_folder(sys.argv[1]) as folder:
+    (folder / "a").write_text("new")
+"""
+
+
+@pytest.mark.parametrize(("at", "found"), [("out", "old"), ("new", "new")])
+def test_a_killed_writer_leaves_the_old_or_the_new_one(tmp_path, at, found):
+    """Before the old one leaves, and between that and the new one's arrival."""
+    fill(tmp_path / "out", "old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), at])
+    assert done.returncode == -signal.SIGKILL
+    recover(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == found
+    fill(tmp_path / "out", "newer")
+    assert (tmp_path / "out" / "a").read_text() == "newer"
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        fill(tmp_path / "out", "x")
+        with fresh_file(tmp_path / "b") as part:
+            part.write_text("x")
+        os.umask(0o077)
+        with fresh_file(tmp_path / "c") as part:
+            part.write_text("x")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("out/a", "b", "c")]
+    assert modes == [0o644, 0o644, 0o600]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755

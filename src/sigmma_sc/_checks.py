@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from math import isfinite
+from numbers import Integral, Real
 
 from sigmma_sc.errors import MissingKeyError, MissingPackageError, SetupError
 
@@ -35,8 +37,19 @@ def require_choice(value: object, choices: Iterable, what: str) -> None:
 
 def require_positive(value: float, what: str) -> None:
     """Raise :class:`SetupError` unless ``value`` is a positive finite number."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < float("inf"):
+    if not is_number(value) or value <= 0:
         raise SetupError(f"{what}={value!r} must be a positive number.")
+
+
+def require_whole(value: object, what: str, least: int = 1) -> None:
+    """Raise :class:`SetupError` unless ``value`` is a whole number, ``least`` or more."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise SetupError(f"{what}={value!r} must be a whole number, {least} or more.")
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite number, of Python or NumPy; truth values are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
 def require_divides(stride: float, tile_size: float) -> None:

@@ -22,11 +22,15 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
     """Fill a folder beside ``path`` that takes its place when the block ends; on any error ``path`` stays as it was."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     fresh, old = scratch / "new", scratch / "old"
     try:
         fresh.mkdir()
         yield fresh
+        for file in fresh.rglob("*"):
+            if file.is_file():
+                _settle(file)
         if path.exists():
             path.rename(old)
         try:
@@ -39,6 +43,17 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def recover(path: Path) -> None:
+    """Put a folder in its place whose writer was killed after the old one had left it; the new one is whole then."""
+    if path.exists():
+        return
+    for scratch in path.parent.glob(f".{path.name}-*"):
+        if (scratch / "old").exists() and (scratch / "new").exists():
+            (scratch / "new").rename(path)
+            shutil.rmtree(scratch, ignore_errors=True)
+            return
+
+
 @contextmanager
 def fresh_file(path: Path) -> Iterator[Path]:
     """Fill a file beside ``path`` that takes its place, in one step and on the disk, when the block ends without an error."""
@@ -46,11 +61,19 @@ def fresh_file(path: Path) -> Iterator[Path]:
     try:
         os.close(handle)
         yield Path(scratch)
-        with open(scratch, "rb+") as file:
-            os.fsync(file.fileno())
+        _settle(Path(scratch))
         os.replace(scratch, path)
     finally:
         Path(scratch).unlink(missing_ok=True)
+
+
+def _settle(file: Path) -> None:
+    """Bring a file to the disk, readable by whom the user's umask lets: temporary files and safetensors' are the owner's alone."""
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 def sweep(folder: Path) -> None:

@@ -6,10 +6,21 @@ from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from sigmma_sc._checks import require_choice, require_positive
+import numpy as np
+
+from sigmma_sc._checks import is_number, require_choice, require_positive, require_whole
 from sigmma_sc.errors import SetupError
 
-COUNTS = ("n_latent", "n_neighs", "min_cells", "lora_rank", "last_k")
+COUNTS = {"n_latent": 1, "n_neighs": 1, "min_cells": 1, "lora_rank": 1, "last_k": 1, "mc_samples": 0, "seed": 0}
+"""Whole numbers, and the least that each may be."""
+
+FLAGS = ("cell_covariates", "symmetric_edges", "learn_temperature")
+
+COLDEST, WARMEST = 0.01, 0.5
+"""Bounds of a learned temperature; CLIP's own is the lower one."""
+
+LARGEST_SEED = 2**32 - 1
+"""Of NumPy's and scikit-learn's generators."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"regime": "full", "cell_covariates": False, "standardise": "training"},
@@ -46,7 +57,8 @@ class Config:
         τ of the edge sampler, or (first, last): τ then falls from one to the other, geometrically, in the course of one call of
         ``train`` (our choice).
     n_neighs, radius
-        Spatial edges: nearest neighbours, or all cells within a radius in µm (for bins on a lattice) (our choice).
+        Spatial edges: this many nearest neighbours or, if a radius in µm is given, all cells within it (for bins on a lattice)
+        instead (our choice).
     min_cells
         Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a twentieth of which is stained;
         inference covers them all the same.
@@ -63,7 +75,8 @@ class Config:
         Of heads and node features.
     regime
         What is trained of the image encoder: ``"frozen"`` nothing, patch features are computed once; ``"lora"`` low-rank
-        adapters of its linear maps (Hu et al. 2021); ``"last_k"`` its last blocks; ``"full"`` all of it (the paper).
+        adapters of its linear maps and 1 × 1 convolutions (Hu et al. 2021); ``"last_k"`` its last blocks; ``"full"`` all of it
+        (the paper).
     lora_rank, last_k
         Rank of the adapters; number of blocks.
     crop_sizes
@@ -111,34 +124,44 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        # JSON knows no tuples, and a frozen dataclass is set this way only.
-        for name in ("edge_temperature", "loss_weights", "crop_sizes"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        # JSON knows neither tuples nor NumPy's numbers, and a frozen dataclass is set this way only.
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):
+                value = value.item()
+            elif isinstance(value, list):
+                value = tuple(value)
+            object.__setattr__(self, field.name, value)
         require_choice(self.cells, ("graph", "genes"), "cells")
         require_choice(self.edges, ("sampled", "full", "none"), "edges")
         require_choice(self.standardise, ("slide", "training"), "standardise")
         require_choice(self.negatives, ("within_slide", "pooled"), "negatives")
         require_choice(self.regime, ("frozen", "lora", "last_k", "full"), "regime")
-        for name in COUNTS:
-            require_positive(getattr(self, name), name)
-            if getattr(self, name) != int(getattr(self, name)):
-                raise SetupError(f"{name}={getattr(self, name)!r} must be a whole number.")
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise SetupError(f"{name}={getattr(self, name)!r} must be True or False.")
+        for name, least in COUNTS.items():
+            require_whole(getattr(self, name), name, least)
+        if self.seed > LARGEST_SEED:
+            raise SetupError(f"seed={self.seed} must be at most {LARGEST_SEED}.")
         for name in ("loss_weights", "crop_sizes"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, tuple) and all(isinstance(v, (int, float)) for v in value)):
+            if value is not None and not (isinstance(value, tuple) and value and all(map(is_number, value))):
                 raise SetupError(f"{name}={value!r} must be a tuple of numbers, one for each grid.")
         for value in self.edge_temperatures:
             require_positive(value, "edge_temperature")
         require_positive(self.temperature, "temperature")
+        if self.learn_temperature and not COLDEST <= self.temperature <= WARMEST:
+            raise SetupError(
+                f"temperature={self.temperature} cannot be learned from: with learn_temperature=True it must lie within {COLDEST} "
+                f"and {WARMEST}."
+            )
         if self.radius is not None:
             require_positive(self.radius, "radius")
         for size in self.crop_sizes or ():
-            require_positive(size, "crop_sizes")
-        if not 0 <= self.dropout < 1:
+            require_whole(size, "crop_sizes")
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise SetupError(f"dropout={self.dropout!r} must lie in [0, 1).")
-        if not isinstance(self.mc_samples, int) or self.mc_samples < 0:
-            raise SetupError(f"mc_samples={self.mc_samples!r} must be a whole number, 0 or more.")
         weights = self.loss_weights
         if weights is not None and (min(weights) < 0 or max(weights) == 0):
             raise SetupError(f"loss_weights={weights!r} must be 0 or more, and one of them positive.")

@@ -64,3 +64,7 @@ class ExpressionWarning(UserWarning):
 
 class SplitWarning(UserWarning):
     """The chosen split leaks, or is the best of poor choices."""
+
+
+class TissueWarning(UserWarning):
+    """A slide holds too little tissue to be centred and scaled by itself."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_choice, require_divides, require_positive
+from sigmma_sc._checks import is_number, require_choice, require_divides, require_positive, require_whole
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, NotTrainedError, SetupError
 from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
@@ -100,6 +100,7 @@ class SIGMMA:
         self.trainer = None
         self.history_: dict[str, pd.DataFrame] | None = None
         self.is_trained_ = False
+        self.epochs_ = 0
         self._reference: Reference | None = None
         self._slides = self.data.slides(sdata)
 
@@ -189,6 +190,10 @@ class SIGMMA:
     ) -> None:
         """Train the towers; calling it again trains on.
 
+        A call that does not end, for an error or an interruption, leaves the model as it was before; with ``checkpoint_dir`` the
+        same call takes up where it ended. Slides that the model has not seen, as after :meth:`load` with another object, are
+        split by the call that first trains on them.
+
         Parameters
         ----------
         max_epochs
@@ -218,6 +223,7 @@ class SIGMMA:
         early_stopping, early_stopping_patience
             End when the validation loss has not improved for this many epochs, and keep the weights of its lowest; otherwise those
             of the last epoch are kept. Without validation tiles there is nothing to stop by, and all epochs are run.
+            scvi-tools' other ``early_stopping_*`` arguments may be given beside them.
         checkpoint_dir
             Folder in which the state of training is kept after every epoch, ``last.safetensors``. If it is there already,
             training takes up from it, so that the same script, run again after it was killed, ends as if it had never been:
@@ -231,7 +237,7 @@ class SIGMMA:
         Raises
         ------
         SetupError
-            The checkpoint is of another run; the message names what differs.
+            A value is out of range, or the checkpoint is of another run; the message names what differs.
 
         Examples
         --------
@@ -246,29 +252,29 @@ class SIGMMA:
         from sigmma_sc.train.run import fit
 
         tuning = {"encoder_lr": encoder_lr, "augment": augment, "chunk_size": chunk_size}
-        for name, value in {"max_epochs": max_epochs, "batch_size": batch_size, "lr": lr, **tuning}.items():
-            if value is not None and name != "augment":
-                require_positive(value, name)
-            if value and name in tuning and self.config.regime == "frozen":
+        require_whole(max_epochs, "max_epochs")
+        require_whole(batch_size, "batch_size")
+        if batch_size < 2:
+            raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
+        require_positive(lr, "lr")
+        if not is_number(weight_decay) or weight_decay < 0:
+            raise SetupError(f"weight_decay={weight_decay!r} must be 0 or more.")
+        if encoder_lr is not None:
+            require_positive(encoder_lr, "encoder_lr")
+        if chunk_size is not None:
+            require_whole(chunk_size, "chunk_size")
+        for name, value in tuning.items():
+            if value and self.config.regime == "frozen":
                 raise SetupError(
                     f"{name}={value!r} is for an image encoder in training, and this one is frozen. Make the model with "
                     "regime='lora', 'last_k' or 'full'."
                 )
         tuning["augment"] = self.config.regime != "frozen" if augment is None else augment
-        if batch_size < 2:
-            raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
         stride = self.setup.tile_size / self.setup.grids[0] if stride is None else stride
         require_divides(stride, self.setup.tile_size)
-        if early_stopping:
-            # scvi-tools would watch an ELBO that we do not have.
-            trainer_kwargs = {
-                "early_stopping_monitor": "validation_loss",
-                "early_stopping_min_delta": 0.0,
-                **trainer_kwargs,
-            }
         fit(
             self, split, stride, batch_size, {"lr": lr, "weight_decay": weight_decay}, tuning, checkpoint_dir, ckpt_path,
-            max_epochs=int(max_epochs), accelerator=accelerator, devices=devices, precision=precision,
+            max_epochs=max_epochs, accelerator=accelerator, devices=devices, precision=precision,
             early_stopping=early_stopping, early_stopping_patience=early_stopping_patience, **trainer_kwargs,
         )  # fmt: skip
 
@@ -551,6 +557,7 @@ class SIGMMA:
         """
         from sigmma_sc.train.evaluate import chosen_tiles, expression_table
 
+        require_choice(protocol, ("default", "hest"), "protocol")
         return expression_table(self, chosen_tiles(self, None, "train"), chosen_tiles(self, sdata, split), protocol)
 
     def predict_expression(
@@ -615,7 +622,9 @@ class SIGMMA:
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Save to a folder: ``model.json`` and ``weights.safetensors``, no pickle; written beside and moved into place.
 
-        A frozen encoder's weights are not stored, only how to load it and a fingerprint of its weights. What
+        Of several processes the first one writes. A folder that holds more than a model is never replaced.
+
+        A frozen encoder's weights are not stored, only how to load it and what to know it again by. What
         :meth:`predict_expression` needs of the training and validation tiles is: 2 bytes a gene and ``24 n_latent`` bytes for
         embeddings of three scales, so 8 MB for 2,000 tiles of 377 genes, 200 MB for 5,000 tiles of 18,000. A model without raw
         counts is saved without, with a warning.
@@ -677,8 +686,7 @@ class SIGMMA:
         size, named = self.setup.tile_size, zip(self.setup.scales, self.setup.grids, strict=True)
         aligned = self.module.aligned if self.is_trained_ else self.setup.scales
         scales = ", ".join(f"{n} {size / b:g} µm" for n, b in named if n in aligned)
-        epochs = len(next(iter(self.history.values()))) if self.history else 0
-        state = f"trained, {epochs} epoch{'s' * (epochs != 1)}" if self.is_trained_ else "not trained"
+        state = f"trained, {self.epochs_} epoch{'s' * (self.epochs_ != 1)}" if self.is_trained_ else "not trained"
         cells = f"edges: {self.config.edges}" if self.config.cells == "graph" else "cells: pooled genes"
         return (
             f"{type(self).__name__} ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: "

@@ -6,7 +6,7 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.baselines.bleep import soft_target_loss
 from sigmma_sc.datasets import simulate_tissue
-from sigmma_sc.errors import SetupError
+from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.nn.text import GeneSentenceTower, PretrainedText, ranked_genes
 
 
@@ -61,6 +61,45 @@ def test_published_values_are_the_defaults(slide):
     assert BLEEP.published == {"batch_size": 128, "lr": 1e-3, "weight_decay": 1e-3}
     assert repr(model).startswith("BLEEP (not trained)")
     assert "cells: pooled genes" in repr(model)
+
+
+def test_text_towers_are_had_before_any_compute(slide, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SetupError, match="text='nope' is not one of 'genes', 'clip', 'plip', 'omiclip'"):
+        CLIP(slide, "stain-stats", text="nope")
+    with pytest.raises(EncoderError, match="'omiclip' cannot be fetched.*ask for access.*and pass text_weights=path"):
+        CLIP(slide, "stain-stats", text="omiclip")
+    with pytest.raises(EncoderError, match="'no.pt' is no file"):
+        CLIP(slide, "stain-stats", text="plip", text_weights="no.pt")
+    torch.save({"text_model.x": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(EncoderError, match="do not fit 'text tower of clip'"):
+        CLIP(slide, "stain-stats", text="clip", text_weights=str(tmp_path / "w.pt"))
+    with pytest.raises(SetupError, match="text_weights='no.pt' goes with text='clip'"):
+        CLIP(slide, "stain-stats", text_weights="no.pt")
+
+
+def test_a_pretrained_text_tower_reads_the_panel_and_stays_as_it_came(slide, monkeypatch):
+    class Tower(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.Embedding(50_000, 4)
+
+        def forward(self, tokens):
+            return self.words(tokens).mean(1)
+
+    state = torch.get_rng_state()
+    monkeypatch.setattr(
+        "sigmma_sc.baselines.clip.text_tower", lambda name, weights, genes: PretrainedText(Tower(), genes, 4)
+    )
+    model = CLIP(slide, "stain-stats", n_latent=8, text="clip")
+    assert torch.equal(torch.get_rng_state(), state)
+    before = model._text.module.words.weight.clone()
+    model.train(max_epochs=2, split="none", enable_progress_bar=False)
+    trained = model.module.gene_head[0]
+    assert trained.names == model.data.nodes.genes
+    assert not torch.equal(trained.module.words.weight, before)
+    assert torch.equal(model._text.module.words.weight, before)
 
 
 def test_sentences_name_the_most_expressed_genes():

@@ -112,11 +112,18 @@ def test_report_tables_and_resuming(tmp_path, monkeypatch):
     assert len(again) == len(table)
 
 
-def test_a_method_that_fails_leaves_the_others(tmp_path):
-    config = {"datasets": {"a": ONE}, "methods": ["random", {"method": "clip", "arguments": {"text_weights": "no.pt"}}]}
-    config |= {"encoder": "stain-stats", "seeds": [0]}
+class Fails(Method):
+    """Cannot be trained."""
+
+    def fit(self, **training):
+        raise SetupError("No luck.")
+
+
+def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "fails", Fails)
+    config = {"datasets": {"a": ONE}, "methods": ["random", "fails"], "seeds": [0]}
     with (
-        pytest.warns(UserWarning, match="clip, seed 0: .*The benchmark goes on"),
+        pytest.warns(UserWarning, match="fails, seed 0: No luck.*The benchmark goes on"),
         pytest.raises(SetupError, match="1 of 2"),
     ):
         run(config, tmp_path)

@@ -22,7 +22,7 @@ from sigmma_sc.errors import EncoderError, MissingPackageError
 from sigmma_sc.nn import architectures, encoders
 from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
 from sigmma_sc.nn.registry import REGISTRY
-from sigmma_sc.nn.weights import load_weights, read_weights
+from sigmma_sc.nn.weights import fetch_weights, load_weights, read_weights
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -448,7 +448,7 @@ class TestHub:
         monkeypatch.setitem(REGISTRY, "kaiko-vits16", entry)
         model = scramble(timm.create_model("test_vit", dynamic_img_size=True))
         Hub.files["1aurent/vit_small_patch16_224.kaiko_ai_towards_large_pathology_fms"] = save(model.state_dict())
-        with caplog.at_level(logging.INFO, "sigmma_sc"):
+        with caplog.at_level(logging.WARNING, "sigmma_sc"):
             first = get_encoder("kaiko-vits16")
             assert any("resolve/main/model.safetensors" in line for line in Hub.asked)
             Hub.asked.clear()
@@ -460,3 +460,44 @@ class TestHub:
         model.reset_classifier(0)
         with torch.no_grad():
             torch.testing.assert_close(again.encode(crops(160)), model(normalised(crops(160), entry.mean, entry.std)))
+
+    def test_licences_are_shown_once(self, hub, monkeypatch, caplog, tmp_path):
+        monkeypatch.setattr(encoders, "_told", set())
+        model = scramble(timm.create_model("test_vit", num_classes=1000))
+        Hub.files["timm/test_vit.r160_in1k"] = save(model.state_dict())
+        save_file(timm.create_model("resnet50").state_dict(), tmp_path / "resnet50.safetensors")
+        for _ in range(2):
+            get_encoder("test_vit")
+            get_encoder("resnet50", weights=tmp_path / "resnet50.safetensors")
+            get_encoder("resnet50.a1_in1k", weights=tmp_path / "resnet50.safetensors")  # a file of the user's own
+            ImageEncoder.from_timm("test_vit2")
+        shown = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert shown == [
+            "Image encoder test_vit: licence apache-2.0, https://huggingface.co/timm/test_vit.r160_in1k",
+            "Image encoder resnet50: licence BSD-3-Clause, https://huggingface.co/timm/resnet50.tv_in1k",
+        ]
+
+    def test_the_cache_is_found_under_a_name_in_other_case(self, hub, monkeypatch):
+        """As the snippets of UNI's authors spell it."""
+        from huggingface_hub import hf_hub_download
+
+        Hub.files["MahmoodLab/uni"] = b"weights"
+        hf_hub_download("MahmoodLab/uni", "pytorch_model.bin")
+        Hub.asked.clear()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert fetch_weights("uni").read_bytes() == b"weights"
+        with pytest.raises(EncoderError, match="HF_HUB_OFFLINE is set"):
+            fetch_weights("uni2-h")
+        assert not Hub.asked
+
+    def test_revisions(self, hub, monkeypatch):
+        monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: pytest.fail("built without weights"))
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse_revision)
+        with pytest.raises(
+            EncoderError, match=r"cannot be fetched: foo/bar has no v2\. See https://huggingface\.co/foo/bar;"
+        ):
+            get_encoder("hf-hub:foo/bar@v2")
+
+
+def refuse_revision(self, repo, revision, timeout):
+    raise OSError(f"{repo} has no {revision}")

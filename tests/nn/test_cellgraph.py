@@ -62,7 +62,7 @@ def reference(tower, x, indptr, blocks, source, target, drawn=None):
         rows = []
         for v in range(n):
             total = sum((w * h[u] for u, w in edges[v].items()), torch.zeros(h.shape[1], dtype=h.dtype))
-            mean = total / (sum(edges[v].values()) + 1e-8)
+            mean = total / sum(edges[v].values(), torch.zeros((), dtype=h.dtype)).clamp_min(1)
             rows.append(torch.nn.functional.gelu(layer.own(h[v]) + layer.neighbours(mean)))
         h = torch.stack(rows)
         cells.append(h)
@@ -283,19 +283,46 @@ def test_no_value_is_looked_at(training):
     assert cells[2].shape == (53, 8)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("training", [False, True])
-def test_half_precision_runs_and_is_close(training):
-    x, indptr, blocks, source, target, _ = batch_of([20, 0, 33], seed=1)
+def test_half_precision_runs_and_is_close(training, kind):
+    x, indptr, blocks, source, target, _ = batch_of([20, 0, 33, 1, 2], seed=1)  # cells alone in their block among them
     layout = cell_layout(indptr, blocks, source, target)
     torch.manual_seed(0)
     tower = CellGraphTower(6, 8, dropout=0.0)
     whole = tower(x, layout, sample=False)[1][2]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", kind):
         half = tower(x, layout, sample=False)[1][2]
         drawn = tower.train(training)(x, layout)[1][2]
     torch.testing.assert_close(half.float(), whole, atol=0.03, rtol=0.05)
     drawn.float().square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in tower.parameters() if p.grad is not None)
+
+
+def test_mean_by_hand():
+    """One cell hears two whole neighbours, one a quarter of one, and one nobody."""
+    layer, h = WeightedSAGE(2, 2), torch.tensor([[2.0, 4.0], [6.0, 8.0], [1.0, 1.0]])
+    with torch.no_grad():
+        layer.own.weight.zero_(), layer.own.bias.zero_(), layer.neighbours.weight.copy_(torch.eye(2))
+    weights = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]])
+    got = layer(h, weights @ torch.cat([h, torch.ones(3, 1)], 1))
+    expected = torch.nn.functional.gelu(torch.tensor([[4.0, 6.0], [1.5, 2.0], [0.0, 0.0]]))
+    torch.testing.assert_close(got, expected)
+
+
+def test_cells_without_a_neighbour_do_not_outweigh_the_others():
+    """The gradient of an edge to a cell that has none is what that edge would bring, however many such cells there are."""
+    torch.manual_seed(0)
+    # Blocks of two or three cells and no spatial edge: a draw often leaves a cell without any neighbour.
+    x, indptr, blocks, _, _, _ = batch_of([12] * 40, seed=1)
+    nothing = np.zeros(0, np.int64)
+    tower = CellGraphTower(6, 8, dropout=0.0)
+    cells, _ = tower(x, cell_layout(indptr, blocks, nothing, nothing))
+    alone = (cells[1] == torch.nn.functional.gelu(tower.layers[1].own(cells[0]))).all(1)
+    assert 20 < alone.sum() < 400
+    cells[1].square().mean().backward()
+    largest = max(float(p.grad.abs().max()) for p in tower.samplers[0].parameters())
+    assert 0 < largest < 0.1 * float(tower.layers[1].own.weight.grad.abs().max())
 
 
 def test_weighted_sage_with_unit_weights_equals_pyg():

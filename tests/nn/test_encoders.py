@@ -1,10 +1,10 @@
-import hashlib
 import json
 import logging
 import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.nn import encoders
 from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
+from sigmma_sc.nn.fingerprint import identity_of, mismatch
 from sigmma_sc.nn.registry import REGISTRY, list_encoders
 
 WEIGHTS = Path(os.environ.get("SIGMMA_WEIGHTS", Path(__file__).parents[3] / "shared" / "weights"))
@@ -39,6 +40,27 @@ class Mean(nn.Module):
 
     def forward(self, x):
         return self.drop(x.mean((2, 3)) * self.scale)
+
+
+class Pooled(nn.Module):
+    """Equal weights, another forward."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return pooled(x, self.how) * self.scale
+
+
+def pooled(x, how):
+    return x.mean((2, 3)) if how == "mean" else x.amax((2, 3))
+
+
+def hooked(module, hook):
+    module.register_forward_hook(hook)
+    return module
 
 
 @pytest.fixture
@@ -83,9 +105,6 @@ class TestImageEncoder:
         )
         assert encoder.dim == 6
         assert torch.allclose(encoder.encode(crops(8))[:, 3:], crops(8).amax((2, 3)) / 255)
-        assert (
-            encoder.fingerprint() == hashlib.sha256(repr(("colours", 8, (0.0,) * 3, (1.0,) * 3)).encode()).hexdigest()
-        )
 
     def test_no_crops(self):
         out = ImageEncoder(Mean(), "mean", 8).encode(crops(8, 0))
@@ -139,6 +158,57 @@ class TestImageEncoder:
             options = {"name": "mean", "input_size": 8, **change}
             seen.add(ImageEncoder(nn.Sequential(Mean(), nn.BatchNorm1d(3)), **options).fingerprint())
         assert len(seen) == 7
+
+    def test_identity_tells_what_is_done_with_equal_weights(self):
+        made = [
+            lambda: Pooled("mean"),
+            lambda: Pooled("max"),
+            lambda: hooked(Pooled("mean"), lambda module, given, out: out.square()),
+            lambda: lambda x: x.mean((2, 3)),
+            lambda: lambda x: x.amax((2, 3)),
+            lambda: lambda x: x.mean((2, 3)) * 2,
+        ]
+        kept = [[identity_of(ImageEncoder(make(), "mine", 8)) for _ in range(2)] for make in made]
+        for i, (one, again) in enumerate(kept):
+            assert mismatch(one, again) == []
+            assert all("output" in mismatch(one, other) for j, (other, _) in enumerate(kept) if j != i)
+
+    def test_identity_names_what_differs(self):
+        encoder = ImageEncoder(Pooled("mean"), "mine", 32)
+        encoder.train()
+        state = torch.get_rng_state()
+        kept = json.loads(json.dumps(identity_of(encoder)))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert encoder.module.training
+        assert mismatch(identity_of(encoder), kept) == []
+        rounded = type("Rounded", (Pooled,), {"forward": lambda self, x: Pooled.forward(self, x) * 1.0001})
+        assert mismatch(identity_of(ImageEncoder(rounded("mean"), "mine", 32)), kept) == []
+        heavier = ImageEncoder(Pooled("mean"), "mine", 32)
+        heavier.module.scale.data += 1e-4
+        others = {
+            ("output",): ImageEncoder(Pooled("max"), "mine", 32),
+            ("weights",): heavier,
+            ("name",): ImageEncoder(Pooled("mean"), "yours", 32),
+            ("input_size",): ImageEncoder(Pooled("mean"), "mine", 64),
+            ("std", "output"): ImageEncoder(Pooled("mean"), "mine", 32, std=(1, 1, 1)),
+            ("weights", "output"): ImageEncoder(lambda x: x.mean((2, 3))[:, :2], "mine", 32),
+        }
+        for different, other in others.items():
+            assert [
+                part for part in mismatch(identity_of(other), kept) if (part, different) != ("output", ("input_size",))
+            ] == list(different)
+
+    def test_bad_normalisation(self):
+        for mean in (0.5, (0.5, 0.5), ("a", 0, 0), None):
+            with pytest.raises(EncoderError, match=r"mean=.* must be three numbers each"):
+                ImageEncoder(Mean(), "mean", 8, mean=mean)
+        assert ImageEncoder(Mean(), "mean", 8, mean=np.array([0.5, 0.25, 0])).mean == (0.5, 0.25, 0.0)
+
+    def test_a_network_that_fails_is_named(self):
+        with pytest.raises(EncoderError, match=r"'half' fails on crops of 8 px.*torch.float16.*pass module\.float\(\)"):
+            ImageEncoder(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()).half(), "half", 8)
+        with pytest.raises(EncoderError, match=r"'small' fails on crops of 4 px, RuntimeError.*Check input_size=4"):
+            ImageEncoder(nn.Sequential(nn.Conv2d(3, 4, 8), nn.Flatten()), "small", 4)
 
     def test_own_module_has_no_spec(self):
         assert ImageEncoder(Mean(), "mean", 8).spec is None
@@ -208,6 +278,42 @@ class TestFromTimm:
     def test_bad_argument(self):
         with pytest.raises(EncoderError, match="cannot build 'resnet10t' with .*no_such"):
             ImageEncoder.from_timm("resnet10t", no_such=1)
+
+    @pytest.mark.parametrize(
+        ("arch", "options", "words"),
+        [
+            ("resnet50.nonsense", {}, r"no weights 'nonsense' of 'resnet50'. It has .*'a1_in1k'"),
+            ("test_vit", {"mlp_layer": "SwiGluPacked"}, r"mlp_layer='SwiGluPacked' is no class.*SwiGLUPacked"),
+            ("vit_tiny_patch16_224", {"input_size": 96, "depth": 1}, "fails on crops of 96 px.*built with img_size=96"),
+            ("coatnet_0_224", {"pretrained": True}, r"no weights of 'coatnet_0_224'.*weights=path"),
+        ],
+    )
+    def test_what_timm_does_not_have(self, arch, options, words):
+        with pytest.raises(EncoderError, match=words):
+            ImageEncoder.from_timm(arch, **options)
+
+    @pytest.mark.parametrize(("arch", "options"), [("mobilenetv2_050", {"pad_type": "same"}), ("resnet10t", {"global_pool": "max"})])  # fmt: skip
+    def test_identity_tells_arguments_that_change_no_weight(self, arch, options, tmp_path):
+        torch.manual_seed(0)
+        save_file(timm.create_model(arch, num_classes=0).state_dict(), tmp_path / "w.safetensors")
+        plain, other = (
+            ImageEncoder.from_timm(arch, tmp_path / "w.safetensors", input_size=64, **k) for k in ({}, options)
+        )
+        assert not torch.allclose(plain.encode(crops(64)), other.encode(crops(64)), rtol=0.05)
+        assert plain.fingerprint() == other.fingerprint()
+        assert mismatch(identity_of(other), identity_of(plain)) == ["output"]
+        # The same network as a module of one's own.
+        mine = ImageEncoder(plain.module, arch, 64, plain.mean, plain.std)
+        assert mismatch(identity_of(mine), identity_of(plain)) == []
+
+    def test_fingerprint_does_not_hang_on_where_the_weights_lie(self, resnet, tmp_path):
+        for name in ("a.pth", "b.pth"):
+            torch.save(resnet.state_dict(), tmp_path / name)
+        one, two = (
+            ImageEncoder.from_timm("resnet10t", tmp_path / f"{n}.pth", input_size=64, output_stride=16) for n in "ab"
+        )
+        assert one.spec != two.spec
+        assert one.fingerprint() == two.fingerprint()
 
     def test_spec_round_trip(self, resnet, tmp_path, monkeypatch):
         torch.save(resnet.state_dict(), tmp_path / "w.pth")
@@ -290,9 +396,21 @@ class TestRegistry:
         text = str(caught.value)
         assert REGISTRY[name].page in text
         assert "HF_HUB_OFFLINE" in text
-        assert "weights=path" in text
+        assert f"sg.get_encoder({name!r}, weights=path)" in text
         assert "stain-stats, resnet50" in text
         assert ("ask for access" in text) == REGISTRY[name].gated
+
+    def test_weights_that_lie_on_no_hub(self, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise OSError("no route")
+
+        config = replace(timm.get_pretrained_cfg("test_vit"), hf_hub_id=None, origin_url=None)
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: config)
+        monkeypatch.setattr(timm, "create_model", refuse)
+        with pytest.raises(
+            EncoderError, match=r"no route\. Download them and pass sg\.get_encoder\('test_vit', weights=path\)"
+        ):
+            get_encoder("test_vit")
 
     def test_refused_access(self, monkeypatch):
         def refuse(*args, **kwargs):
@@ -313,7 +431,7 @@ class TestRegistry:
         monkeypatch.setitem(REGISTRY, "kaiko-vits16", entry)
         whole = timm.create_model(entry.architecture, pretrained=False, **entry.kwargs)
         torch.save(whole.state_dict(), tmp_path / "vits16.pth")
-        with caplog.at_level(logging.INFO, "sigmma_sc"):
+        with caplog.at_level(logging.WARNING, "sigmma_sc"):
             encoder = get_encoder("kaiko-vits16", weights=tmp_path / "vits16.pth")
             again = ImageEncoder.from_spec(json.loads(json.dumps(encoder.spec)))
         assert [record.getMessage().split(",")[0] for record in caplog.records] == [

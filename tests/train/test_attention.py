@@ -44,6 +44,24 @@ def test_maps_are_of_the_tiles_that_were_named(seen):
     assert found.attrs == {"image_encoder": "small", "when": "after"}
 
 
+def test_maps_are_of_crops_of_the_size_of_their_grid(tiny):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.models.VisionTransformer(
+            img_size=32, patch_size=8, embed_dim=12, depth=1, num_heads=2, num_classes=0, dynamic_img_size=True
+        )
+    encoder = ImageEncoder(network, "small", 32, (0.5,) * 3, (0.5,) * 3)
+    model = SIGMMA(tiny, encoder, n_latent=8, crop_sizes=(16, 32, 48))
+    model.train(max_epochs=1, split="none", batch_size=64, enable_progress_bar=False)
+    found = model.get_attention(["cell_circles_3", "cell_circles_40"])
+    assert found["attention"].shape == (2, 2, 6, 6)
+    crops = np.stack([found["x0"], found["y0"], found["side"]], axis=1)
+    for index, pixels in read_crops(model._slides[0], crops, 48):
+        np.testing.assert_array_equal(found["image"].values[index], pixels)
+    expected = cls_attention(encoder, torch.from_numpy(found["image"].values).permute(0, 3, 1, 2))
+    np.testing.assert_allclose(found["attention"], expected, rtol=1e-5)
+
+
 def test_many_tiles_are_each_what_they_are_alone(seen):
     names = seen.get_tile_representation().obs_names[:20]
     together = seen.get_attention(names)

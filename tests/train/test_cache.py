@@ -1,5 +1,7 @@
+import gc
 import os
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 import spatialdata as sd
 import torch
 
-from sigmma_sc import SIGMMA
-from sigmma_sc.errors import CacheWarning, SetupError
+from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc.errors import CacheWarning, EncoderError, SetupError
 from sigmma_sc.train import features
 from sigmma_sc.train.cache import FeatureCache
 from sigmma_sc.train.features import PatchFeatures
@@ -72,17 +74,117 @@ def test_another_encoder_has_its_own_features(slide, encoder, tmp_path, other):
 
 def test_another_image_has_its_own_features(slide, tiny, encoder, tmp_path):
     encode(slide, encoder(), grid(3), tmp_path)
-    image = sd.get_pyramid_levels(tiny["he_image"], n=0).copy(deep=True)
+    other = copied(tiny)
+    image = other["he_image"]
     image[1, 30, 30] = (image[1, 30, 30] + 128) % 255
-    other = sd.SpatialData(
-        images={"he_image": sd.models.Image2DModel.parse(image, c_coords=["r", "g", "b"])},
-        shapes=dict(tiny.shapes),
-        tables={"table": tiny["table"].copy()},
-    )
-    SIGMMA.setup_spatialdata(other, tile_size=64)
     changed = SIGMMA(other)._slides[0]
     assert torch.equal(encode(changed, encoder(), grid(3), tmp_path), encode(changed, encoder(), grid(3)))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_encoder_of_equal_weights_that_does_something_else_has_its_own_features(slide, tmp_path):
+    def mine(module):
+        return ImageEncoder(module, name="mine", input_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    class Peak(torch.nn.Module):
+        def forward(self, x):
+            return x.amax((2, 3))
+
+    class Mean(Peak):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    encode(slide, mine(Mean()), grid(3), tmp_path)
+    found = encode(slide, mine(Peak()), grid(3), tmp_path)
+    assert torch.equal(found, encode(slide, mine(Peak()), grid(3)))
+    assert (found > encode(slide, mine(Mean()), grid(3), tmp_path)).all()
+    assert len(list(tmp_path.iterdir())) == 2
+    for module in (Peak(), Mean()):  # each finds its own again
+        before = sorted(tmp_path.rglob("*"))
+        encode(slide, mine(module), grid(3), tmp_path)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_are_read_once_for_all_slides_and_sizes(tiny, encoder, tmp_path, monkeypatch):
+    asked = []
+    fingerprint = ImageEncoder.fingerprint
+    monkeypatch.setattr(ImageEncoder, "fingerprint", lambda self: asked.append(self.name) or fingerprint(self))
+    own = encoder()
+    own.allow(24)
+    known = PatchFeatures(own, progress=False, cache_dir=tmp_path)
+    for one in (tiny, copied(tiny)):
+        for size in (16, 24):
+            known(SIGMMA(one)._slides[0], grid(2), CPU, np.full(4, size))
+    assert asked == ["mean"]
+
+
+def copied(sdata):
+    """The same tissue, the image an element of its own."""
+    image = sd.get_pyramid_levels(sdata["he_image"], n=0).copy(deep=True)
+    out = sd.SpatialData(
+        images={"he_image": sd.models.Image2DModel.parse(image, c_coords=["r", "g", "b"])},
+        shapes=dict(sdata.shapes),
+        tables={"table": sdata["table"].copy()},
+    )
+    SIGMMA.setup_spatialdata(out, tile_size=64)
+    return out
+
+
+def test_features_go_with_their_image(slide, tiny, encoder, read):
+    known = PatchFeatures(encoder(), progress=False)
+    first = known(slide, grid(2), CPU)
+    other = copied(tiny)
+    gone, there = weakref.ref(other), SIGMMA(other)._slides[0]
+    known(there, grid(2), CPU)
+    assert len(read) == 8
+    del other, there
+    gc.collect()
+    assert gone() is None
+    assert torch.equal(known(slide, grid(2), CPU), first)
+    assert len(read) == 8
+
+
+def test_an_image_put_in_the_place_of_another_is_encoded(tiny, encoder):
+    sdata = copied(tiny)
+    known = PatchFeatures(encoder(), progress=False)
+    before = known(SIGMMA(sdata)._slides[0], grid(3), CPU)
+    image = sdata["he_image"]
+    sdata["he_image"] = sd.models.Image2DModel.parse(255 - image, c_coords=["r", "g", "b"])
+    now = SIGMMA(sdata)._slides[0]
+    found = known(now, grid(3), CPU)
+    assert torch.equal(found, encode(now, encoder(), grid(3)))
+    assert (found[:, :3] - before[:, :3]).abs().min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (
+            1e6,
+            r"'mean' gives \d{6}(\.\d+)? on cell_circles; features are kept as float16, which ends at 65504. Scale or normalise",
+        ),
+        (float("inf"), r"'mean' itself gives (inf|nan) on cell_circles. Check its weights"),
+    ],
+)
+def test_features_that_float16_cannot_hold_are_refused(slide, encoder, tmp_path, gain, words):
+    own = encoder()
+    own.module.gain.data.fill_(gain)
+    with pytest.raises(EncoderError, match=words):
+        encode(slide, own, grid(3), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_shard_is_checked_once(slide, encoder, tmp_path, monkeypatch):
+    encode(slide, encoder(), grid(4), tmp_path)
+    checked = []
+    is_sound = FeatureCache._is_sound
+    monkeypatch.setattr(FeatureCache, "_is_sound", lambda self, file: checked.append(file) or is_sound(self, file))
+    known = PatchFeatures(encoder(), progress=False, cache_dir=tmp_path)
+    some = known(slide, grid(2), CPU)
+    every = known(slide, grid(4), CPU)
+    assert len(checked) == 1
+    assert torch.equal(every, encode(slide, encoder(), grid(4)))
+    assert torch.equal(some, encode(slide, encoder(), grid(2)))
 
 
 def test_what_was_encoded_before_an_end_without_warning_is_kept(slide, encoder, read, tmp_path, monkeypatch):
@@ -188,3 +290,13 @@ def test_models_share_a_cache_and_do_not_save_where_it_is(tiny, encoder, read, t
     assert not read
     assert "cache" not in (tmp_path / "model" / "model.json").read_text()
     np.testing.assert_array_equal(SIGMMA.load(tmp_path / "model", tiny, encoder()).get_tile_representation().X, x)
+
+
+def test_features_go_with_what_holds_them(slide, encoder):
+    """Though the image stays."""
+    known = PatchFeatures(encoder(), progress=False)
+    known(slide, grid(2), CPU)
+    values = weakref.ref(next(iter(known._known._values.values()))[0][16, False])
+    del known
+    gc.collect()
+    assert values() is None

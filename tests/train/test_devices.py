@@ -1,5 +1,6 @@
 """Two processes against one, on the same global batches."""
 
+import json
 import os
 import subprocess
 import sys
@@ -72,3 +73,60 @@ def test_two_processes_are_one(regime, tmp_path):
     for name, values in one["losses"].items():
         assert two["losses"][name] == pytest.approx(values, rel=2e-3), name
     assert two["losses"]["train_ln_batch"] == one["losses"]["train_ln_batch"]
+
+
+TWICE = """
+import json, os, sys, warnings
+import torch
+from sigmma_sc import SIGMMA
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.train.batches import TileBatches
+
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+out, rank = sys.argv[1], int(os.environ["RANK"])
+drawn = []
+plain = TileBatches.__iter__
+
+def watched(self):
+    for batch in plain(self):
+        if self.shuffle:
+            drawn.append([self.epoch, batch])
+        yield batch
+
+TileBatches.__iter__ = watched
+sdata = simulate_tissue(n_cells=900, seed=0)
+SIGMMA.setup_spatialdata(sdata, tile_size=64, grids=(2, 1))
+model = SIGMMA(sdata, n_latent=8)
+how = dict(batch_size=32, accelerator="cpu", devices=2, strategy="ddp", enable_progress_bar=False, log_save_dir=out)
+model.train(max_epochs=2, split="end", checkpoint_dir=f"{out}/first", **how)
+model.train(max_epochs=9, early_stopping=True, early_stopping_patience=2, lr=1e-12, weight_decay=0.0, checkpoint_dir=f"{out}/second", **how)
+model.save(f"{out}/model")
+told = {"drawn": drawn, "epochs": model.epochs_, "losses": model.history["validation_loss"]["validation_loss"].tolist()}
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump(told, file)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_stop_early_and_save_once(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(TWICE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    # A rate of next to nothing: after the best epoch two pass, each told to both.
+    assert first["epochs"] == second["epochs"] < 11
+    assert first["losses"] == second["losses"]
+    assert len(first["losses"]) == first["epochs"]
+    epochs = [epoch for epoch, _ in first["drawn"]]
+    assert sorted(set(epochs)) == list(range(first["epochs"]))
+    assert epochs == [epoch for epoch, _ in second["drawn"]]
+    for (epoch, mine), (_, theirs) in zip(first["drawn"], second["drawn"], strict=True):
+        assert len(mine) == len(theirs), epoch
+        assert not {*map(tuple, mine)} & {*map(tuple, theirs)}, epoch
+    described = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert described["epochs"] == first["epochs"]
+    assert described["history"]["validation_loss"]["values"] == first["losses"]

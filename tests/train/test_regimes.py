@@ -63,7 +63,7 @@ def test_training_the_encoder(slide, regime, tmp_path):
         if "backbone" in n
     }
     assert names == learned(model)
-    with pytest.raises(EncoderError, match="weights or normalisation differ"):
+    with pytest.raises(EncoderError, match="differs in its weights"):
         SIGMMA.load(tmp_path / "model", slide, network(seed=1))
 
 

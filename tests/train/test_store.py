@@ -75,12 +75,16 @@ def test_features_of_another_kind_or_width_are_named(saved, tiny, encoder, tmp_p
     table = tiny["table"].copy()
     table.obsm["five"], table.obsm["six"] = np.ones((table.n_obs, 5), "f4"), np.ones((table.n_obs, 6), "f4")
     five, six = (part_of(tiny, table.copy(), features_key=key) for key in ("five", "six"))
+    table.obsm["five"] = table.obsm["six"]
+    wide = part_of(tiny, table, features_key="five")
     with pytest.raises(SetupError, match="features_key is 'five' here and None in the model"):
         SIGMMA.load(path, five)
     mine = SIGMMA(five, encoder(), n_latent=8)
     mine.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
     mine.save(tmp_path / "mine")
-    with pytest.raises(SetupError, match=r"obsm\['six'\] has 6 columns here and 5 in the model"):
+    with pytest.raises(SetupError, match=r"obsm\['five'\] has 6 columns here and 5 in the model"):
+        SIGMMA.load(tmp_path / "mine", wide, encoder())
+    with pytest.raises(SetupError, match="features_key is 'six' here and 'five' in the model"):
         SIGMMA.load(tmp_path / "mine", six, encoder())
     with pytest.raises(SetupError, match="features_key is None here and 'five' in the model"):
         mine.get_latent_representation(tiny)

@@ -10,7 +10,9 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.losses import info_nce
+from sigmma_sc.nn.towers import Towers
 from sigmma_sc.train.batches import TileBatches
+from sigmma_sc.train.embed import Embedder
 
 QUIET = {"enable_progress_bar": False, "split": "none", "batch_size": 64}
 
@@ -66,6 +68,31 @@ def test_weights_weigh(tiny, encoder):
     assert last["train_loss_epoch"] == pytest.approx(total, rel=1e-5)
 
 
+def edges_of(model, scale):
+    """Weights among the cells of the busiest tile, row v what v listens to."""
+    slide = model._slides[0]
+    tiles, _ = model.data.covering(slide)
+    tiles = tiles.take(np.array([int(tiles.n_cells.argmax())]))
+    speaker, listener, weight = Embedder(model.data, model.module).edges(slide, tiles)[scale]
+    out = np.zeros((len(tiles.cells),) * 2)
+    out[listener, speaker] = weight
+    return out, slide.xy[tiles.cells] * slide.microns_per_pixel
+
+
+def test_edge_switches_reach_the_graph(tiny, encoder):
+    drawn, _ = edges_of(fitted(tiny, encoder()), 2)
+    both, _ = edges_of(fitted(tiny, encoder(), symmetric_edges=True, radius=9.0), 2)
+    assert np.abs(drawn - drawn.T).max() > 1e-3
+    np.testing.assert_allclose(both, both.T, atol=1e-6)
+    every, _ = edges_of(fitted(tiny, encoder(), edges="full"), 2)
+    np.testing.assert_array_equal(every, 1 - np.eye(len(every)))
+    near, xy = edges_of(fitted(tiny, encoder(), edges="none", radius=9.0), 2)
+    apart = np.linalg.norm(xy[:, None] - xy[None], axis=2)
+    block = (edges_of(fitted(tiny, encoder(), edges="full", radius=1e4), 0)[0] > 0) | np.eye(len(xy), dtype=bool)
+    np.testing.assert_array_equal(near > 0, (apart <= 9) & block & ~np.eye(len(xy), dtype=bool))
+    assert 10 < (near > 0).sum() < 0.5 * len(xy) ** 2
+
+
 def test_a_learned_temperature_moves_and_is_kept(tiny, encoder, tmp_path):
     fixed, learned = (fitted(tiny, encoder(), 3, learn_temperature=learn) for learn in (False, True))
     assert all(float(t) == pytest.approx(0.07) for t in fixed.module.temperatures.values())
@@ -75,9 +102,20 @@ def test_a_learned_temperature_moves_and_is_kept(tiny, encoder, tmp_path):
     learned.save(tmp_path / "model")
     loaded = SIGMMA.load(tmp_path / "model", tiny, encoder())
     assert {s: float(t) for s, t in loaded.module.temperatures.items()} == found
-    with torch.no_grad():
-        learned.module.log_temperature.fill_(-20.0)
-    assert all(float(t) == pytest.approx(0.01) for t in learned.module.temperatures.values())
+
+
+def test_a_learned_temperature_stays_within_its_bounds_and_comes_back(tiny, encoder, monkeypatch):
+    def pull(sign):
+        monkeypatch.setattr(Towers, "losses", lambda self, out: {s: sign * tau for s, tau in self.temperatures.items()})
+
+    for sign, start, bound in ((1, 0.0101, 0.01), (-1, 0.49, 0.5)):
+        pull(sign)
+        model = SIGMMA(tiny, encoder(), n_latent=8, learn_temperature=True, temperature=start)
+        model.train(max_epochs=2, lr=0.5, **QUIET)
+        assert all(float(t) == pytest.approx(bound) for t in model.module.temperatures.values())
+    pull(1)
+    model.train(max_epochs=1, lr=0.01, **QUIET)
+    assert all(0.45 < float(t) < 0.4999 for t in model.module.temperatures.values())
 
 
 def test_gradient_of_info_nce_is_that_of_the_formula(rng):

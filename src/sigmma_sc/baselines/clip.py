@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from sigmma_sc._checks import require_choice
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
+from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.losses import info_nce
-from sigmma_sc.nn.text import GeneSentenceTower, text_tower
+from sigmma_sc.nn.text import PRETRAINED, GeneSentenceTower, PretrainedText, text_tower
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +41,13 @@ class CLIP(OneScale):
     text_weights
         Local checkpoint of the model whose text tower it is.
 
+    Raises
+    ------
+    SetupError
+        ``text`` is none of these, or needs no ``text_weights``.
+    EncoderError
+        Weights of either tower cannot be had or do not fit.
+
     Examples
     --------
     >>> tissue = sg.datasets.simulate_tissue(n_cells=500)
@@ -61,8 +71,18 @@ class CLIP(OneScale):
         cache_dir: str | Path | None = None,
         **switches: Any,
     ):
+        require_choice(text, ("genes", *PRETRAINED), "text")
+        if text == "genes" and text_weights is not None:
+            raise SetupError(
+                f"text_weights={text_weights!r} goes with text={', '.join(map(repr, PRETRAINED))}; text='genes' is from scratch."
+            )
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **switches)
         self.options = {"text": text, "text_weights": text_weights}
+        self._text: PretrainedText | None = None
+        if text != "genes":
+            # Now, and not when all crops are encoded: weights that cannot be had are told of before any compute.
+            with torch.random.fork_rng(devices=[]):
+                self._text = text_tower(text, text_weights, [])
 
     def _towers(self, n_nodes: int) -> CLIPTowers:
         return CLIPTowers(self, n_nodes)
@@ -74,10 +94,11 @@ class CLIPTowers(OneScaleTowers):
     def __init__(self, model: CLIP, n_genes: int):
         super().__init__(model, n_genes)
         n_latent = model.config.n_latent
-        if model.options["text"] == "genes":
+        if model._text is None:
             tower: nn.Module = GeneSentenceTower(n_genes)
         else:
-            tower = text_tower(model.options["text"], model.options["text_weights"], model.data.nodes.genes)
+            tower = copy.deepcopy(model._text)  # the model's own stays as it came
+            tower.names = model.data.nodes.genes
         self.log_temperature = nn.Parameter(torch.tensor(math.log(model.config.temperature)))
         self.image_head = nn.Linear(model.image_encoder.dim, n_latent, bias=False)
         self.gene_head = nn.Sequential(tower, nn.Linear(tower.width, n_latent, bias=False))

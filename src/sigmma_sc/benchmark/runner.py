@@ -8,6 +8,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from sigmma_sc._files import fresh_file
 from sigmma_sc.benchmark.cell import Cell, cell_path, require_same, run_cell, settings_of
 from sigmma_sc.benchmark.config import BenchmarkConfig, read_config
 from sigmma_sc.benchmark.intervals import intervals_table
+from sigmma_sc.benchmark.methods import METHODS
 from sigmma_sc.benchmark.report import write_report
 from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
 from sigmma_sc.benchmark.sources import encoder_of, load
 from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
+from sigmma_sc.nn.text import PRETRAINED, text_tower
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,9 +132,32 @@ def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[Job]:
             require_same(path, settings)
         else:
             jobs.append(job)
-    for given in {repr(g): g for g in ((m.encoder or plan.encoder) for *_, m, _ in jobs) if g is not None}.values():
-        encoder_of(given)
+    _require_weights(plan, [method for *_, method, _ in jobs])
     return jobs
+
+
+def _require_weights(plan: BenchmarkConfig, methods: list[MethodSpec]) -> None:
+    """Build every image encoder and pretrained text tower once, those that a method takes by itself among them."""
+    encoders, texts = {}, set()
+    for spec in methods:
+        own = _arguments_of(spec)
+        given = spec.encoder or plan.encoder or own.get("image_encoder")
+        if given is not None:
+            encoders[repr(given)] = given
+        if own.get("text") in PRETRAINED:
+            texts.add((own["text"], own.get("text_weights")))
+    for given in encoders.values():
+        encoder_of(given)
+    for name, weights in texts:
+        text_tower(name, weights, [])
+
+
+def _arguments_of(spec: MethodSpec) -> dict[str, Any]:
+    """Arguments of a method's class: its defaults, those that come with the method's name, and the configuration's."""
+    make = METHODS[spec.method]
+    kind = next((one for one in getattr(make, "args", ()) if isinstance(one, type)), make)
+    defaults = {name: p.default for name, p in signature(kind).parameters.items() if p.default is not p.empty}
+    return {**defaults, **getattr(make, "keywords", {}), **spec.arguments}
 
 
 def _results(

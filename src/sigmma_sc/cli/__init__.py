@@ -19,6 +19,7 @@ from sigmma_sc.cli.options import (
     HeOnly,
     Image,
     Microns,
+    ModelEncoder,
     Out,
     Overwrite,
     Sample,
@@ -34,6 +35,8 @@ from sigmma_sc.errors import SetupError, SigmmaError
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
@@ -116,6 +119,9 @@ def train(
     from sigmma_sc import SIGMMA, get_encoder
 
     require_free(out, overwrite)
+    chosen = _switches(switches)
+    # Before the store is read and its registration checked: an encoder that cannot be had is told of at once.
+    frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
     SIGMMA.setup_spatialdata(
         sdata,
@@ -127,8 +133,6 @@ def train(
         microns_per_pixel=microns_per_pixel,
         tile_size=tile_size,
     )
-    chosen = _pairs("--set", switches)
-    frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     model = SIGMMA(sdata, frozen, cache_dir=cache, **{"seed": seed, **chosen})
     model.train(max_epochs=epochs, split=split, checkpoint_dir=checkpoints)
     finish(model, sdata, out)
@@ -143,6 +147,9 @@ def embed(
     table: TableName = "table",
     coordinate_system: System = ["global"],  # noqa: B006
     microns_per_pixel: Microns = None,
+    encoder: ModelEncoder = None,
+    weights: Weights = None,
+    encoder_arg: EncoderArg = [],  # noqa: B006
     he_only: HeOnly = False,
     cache: Cache = None,
     overwrite: Overwrite = False,
@@ -154,13 +161,18 @@ def embed(
     """
     import json
 
-    from sigmma_sc import SIGMMA
+    from sigmma_sc import SIGMMA, get_encoder
     from sigmma_sc.tissue.setup import Setup
 
     require_free(out, overwrite)
-    sdata = _read(store)
     if not (model / "model.json").exists():
         raise SetupError(f"{model} holds no saved model. Give the folder model/ that 'sigmma-sc train' wrote.")
+    if encoder is None and (weights is not None or encoder_arg):
+        raise SetupError(
+            f"{'--encoder-arg' if weights is None else '--weights'} goes with --encoder: give all that 'train' was given."
+        )
+    given = None if encoder is None else get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
+    sdata = _read(store)
     trained = Setup.from_json(json.loads((model / "model.json").read_text())["setup"])
     SIGMMA.setup_spatialdata(
         sdata,
@@ -174,7 +186,7 @@ def embed(
         trained.tile_size,
         trained.grids,
     )
-    (finish_he_only if he_only else finish)(SIGMMA.load(model, sdata, cache_dir=cache), sdata, out)
+    (finish_he_only if he_only else finish)(SIGMMA.load(model, sdata, given, cache_dir=cache), sdata, out)
 
 
 @app.command()
@@ -231,11 +243,26 @@ def _by_region(values: list[str]) -> str | dict[str, str]:
     return dict(value.split("=", 1) for value in values)
 
 
+def _switches(arguments: list[str]) -> dict[str, Any]:
+    """Switches of the method from NAME=VALUE; those that are on or off as booleans."""
+    from sigmma_sc.config import FLAGS
+
+    words = _words("--set", arguments)
+    for name in words.keys() & set(FLAGS):
+        if words[name].lower() not in BOOLEANS:
+            raise SetupError(f"--set {name}={words[name]} must be one of {', '.join(BOOLEANS)}.")
+    return {name: BOOLEANS[text.lower()] if name in FLAGS else _value(text) for name, text in words.items()}
+
+
 def _pairs(option: str, arguments: list[str]) -> dict[str, Any]:
     """Values by name from NAME=VALUE."""
+    return {name: _value(text) for name, text in _words(option, arguments).items()}
+
+
+def _words(option: str, arguments: list[str]) -> dict[str, str]:
     if wrong := [argument for argument in arguments if "=" not in argument]:
         raise SetupError(f"{option} {wrong[0]} must read NAME=VALUE.")
-    return {name: _value(text) for name, text in (argument.split("=", 1) for argument in arguments)}
+    return dict(argument.split("=", 1) for argument in arguments)
 
 
 def _value(text: str) -> Any:

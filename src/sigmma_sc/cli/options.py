@@ -22,6 +22,13 @@ TileSize = Annotated[float, typer.Option(help="Side of a tile in µm; spots 200 
 Features = Annotated[str | None, typer.Option(help="Key of obsm with cell embeddings; PCA of the counts without it.")]
 Sample = Annotated[str | None, typer.Option(help="Column of obs that names donor or section.")]
 Encoder = Annotated[str, typer.Option(help="Image encoder: a name of 'sigmma-sc encoders', or of a timm model.")]
+ModelEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="The image encoder it was trained with, named as for 'train'; without it, the one it names itself.",
+    ),
+]
 Weights = Annotated[
     Path | None, typer.Option(help="Local checkpoint of the encoder (.safetensors, .pt, .pth, .bin), or its folder.")
 ]

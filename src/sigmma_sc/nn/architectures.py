@@ -21,6 +21,8 @@ from sigmma_sc.nn.weights import fetch_weights, in_cache, load_weights, no_acces
 if TYPE_CHECKING:
     from pathlib import Path
 
+HUB = ("hf-hub:", "hf_hub:")
+
 
 def build_registered(name: str, weights: str | Path | None) -> nn.Module:
     """Network of a registered encoder with its weights, ``(B, 3, S, S)`` → ``(B, D)``.
@@ -140,28 +142,64 @@ def build_timm(arch: str, weights: str | Path | None, pretrained: bool, name: st
     """Build any timm network with its weights; what fails for want of a file or of access fails before it is built."""
     import timm
 
-    hub = arch.startswith(("hf-hub:", "hf_hub:"))
-    if not hub and not timm.is_model(arch):
+    fetch = pretrained and weights is None
+    repo, revision = _require_known(arch, fetch)
+    state = None if weights is None else read_weights(weights)
+    options = {"num_classes": 0, **_classes(kwargs)}
+    try:
+        if fetch and repo is not None and in_cache(repo, revision) is None:
+            on_hub(repo, revision)
+        module = timm.create_model(arch, pretrained=fetch, **options)
+    except Exception as error:
+        if not fetch or isinstance(error, (TypeError, AttributeError, AssertionError)):
+            raise EncoderError(f"timm cannot build {arch!r} with {options}: {error}") from error
+        instead = f"sg.get_encoder({arch!r}, weights=path)"
+        raise EncoderError(no_access(name, page_of(arch), error, instead)) from error
+    if state is not None:
+        load_weights(module, state, arch)
+    return module
+
+
+def page_of(arch: str) -> str | None:
+    """Page of the weights of a timm model."""
+    import timm
+
+    repo, _ = _on_hub(arch)
+    return timm.get_pretrained_cfg(arch).origin_url if repo is None else f"https://huggingface.co/{repo}"
+
+
+def _on_hub(arch: str) -> tuple[str | None, str | None]:
+    """Repository and revision of a timm model's weights; ``None`` where they lie elsewhere, or nowhere."""
+    import timm
+
+    if arch.startswith(HUB):
+        repo, _, revision = arch[7:].partition("@")
+        return repo, revision or None
+    return getattr(timm.get_pretrained_cfg(arch), "hf_hub_id", None), None
+
+
+def _require_known(arch: str, fetch: bool) -> tuple[str | None, str | None]:
+    """Check that timm knows a name, and has weights of it if they are asked for; where they lie on the hub."""
+    import timm
+
+    if arch.startswith(HUB):
+        return _on_hub(arch)
+    if not timm.is_model(arch):
         near = difflib.get_close_matches(arch, sorted({*REGISTRY, *timm.list_models()}), n=5)
         raise EncoderError(
             f"No image encoder is called {arch!r}. Registered: {', '.join(REGISTRY)}; or any name of timm.list_models()"
             + (f", such as {', '.join(near)}." if near else ".")
         )
-    state = None if weights is None else read_weights(weights)
-    fetch = pretrained and state is None
-    repo = arch[7:] if hub else getattr(timm.get_pretrained_cfg(arch), "hf_hub_id", None)
-    options = {"num_classes": 0, **_classes(kwargs)}
-    try:
-        if fetch and repo and in_cache(repo) is None:
-            on_hub(repo)
-        module = timm.create_model(arch, pretrained=fetch, **options)
-    except Exception as error:
-        if not fetch or isinstance(error, TypeError):
-            raise EncoderError(f"timm cannot build {arch!r} with {options}: {error}") from error
-        raise EncoderError(no_access(name, repo, error)) from error
-    if state is not None:
-        load_weights(module, state, arch)
-    return module
+    base, _, tag = arch.partition(".")
+    tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
+    if tag and tag not in tags:
+        raise EncoderError(f"timm has no weights {tag!r} of {base!r}. It has {', '.join(map(repr, tags)) or 'none'}.")
+    if fetch and not tags:
+        raise EncoderError(
+            f"timm has no weights of {arch!r}. Give a checkpoint, weights=path, or take random weights: "
+            f"ImageEncoder.from_timm({arch!r})."
+        )
+    return _on_hub(arch)
 
 
 def _classes(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -169,4 +207,11 @@ def _classes(kwargs: dict[str, Any]) -> dict[str, Any]:
     import timm
 
     layer = kwargs.get("mlp_layer")
-    return {**kwargs, "mlp_layer": getattr(timm.layers, layer)} if isinstance(layer, str) else kwargs
+    if not isinstance(layer, str):
+        return kwargs
+    if not hasattr(timm.layers, layer):
+        near = difflib.get_close_matches(layer, dir(timm.layers), n=3)
+        raise EncoderError(
+            f"mlp_layer={layer!r} is no class in timm.layers." + (f" Did you mean {', '.join(near)}?" if near else "")
+        )
+    return {**kwargs, "mlp_layer": getattr(timm.layers, layer)}

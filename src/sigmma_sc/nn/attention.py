@@ -36,7 +36,7 @@ def cls_attention(encoder: ImageEncoder, crops: Tensor) -> Tensor:
         Vision transformer with a class token: of timm (VisionTransformer, Eva, Beit and their kin), CLIP's or DINOv2's of
         transformers, open_clip's. Of CONCH, the attention of its trunk.
     crops
-        ``(B, 3, S, S)`` uint8 RGB, S the encoder's ``input_size`` in px.
+        ``(B, 3, S, S)`` uint8 RGB, S a size in px that the encoder takes.
 
     Returns
     -------

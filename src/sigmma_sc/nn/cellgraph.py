@@ -53,7 +53,12 @@ class EdgeSampler(nn.Module):
 
 
 class WeightedSAGE(nn.Module):
-    """GraphSAGE with edge weights: act(W_self h_v + W_nbr · Σ w_uv h_u / (Σ w_uv + ε)) (paper, section 4)."""
+    """GraphSAGE with edge weights: act(W_self h_v + W_nbr · Σ w_uv h_u / max(Σ w_uv, 1)) (paper, section 4).
+
+    The paper has a mean, which leaves open what a cell with no neighbour hears. A cell that hears half an edge hears half of what
+    it says, which is the mean over draws of that edge. A small number beside the sum would make it all of it, and the gradient of
+    an edge to a cell without any as large as that number is small.
+    """
 
     def __init__(self, n_input: int, n_output: int):
         super().__init__()
@@ -62,7 +67,7 @@ class WeightedSAGE(nn.Module):
 
     def forward(self, h: Tensor, heard: Tensor) -> Tensor:
         """Update ``h`` ``(n_cells, d)`` by Σ w_uv [h_u, 1], ``(n_cells, d + 1)``."""
-        mean = heard[:, :-1] / (heard[:, -1:] + 1e-8)
+        mean = heard[:, :-1] / heard[:, -1:].clamp_min(1)
         return nn.functional.gelu(self.own(h) + self.neighbours(mean))
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sigmma_sc._checks import require_positive
 from sigmma_sc.errors import EncoderError
-from sigmma_sc.nn.architectures import build_registered, build_timm
-from sigmma_sc.nn.registry import IMAGENET_MEAN, IMAGENET_STD, PERMISSIVE, REGISTRY, Three
+from sigmma_sc.nn.architectures import build_registered, build_timm, page_of
+from sigmma_sc.nn.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, Three
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,22 +70,41 @@ class ImageEncoder(nn.Module):
     ):
         super().__init__()
         require_positive(input_size, "input_size")
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        self.mean, self.std = _three(mean), _three(std)
+        if not (len(self.mean) == len(self.std) == 3 and min(self.std) > 0):
             raise EncoderError(f"mean={mean!r} and std={std!r} must be three numbers each, std positive.")
         self.module, self.name, self.input_size, self.dim, self.spec = module, name, int(input_size), dim, spec
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.sizes = {self.input_size}  # of crops that it is known to take
         self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
         place = next(module.parameters(), self._mean).device if isinstance(module, nn.Module) else "cpu"
         self._mean, self._std = self._mean.to(place), self._std.to(place)
         if dim is None:
-            out = self.encode(torch.zeros(2, 3, self.input_size, self.input_size, dtype=torch.uint8))
+            out = self._tried()
             if not torch.isfinite(out).all():
                 raise EncoderError(
                     f"Image encoder {name!r} gives NaN or infinity for a black crop. Check mean and std."
                 )
             self.dim = int(out.shape[1])
+
+    def _tried(self) -> Tensor:
+        """What it makes of two black crops, or an error of ours in the place of the network's."""
+        side = self.input_size
+        try:
+            return self.encode(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+        except EncoderError:
+            raise
+        except Exception as error:
+            parts = self.module.parameters() if isinstance(self.module, nn.Module) else ()
+            odd = next((p.dtype for p in parts if p.is_floating_point() and p.dtype != torch.float32), None)
+            fix = (
+                f"Check input_size={side}; a timm ViT for another size than its own is built with img_size={side}."
+                if odd is None
+                else f"Its weights are {odd}, and crops come as torch.float32: pass module.float()."
+            )
+            raise EncoderError(
+                f"Image encoder {self.name!r} fails on crops of {side} px, {type(error).__name__}: {error}. {fix}"
+            ) from error
 
     def features(self, crops: Tensor) -> Tensor:
         """Encode ``(B, 3, S, S)`` uint8 RGB crops to ``(B, D)`` float32 in the module's own mode, with gradient.
@@ -146,7 +165,8 @@ class ImageEncoder(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over name, input size, normalisation and every parameter and buffer.
 
-        A callable that is no ``nn.Module`` has no weights to read: its name has to tell its versions apart.
+        What an encoder does with its weights is not in it: the cache of features, checkpoints and saved models compare its
+        output for one crop as well.
         """
         digest = hashlib.sha256(repr((self.name, self.input_size, self.mean, self.std)).encode())
         if isinstance(self.module, nn.Module):
@@ -200,11 +220,13 @@ class ImageEncoder(nn.Module):
 
         module = build_timm(arch, weights, pretrained, name or arch, kwargs)
         config = timm.data.resolve_model_data_config(module)
-        size = input_size or kwargs.get("img_size") or config["input_size"][-1]
+        size = next(s for s in (input_size, kwargs.get("img_size"), config["input_size"][-1]) if s is not None)
         told = {"input_size": input_size, "mean": mean, "std": std, "pretrained": pretrained, "name": name}
         spec: dict[str, Any] | None = {"kind": "timm", "arch": arch, "weights": _absolute(weights), **told, **kwargs}
         if not (weights or pretrained) or not _is_json(spec):
             spec = None
+        if pretrained and weights is None:
+            _tell_licence(arch, (module.pretrained_cfg or {}).get("license"), page_of(arch))
         return cls(module, name or arch, size, mean or config["mean"], std or config["std"], spec=spec)
 
     @classmethod
@@ -281,12 +303,24 @@ def get_encoder(
         module: nn.Module = StainStatistics()
     else:
         module = build_registered(name, weights)
-        if name not in _told:
-            level = logging.INFO if entry.licence in PERMISSIVE else logging.WARNING
-            logger.log(level, "Image encoder %s: licence %s, %s", name, entry.licence, entry.page)
-        _told.add(name)
+        _tell_licence(name, entry.licence, entry.page)
     spec = {"kind": "registry", "name": name, "weights": _absolute(weights)}
     return ImageEncoder(module, name, entry.input_size, entry.mean, entry.std, entry.dim, spec)
+
+
+def _tell_licence(name: str, licence: str | None, page: str | None) -> None:
+    """Once a process, and as a warning: Python shows nothing below to a user who has set up no logging."""
+    if name not in _told:
+        logger.warning("Image encoder %s: licence %s, %s", name, licence or "not stated", page or "no page known")
+    _told.add(name)
+
+
+def _three(value: Any) -> tuple[float, ...]:
+    """Numbers, or nothing where there are none."""
+    try:
+        return tuple(map(float, value))
+    except (TypeError, ValueError):
+        return ()
 
 
 def _absolute(weights: str | Path | None) -> str | None:

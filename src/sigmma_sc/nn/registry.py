@@ -15,7 +15,6 @@ BIOPTIMUS_MEAN, BIOPTIMUS_STD = (0.707223, 0.578729, 0.703617), (0.211883, 0.230
 LUNIT_MEAN, LUNIT_STD = (0.70322989, 0.53606487, 0.66096631), (0.21716536, 0.26081574, 0.20723464)
 HALF = (0.5, 0.5, 0.5)
 CLASS, CLASS_AND_PATCHES, PROJECTED = "class token", "class token, mean of patch tokens", "class token, projected"
-PERMISSIVE = {"Apache-2.0", "BSD-3-Clause", "MIT"}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from sigmma_sc.nn.registry import REGISTRY
 from sigmma_sc.nn.weights import fetch_weights, load_weights, read_weights, require_fit
 
 N_WORDS = 50
+PRETRAINED = ("clip", "plip", "omiclip")
+"""Text towers whose weights are a checkpoint's."""
 
 
 def ranked_genes(genes: Tensor, n_words: int = N_WORDS) -> tuple[Tensor, Tensor]:
@@ -116,9 +118,9 @@ def text_tower(name: str, weights: str | None, names: list[str]) -> PretrainedTe
     MissingPackageError
         open_clip or transformers is not installed.
     """
-    require_choice(name, ("clip", "plip", "omiclip"), "text")
+    require_choice(name, PRETRAINED, "text")
     require_package("open_clip", "encoders")
-    state = read_weights(fetch_weights(name) if weights is None else weights)
+    state = read_weights(fetch_weights(name, "text_weights=path") if weights is None else weights)
     if REGISTRY[name].source == "transformers":
         require_package("transformers", "encoders")
         return PretrainedText(_of_transformers(name, state), names, 512)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sigmma_sc.config import COLDEST, WARMEST
 from sigmma_sc.nn.cellgraph import CellGraphTower
 from sigmma_sc.nn.genes import GeneVectorTower
 from sigmma_sc.nn.image import ImageTower, Standardise
@@ -16,9 +17,6 @@ from sigmma_sc.nn.losses import info_nce
 if TYPE_CHECKING:
     from sigmma_sc.config import Config
     from sigmma_sc.nn.backbone import Backbone
-
-COLDEST, WARMEST = 0.01, 0.5
-"""Bounds of a learned τ; CLIP's own is the lower one."""
 
 
 class ProjectionHead(nn.Module):
@@ -82,6 +80,9 @@ class TwoTowers(nn.Module):
             name: {scale: torch.cat([part[scale] for part in tower]) for scale in self.scales}
             for name, tower in (("image", image), ("transcriptome", transcriptome))
         }
+
+    def bound(self) -> None:
+        """Bring parameters back within their bounds after a step."""
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The objective: the weighted sum over the scales (paper, section 5.3)."""
@@ -162,10 +163,7 @@ class Towers(TwoTowers):
     @property
     def temperatures(self) -> dict[str, Tensor]:
         """τ of each scale."""
-        log = self.log_temperature
-        if log.requires_grad:
-            log = log.clamp(math.log(COLDEST), math.log(WARMEST))
-        return dict(zip(self.scales, log.exp(), strict=True))
+        return dict(zip(self.scales, self.log_temperature.exp(), strict=True))
 
     def fit(self, patches: Tensor, cells: Tensor, n_components: int = 0) -> None:
         """Standardise by patch features ``(n, n_patches, d)`` and node features, or gene vectors, of the training tiles.
@@ -198,6 +196,12 @@ class Towers(TwoTowers):
             cells, tiles = self.graph_tower(x, batch["layout"], sample)
         heads = zip(self.scales, self.graph_heads, tiles, strict=True)
         return dict(zip(self.scales, cells, strict=False)), {name: head(z) for name, head, z in heads}
+
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Keep a learned τ within its bounds; clamped where it is used, it would have no gradient to come back by."""
+        if self.log_temperature.requires_grad:
+            self.log_temperature.clamp_(math.log(COLDEST), math.log(WARMEST))
 
     def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """InfoNCE of each scale."""

@@ -119,8 +119,15 @@ def require_fit(name: str, missing: Iterable[str], unexpected: Iterable[str], sh
         raise EncoderError(f"The weights do not fit {name!r} ({told}). {fix}")
 
 
-def fetch_weights(name: str) -> Path:
+def fetch_weights(name: str, instead: str | None = None) -> Path:
     """A registered encoder's file in the hub's cache; downloaded if it is not there.
+
+    Parameters
+    ----------
+    name
+        Of the encoder.
+    instead
+        How to give a local file, for the message; to :func:`~sigmma_sc.get_encoder` by default.
 
     Raises
     ------
@@ -140,30 +147,36 @@ def fetch_weights(name: str) -> Path:
             raise OSError(f"the page holds none of {', '.join(FILES)}")
         return Path(hf_hub_download(repo, file))
     except Exception as error:
-        raise EncoderError(no_access(name, repo, error)) from error
+        raise EncoderError(no_access(name, REGISTRY[name].page, error, instead)) from error
 
 
-def no_access(name: str, repo: str | None, error: Exception) -> str:
-    """What to say when the hub does not give an encoder's weights."""
-    page = f"https://huggingface.co/{repo}"
-    gated = name in REGISTRY and REGISTRY[name].gated
-    gate = f"It is gated: ask for access at {page}, then log in with 'hf auth login'" if gated else f"See {page}"
+def no_access(name: str, page: str | None, error: Exception, instead: str | None = None) -> str:
+    """What to say when an encoder's weights cannot be fetched; ``instead`` is how to give a local file."""
+    way = "Download" if page is None else f"See {page}; or download"
+    if name in REGISTRY and REGISTRY[name].gated:
+        way = f"It is gated: ask for access at {page}, then log in with 'hf auth login'; or download"
     free = ", ".join(key for key, entry in REGISTRY.items() if not entry.gated)
     return (
-        f"The weights of {name!r} cannot be fetched: {error}. {gate}; or download them and pass weights=path, which works "
-        f"offline. Encoders that need no access: {free}, or a timm model."
+        f"The weights of {name!r} cannot be fetched: {error}. {way} them and pass "
+        f"{instead or f'sg.get_encoder({name!r}, weights=path)'}, which works offline. Encoders that need no access: {free}, "
+        "or a timm model."
     )
 
 
-def in_cache(repo: str) -> Path | None:
+def in_cache(repo: str, revision: str | None = None) -> Path | None:
     """Weights of a repository that an earlier download left in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants, try_to_load_from_cache
 
-    found: list[Any] = [try_to_load_from_cache(repo, file) for file in FILES]
+    # The hub takes a name in any case, and the cache keeps it as it was asked for: "MahmoodLab/uni" is "MahmoodLab/UNI".
+    asked, start = repo.lower(), "models--"
+    kept = [path.name for path in Path(constants.HF_HUB_CACHE).glob(f"{start}*")]
+    named = [name.removeprefix(start).replace("--", "/", 1) for name in kept]
+    repos = [repo, *(name for name in named if name.lower() == asked and name != repo)]
+    found: list[Any] = [try_to_load_from_cache(name, file, revision=revision) for name in repos for file in FILES]
     return next((Path(path) for path in found if isinstance(path, str)), None)
 
 
-def on_hub(repo: str) -> set[str]:
+def on_hub(repo: str, revision: str | None = None) -> set[str]:
     """Names of a repository's files.
 
     Fails at once if the hub does not answer: the libraries would build a network first, then try again for a minute.
@@ -172,4 +185,4 @@ def on_hub(repo: str) -> set[str]:
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise OSError("HF_HUB_OFFLINE is set and the hub's cache does not hold them")
-    return {sibling.rfilename for sibling in HfApi().model_info(repo, timeout=10).siblings or ()}
+    return {sibling.rfilename for sibling in HfApi().model_info(repo, revision=revision, timeout=10).siblings or ()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from sigmma_sc.tissue.pixels import read_window
 from sigmma_sc.tissue.setup import get_table, totals_of
 
 if TYPE_CHECKING:
+    from xarray import DataArray
+
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
 
@@ -22,6 +24,9 @@ WHOLE_PIXELS = 32_000_000
 STRIP = 1024
 WINDOWS, WINDOW = 6, 64
 """Windows per side of the image, and their side in px, that are read where full resolution is not read whole."""
+
+FEW_WINDOWS = 4
+"""Windows per side that tell one slide from another."""
 
 SAMPLED_CELLS = 10_000
 
@@ -44,12 +49,29 @@ def image_identity(slide: Slide) -> str:
             bottom = min(top + STRIP, level.sizes["y"])
             digest.update(read_window(level, 0, top, level.sizes["x"], bottom).data)
     if len(small) < len(levels):
-        # In the middle of each field, and never beyond the edge.
-        x, y = (((np.arange(WINDOWS) + 0.5) / WINDOWS * (n - WINDOW)).astype(int) for n in (slide.width, slide.height))
-        for top in y:
-            for left in x:
-                digest.update(read_window(levels[0], left, top, left + WINDOW, top + WINDOW).data)
+        _add_windows(digest, levels[0], WINDOWS)
     return digest.hexdigest()
+
+
+def slide_identity(slide: Slide) -> str:
+    """SHA-256 over size, type and 16 windows of 64 px of a slide's full resolution, whatever pyramid it has.
+
+    It tells slides apart that share name and size; of edits between the windows it does not know.
+    """
+    level = image_levels(slide.sdata, slide.image_key)[0]
+    digest = hashlib.sha256(repr((level.shape, str(level.dtype))).encode())
+    _add_windows(digest, level, FEW_WINDOWS)
+    return digest.hexdigest()
+
+
+def _add_windows(digest: Any, level: DataArray, n: int) -> None:
+    """Read n × n windows, in the middle of each field, and never beyond the edge."""
+    width, height = level.sizes["x"], level.sizes["y"]
+    x, y = (((np.arange(n) + 0.5) / n * max(0, side - WINDOW)).astype(int) for side in (width, height))
+    for top in y:
+        for left in x:
+            window = read_window(level, left, top, min(left + WINDOW, width), min(top + WINDOW, height))
+            digest.update(np.ascontiguousarray(window).data)
 
 
 def cells_identity(slide: Slide, setup: Setup) -> str:

@@ -91,19 +91,27 @@ def stored_setup(sdata: SpatialData) -> Setup | None:
 
 def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[Slide]:
     """One :class:`Slide` for each region of the table, or for each image where there is no table."""
+    if not isinstance(setup.image_key, (str, dict)):
+        raise SetupError(
+            f"image_key={setup.image_key!r} must be the name of an image, or a dict of one for each region."
+        )
     if setup.table_key is None:
-        images = [setup.image_key] if isinstance(setup.image_key, str) else list(setup.image_key.values())
-        return [_image_slide(sdata, setup, image, prefix) for image in images]
+        images = setup.image_key if isinstance(setup.image_key, dict) else {setup.image_key: setup.image_key}
+        _check_regions(setup, list(images), "Name what image_key names.")
+        return [_image_slide(sdata, setup, region, image, prefix) for region, image in images.items()]
     table = get_table(sdata, setup)
-    attrs = table.uns["spatialdata_attrs"]
-    regions = attrs["region"]
+    regions = table.uns["spatialdata_attrs"]["region"]
     regions = [regions] if isinstance(regions, str) else list(regions)
+    _check_regions(setup, regions, "Name the regions that the table annotates.")
+    return [_cell_slide(sdata, setup, table, region, prefix) for region in regions]
+
+
+def _check_regions(setup: Setup, regions: list[str], fix: str) -> None:
+    """Refuse settings by region for a region that is not there."""
     for what in ("image_key", "coordinate_system", "microns_per_pixel"):
         value = getattr(setup, what)
-        if isinstance(value, dict):
-            for region in value:
-                require_key(region, regions, f"region of {what}", "Name the regions that the table annotates.")
-    return [_cell_slide(sdata, setup, table, region, prefix) for region in regions]
+        for region in value if isinstance(value, dict) else ():
+            require_key(region, regions, f"region of {what}", fix)
 
 
 def get_table(sdata: SpatialData, setup: Setup) -> AnnData:
@@ -123,8 +131,12 @@ def get_table(sdata: SpatialData, setup: Setup) -> AnnData:
         raise SetupError(f"Table {setup.table_key!r} has no genes. Pass features_key=… to use an embedding in obsm.")
     if setup.sample_key is not None:
         require_key(setup.sample_key, table.obs, "sample_key")
-    if not table.obs_names.is_unique:
-        raise SetupError(f"Cell names of table {setup.table_key!r} repeat. Call table.obs_names_make_unique() first.")
+    for what, axis, names in (("Cell", "obs", table.obs_names), ("Gene", "var", table.var_names)):
+        if not names.is_unique:
+            twice = names[names.duplicated()][0]
+            raise SetupError(
+                f"{what} names of table {setup.table_key!r} repeat, e.g. {twice!r}. Call table.{axis}_names_make_unique() first."
+            )
     return table
 
 
@@ -168,12 +180,12 @@ def _of(value: Any, region: str, what: str) -> Any:
     return value[region]
 
 
-def _image_slide(sdata: SpatialData, setup: Setup, image_key: str, prefix: str) -> Slide:
+def _image_slide(sdata: SpatialData, setup: Setup, region: str, image_key: str, prefix: str) -> Slide:
     level = image_levels(sdata, image_key)[0]
     _check_channels(level, image_key)
-    system = _of(setup.coordinate_system, image_key, "coordinate_system")
+    system = _of(setup.coordinate_system, region, "coordinate_system")
     matrix = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
-    stated = _of(setup.microns_per_pixel, image_key, "microns_per_pixel")
+    stated = _of(setup.microns_per_pixel, region, "microns_per_pixel")
     return Slide(
         name=prefix + image_key,
         sdata=sdata,

@@ -31,11 +31,13 @@ def tile_attention(model: Any, tiles: Sequence[str], tissue: Any, when: str) -> 
     encoder = model.module.backbone.encoder if tuned else model.image_encoder
     slides = model.data.slides(tissue)
     found = [model.data.tile(slides, name) for name in names]
+    # A whole tile is a crop of the coarsest grid, and reaches the encoder at its size.
+    side = (model.config.crop_sizes or (encoder.input_size,))[-1]
     crops = np.array([(*tile.origins[0], tile.side) for _, tile in found])
-    pixels = np.empty((len(names), encoder.input_size, encoder.input_size, 3), np.uint8)
+    pixels = np.empty((len(names), side, side, 3), np.uint8)
     for slide in {slide.name: slide for slide, _ in found}.values():
         here = np.flatnonzero([one.name == slide.name for one, _ in found])
-        for index, read in read_crops(slide, crops[here], encoder.input_size):
+        for index, read in read_crops(slide, crops[here], side):
             pixels[here[index]] = read
     encoder.to(model.device)
     maps = [_maps(encoder, part) for part in np.split(pixels, range(CPU_BATCH, len(names), CPU_BATCH))]

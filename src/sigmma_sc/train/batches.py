@@ -46,8 +46,8 @@ class SlideTensors:
         Pixels of tiles instead, where the image encoder is in training.
     genes
         Gene vector of each tile ``(n_tiles, n_genes)`` instead of nodes, where the model has no cell graph.
-    patch_moments, gene_moments
-        What patch features and gene vectors are standardised by, where that is done slide by slide; nodes are already.
+    patch_moments, node_moments, gene_moments
+        What patch features, node features and gene vectors are standardised by, where that is done slide by slide; nodes are already.
     """
 
     tiles: Tiles
@@ -59,7 +59,12 @@ class SlideTensors:
     pixels: TilePixels | None = None
     genes: csr_matrix | None = None
     patch_moments: Moments | None = None
+    node_moments: Moments | None = None
     gene_moments: Moments | None = None
+
+    def moments_of(self, kind: str) -> Moments | None:
+        """Those of ``"patches"``, ``"nodes"`` or ``"genes"``."""
+        return {"patches": self.patch_moments, "nodes": self.node_moments, "genes": self.gene_moments}[kind]
 
     def patch_batch(self, which: NDArray[np.int64]) -> torch.Tensor:
         """Patch features of some tiles, ``(t, n_patches, d)``."""

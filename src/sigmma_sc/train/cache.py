@@ -3,34 +3,53 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 import warnings
 import zlib
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sigmma_sc._files import fresh_file, sweep
 from sigmma_sc.errors import CacheWarning
+from sigmma_sc.nn.fingerprint import agree
 
 if TYPE_CHECKING:
+    from collections.abc import Container
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
-    from sigmma_sc.nn.encoders import ImageEncoder
-
 FORMAT = 1
 """Raised when the same crop of the same image would get other features: another resampling, say."""
+
+OUTPUT = "output.json"
 
 Crop = tuple[float, ...]
 
 
-def cache_key(image: str, encoder: ImageEncoder, size: int, half: bool) -> str:
-    """Hash over an image's identity and all that decides what an encoder makes of it, at crops of ``size`` px."""
-    what = f"{FORMAT} {image} {size} {encoder.fingerprint()}" + (" bfloat16" if half else "")
+def cache_key(image: str, encoder: str, size: int, half: bool) -> str:
+    """Hash over an image's identity, an encoder's fingerprint, the side of the crops in px and the arithmetic."""
+    what = f"{FORMAT} {image} {size} {encoder}" + (" bfloat16" if half else "")
     return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def key_of_output(folder: Path, key: str, output: list[float]) -> str:
+    """The key, or one beside it where it is taken by an encoder of equal weights that makes something else of a crop.
+
+    ``output`` is what this one makes of it, kept in the folder of its features.
+    """
+    for name in (key if n == 0 else f"{key}-{n}" for n in count()):
+        told = folder / name / OUTPUT
+        if not told.exists():
+            told.parent.mkdir(parents=True, exist_ok=True)
+            with fresh_file(told) as part:
+                part.write_text(json.dumps(output))
+        if agree(json.loads(told.read_text()), output):
+            return name
 
 
 class FeatureCache:
@@ -45,13 +64,14 @@ class FeatureCache:
     folder
         Folder of the cache.
     key
-        Of image and encoder, see :func:`cache_key`.
+        Of image and encoder, see :func:`cache_key` and :func:`key_of_output`.
     dim
         Width of the features.
     """
 
     def __init__(self, folder: Path, key: str, dim: int):
         self.folder, self.key, self.dim = folder / key, key, dim
+        self._sound: set[Path] = set()  # shards whose checksum was right
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
 
@@ -62,10 +82,9 @@ class FeatureCache:
         for path in sorted(self.folder.glob("*.safetensors")):
             if not wanted:
                 break
-            stored, features = self._shard(path)
-            rows = {crop: row for row, crop in enumerate(stored) if crop in wanted}
-            found += [wanted.pop(crop) for crop in rows]
-            parts.append(features[list(rows.values())])
+            here, features = self._shard(path, wanted)
+            found += [wanted.pop(crop) for crop in here]
+            parts.append(features)
         return found, torch.cat(parts)
 
     def write(self, crops: NDArray[np.float64], features: torch.Tensor) -> Path:
@@ -78,25 +97,39 @@ class FeatureCache:
             save_file(tensors, part, {"key": self.key, "checksum": _checksum(tensors)})
         return path
 
-    def _shard(self, path: Path) -> tuple[list[Crop], torch.Tensor]:
-        """Crops and features of a shard; none, with a warning, of one that is damaged: they can be computed again."""
+    def _shard(self, path: Path, wanted: Container[Crop]) -> tuple[list[Crop], torch.Tensor]:
+        """Those crops of a shard that are wanted, and their features.
+
+        None, with a warning, of one that is damaged: they can be computed again. The checksum takes a reading of the whole
+        shard, so it is checked once; of a shard that is known to be sound features are read only where one is wanted.
+        """
         from safetensors import SafetensorError, safe_open
 
+        nothing = [], torch.empty(0, self.dim, dtype=torch.float16)
         try:
             with safe_open(path, "pt") as file:
-                told, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if path not in self._sound and not self._is_sound(file):
+                    raise SafetensorError("not what was written")
+                self._sound.add(path)
+                rows = {
+                    crop: row
+                    for row, crop in enumerate(map(tuple, file.get_tensor("crops").tolist()))
+                    if crop in wanted
+                }
+                return (list(rows), file.get_tensor("features")[list(rows.values())]) if rows else nothing
         except FileNotFoundError:
-            return [], torch.empty(0, self.dim, dtype=torch.float16)  # merged by the process that wrote it
+            return nothing  # merged by the process that wrote it
         except SafetensorError:
-            told, tensors = {}, {}
-        if told.get("key") != self.key or told.get("checksum") != _checksum(tensors):
             warnings.warn(
                 f"{path} is damaged or belongs elsewhere: its features are computed again. Delete it.",
                 CacheWarning,
                 stacklevel=2,
             )
-            return [], torch.empty(0, self.dim, dtype=torch.float16)
-        return list(map(tuple, tensors["crops"].tolist())), tensors["features"]
+            return nothing
+
+    def _is_sound(self, file: Any) -> bool:
+        told, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return told.get("key") == self.key and told.get("checksum") == _checksum(tensors)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from sigmma_sc._files import fresh_file, sweep
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
+from sigmma_sc.nn.fingerprint import identity_of, mismatch
 from sigmma_sc.tissue.identity import cells_identity, image_identity
 from sigmma_sc.tissue.setup import stored_setup
 from sigmma_sc.train.store import data_tensors, describe_data, history_from_json, history_to_json, restore_data
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from scvi.train import TrainRunner
 
 FILE = "last.safetensors"
-FORMAT = 1
+FORMAT = 2
 OURS = "sigmma"
 
 NO_MATTER = {
@@ -126,12 +127,12 @@ class SaveEpochs(Checkpoint):
 
     def __init__(self, model: Any, arguments: dict[str, Any], folder: str | Path | None, ckpt_path: str | Path | None):
         self.source, self.target = find_checkpoint(folder, ckpt_path)
-        self.model, self.run = model, {}
+        self.model, self.run, self.encoder = model, {}, {}
         if self.source or self.target:
-            self.run = describe_run(model, arguments)
+            self.run, self.encoder = describe_run(model, arguments), identity_of(model.image_encoder)
         if self.source:
             stored = read_checkpoint(self.source)[OURS]
-            require_same_run(stored["run"], self.run, self.source)
+            require_same_run(stored, self.run, self.encoder, self.source)
             if model.data.split is None:
                 restore_data(model.data, stored["data"], stored["tensors"])
 
@@ -158,6 +159,7 @@ class SaveEpochs(Checkpoint):
                 part["values"].append(float(value))
         checkpoint[OURS] = {
             "run": self.run,
+            "encoder": self.encoder,
             "data": describe_data(self.model.data),
             "tensors": data_tensors(self.model.data),
             "history": history,
@@ -192,6 +194,8 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent)
     there = target is not None and target.exists()
+    if target is None and str(ckpt_path) == "last":
+        raise MissingKeyError("ckpt_path='last' is the checkpoint in checkpoint_dir. Give checkpoint_dir=… too.")
     if ckpt_path is None or str(ckpt_path) == "last":
         return (target if there else None), target
     path = Path(ckpt_path).expanduser()
@@ -208,28 +212,34 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
 def describe_run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     """What decides the outcome of training, by name: model, tissue, and arguments."""
     setup = model.setup
-    plain = json.loads(json.dumps({k: v for k, v in arguments.items() if k not in NO_MATTER}, default=lambda _: None))
+    plain = json.loads(json.dumps({k: v for k, v in arguments.items() if k not in NO_MATTER}, default=_named))
     return {
         **model.config.to_json(),
         **model.options,
         **plain,
         "tile_size": setup.tile_size,
         "grids": list(setup.grids),
-        "image encoder": f"{model.image_encoder.name} {model.image_encoder.fingerprint()}",
-        "epochs trained before": len(next(iter(model.history.values()), ())),
+        "epochs trained before": model.epochs_,
         "slides": [slide.name for slide in model._slides],
         **{f"image of {slide.name}": image_identity(slide) for slide in model._slides},
         **{f"cells of {slide.name}": cells_identity(slide, stored_setup(slide.sdata)) for slide in model._slides},
     }
 
 
-def require_same_run(stored: dict[str, Any], run: dict[str, Any], path: Path) -> None:
-    """Raise :class:`SetupError`, naming what differs, unless a checkpoint is of the same run."""
+def _named(value: Any) -> Any:
+    """NumPy's values as Python's, and any other object by its type."""
+    return value.tolist() if hasattr(value, "tolist") else type(value).__name__
+
+
+def require_same_run(stored: dict[str, Any], run: dict[str, Any], encoder: dict[str, Any], path: Path) -> None:
+    """Raise :class:`SetupError`, naming what differs, unless a checkpoint is of the same run and the same image encoder."""
+    before = stored["run"]
     different = [
-        f"{name} ({_short(stored.get(name))} there, {_short(run.get(name))} here)"
-        for name in sorted(stored.keys() | run.keys())
-        if stored.get(name) != run.get(name)
+        f"{name} ({_short(before.get(name))} there, {_short(run.get(name))} here)"
+        for name in sorted(before.keys() | run.keys())
+        if before.get(name) != run.get(name)
     ]
+    different += [f"the image encoder's {what}" for what in mismatch(encoder, stored["encoder"])]
     if different:
         raise SetupError(
             f"{path} is a checkpoint of another run, which differs in {', '.join(different)}. Give the same values to take "

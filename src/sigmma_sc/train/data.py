@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sigmma_sc.errors import MissingKeyError, SplitWarning
+from sigmma_sc.errors import MissingKeyError, SplitWarning, TissueWarning
+from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.graph import spatial_graph
+from sigmma_sc.tissue.identity import slide_identity
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
 from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
@@ -21,7 +23,7 @@ from sigmma_sc.train.nodes import CountsPCA, GeneVectors, embedding_of, log_dist
 from sigmma_sc.train.standard import Moments
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
+
+FEWEST_TILES = 8
+"""Tiles by which a slide can be centred and scaled: a single one would be its own mean, whatever it shows."""
 
 MIN_TISSUE = 0.05
 """Share of a tile that must be stained for it to be trained or scored on."""
@@ -53,8 +58,9 @@ class TissueData:
         self.nodes: CountsPCA | GeneVectors | None = None
         self.split: str | dict[str, str | list[str]] | None = None
         self.roles: dict[str, NDArray] = {}
-        self._masks: dict[tuple[int, str], tuple[object, TissueMask]] = {}
-        self._moments: dict[tuple[int, str], tuple[object, Moments]] = {}
+        self.identities: dict[str, str] = {}
+        self.typical: dict[str, Moments] = {}
+        self._seen, self._masks, self._moments = ByImage(), ByImage(), ByImage()
         self._graphs: dict[str, tuple[NDArray, csr_matrix]] = {}
 
     def slides(self, tissue: Any) -> list[Slide]:
@@ -93,43 +99,51 @@ class TissueData:
 
     def tissue(self, slide: Slide, tiles: Tiles) -> NDArray[np.float64]:
         """Share of each tile that is stained tissue."""
-        key = (id(slide.sdata), slide.image_key)
-        if key not in self._masks:
-            # The object is kept beside its mask, so that its id cannot come to mean another one.
-            self._masks[key] = slide.sdata, tissue_mask(slide)
-        return self._masks[key][1].share(tiles.origins, tiles.side)
+        mask: TissueMask = self._masks.get(slide, lambda: tissue_mask(slide))
+        return mask.share(tiles.origins, tiles.side)
 
     def usable(self, slide: Slide, tiles: Tiles) -> NDArray[np.bool_]:
         """Tiles fit to be trained and scored on: enough cells, and not on bare glass."""
         return (tiles.n_cells >= self.config.min_cells) & (self.tissue(slide, tiles) >= MIN_TISSUE)
 
     def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
-        """Decide once which tiles train, validate and test."""
-        self.split = resolve_split(split, [slide.sample for slide in slides], self.config.seed)
+        """Decide which tiles of slides that were not trained on before train, validate and test."""
+        resolved = resolve_split(split, [slide.sample for slide in slides], self.config.seed)
+        roles = {}
         for slide in slides:
             tiles, _ = self.covering(slide)
             usable = self.usable(slide, tiles)
-            if isinstance(self.split, str):
-                self.roles[slide.name] = split_slide(tiles, usable, self.split, self.config.seed)
+            if isinstance(resolved, str):
+                roles[slide.name] = split_slide(tiles, usable, resolved, self.config.seed)
             else:
-                role = next((r for r, names in self.split.items() if slide.sample in names), "train")
-                if role == "train" and self.split.get("val") == BLOCKS:
-                    self.roles[slide.name] = split_slide(tiles, usable, BLOCKS, self.config.seed, test_share=0)
+                role = next((r for r, names in resolved.items() if slide.sample in names), "train")
+                if role == "train" and resolved.get("val") == BLOCKS:
+                    roles[slide.name] = split_slide(tiles, usable, BLOCKS, self.config.seed, test_share=0)
                 else:
-                    self.roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
-        asked = self.split != "none" if isinstance(self.split, str) else "val" in self.split
-        if asked and not any((self.roles[slide.name] == "val").any() for slide in slides):
+                    roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
+        asked = resolved != "none" if isinstance(resolved, str) else "val" in resolved
+        if asked and not any((role == "val").any() for role in roles.values()):
             warnings.warn(
                 f"split={split!r} leaves no validation tile: there is no validation loss and no reliability of predictions. Use a smaller "
                 "tile_size or more slides.",
                 SplitWarning,
                 stacklevel=4,
             )
+        self.split = resolved
+        self.roles = self.roles | roles
+        self.identities = self.identities | {slide.name: self._identity(slide) for slide in slides}
+
+    def _identity(self, slide: Slide) -> str:
+        return self._seen.get(slide, lambda: slide_identity(slide))
+
+    def knows(self, slide: Slide) -> bool:
+        """Whether the tiles of a slide were given roles: the slide itself, not another of its name."""
+        return slide.name in self.roles and self.identities[slide.name] == self._identity(slide)
 
     def roles_of(self, slide: Slide, n_tiles: int) -> NDArray:
         """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""
-        role = self.roles.get(slide.name)
-        return np.full(n_tiles, "unseen") if role is None or len(role) != n_tiles else role
+        known = self.knows(slide) and len(self.roles[slide.name]) == n_tiles
+        return self.roles[slide.name] if known else np.full(n_tiles, "unseen")
 
     def use_encoder(self, encoder: ImageEncoder) -> None:
         """Take patch features from an encoder that was trained; those of the encoder as it came are :attr:`pretrained`."""
@@ -204,35 +218,63 @@ class TissueData:
             return out
         setup = stored_setup(slide.sdata) or self.setup
         table = get_table(slide.sdata, setup)
-        if isinstance(self.nodes, GeneVectors):
-            out.genes = self.nodes.transform(table, slide.rows, tiles, setup.layer)
+        nodes = self.nodes
+        if isinstance(nodes, GeneVectors):
+            out.genes = nodes.transform(table, slide.rows, tiles, setup.layer)
             if by_slide:
-                every, _ = self.covering(slide)
-                own = _chosen(every, every.n_cells >= self.config.min_cells)
-                out.gene_moments = Moments.of(self.nodes.transform(table, slide.rows, own, setup.layer))
+                own = self._tiles_with_cells(slide)
+                out.gene_moments = self._own_or_typical(
+                    "genes", slide, len(own), lambda: Moments.of(nodes.transform(table, slide.rows, own, setup.layer))
+                )
             return out
-        if self.nodes is None:
+        if nodes is None:
             values = embedding_of(table, slide.rows, setup)
         else:
-            values = self.nodes.transform(table, slide.rows, setup.layer)
+            values = nodes.transform(table, slide.rows, setup.layer)
         if self.config.cell_covariates:
             values = np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
         out.nodes = torch.from_numpy(values)
         if by_slide:
-            out.nodes = Moments.of(values, self.n_components)(out.nodes)
+            own = self._tiles_with_cells(slide)
+            out.node_moments = self._own_or_typical(
+                "nodes", slide, len(own), lambda: Moments.of(values, self.n_components)
+            )
+            out.nodes = out.node_moments(out.nodes)
         out.adjacency = self._graph(slide)
         return out
 
+    def _tiles_with_cells(self, slide: Slide) -> Tiles:
+        every, _ = self.covering(slide)
+        return _chosen(every, every.n_cells >= self.config.min_cells)
+
     def _patch_moments(self, slide: Slide, device: torch.device) -> Moments:
         """Mean and spread of a frozen encoder's features over the tiles of an image that hold tissue, computed once."""
-        key = (id(slide.sdata), slide.image_key)
-        if key not in self._moments:
-            every, _ = self.covering(slide)
-            tiles = _chosen(every, self.tissue(slide, every) >= MIN_TISSUE)
-            sizes = [b * b for b in self.setup.grids]
-            # The object is kept for its id, as with its mask.
-            self._moments[key] = slide.sdata, Moments.of_patches(*self.patches(slide, tiles, device), sizes)
-        return self._moments[key][1]
+        every, _ = self.covering(slide)
+        tiles = _chosen(every, self.tissue(slide, every) >= MIN_TISSUE)
+
+        def make() -> Moments:
+            return Moments.of_patches(*self.patches(slide, tiles, device), [b * b for b in self.setup.grids])
+
+        return self._own_or_typical("patches", slide, len(tiles), lambda: self._moments.get(slide, make))
+
+    def _own_or_typical(self, kind: str, slide: Slide, n_tiles: int, own: Callable[[], Moments]) -> Moments:
+        """What a slide is centred and scaled by: itself or, for a new one of a few tiles, what training slides are on average."""
+        if n_tiles >= FEWEST_TILES or kind not in self.typical or self.knows(slide):
+            return own()
+        warnings.warn(
+            f"Slide {slide.name!r} has {n_tiles} tile{'s' * (n_tiles != 1)} of tissue, too few to be centred and scaled by itself; it is by "
+            "the mean and spread of the slides trained on. Its stain and batch then show in the embeddings.",
+            TissueWarning,
+            stacklevel=2,
+        )
+        return self.typical[kind]
+
+    def learn_typical(self, slides: Sequence[SlideTensors]) -> None:
+        """Remember what slides are centred and scaled by, on average, for those too small to tell."""
+        found = {
+            k: [m for one in slides if (m := one.moments_of(k)) is not None] for k in ("patches", "nodes", "genes")
+        }
+        self.typical = {kind: Moments.average(moments) for kind, moments in found.items() if moments}
 
     def _graph(self, slide: Slide) -> csr_matrix:
         """Spatial graph of a slide, built once as long as its cells stay where they are."""

@@ -149,7 +149,8 @@ class Embedder:
     ) -> tuple[NDArray[np.int64], dict[str, NDArray], dict[str, NDArray]]:
         """Cells of some tiles, their embeddings, and the tiles' own."""
         part = move_data_to_device(part_of(tensors, which, self.data.setup.grids, images=False), self.device)
-        draws = [self.module.embed_cells(part, sample=True) for _ in range(self.data.config.mc_samples)]
+        n_draws = self.data.config.mc_samples if self.data.config.edges == "sampled" else 0
+        draws = [self.module.embed_cells(part, sample=True) for _ in range(n_draws)]
         draws = draws or [self.module.embed_cells(part)]
         h, z = (
             {s: (sum(draw[k][s] for draw in draws) / len(draws)).cpu().numpy() for s in draws[0][k]} for k in (0, 1)

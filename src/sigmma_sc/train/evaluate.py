@@ -28,15 +28,23 @@ def chosen_tiles(model: Any, sdata: Any, split: str) -> Chosen:
     Of a slide that was not trained on, every such tile is chosen, whatever the split.
     """
     require_choice(split, ("train", "val", "test", "all"), "split")
+    model._trained()
     chosen = []
-    for e in model._embed(sdata):
-        role = model.data.roles_of(e.slide, len(e.tiles))
-        usable = model.data.usable(e.slide, e.tiles)
+    for slide in model.data.slides(model._resolve(sdata, cells=True)):
+        if slide.region is None:
+            raise SetupError(
+                f"Image {slide.image_key!r} has no cells to score it by; set up with table_key=… to evaluate."
+            )
+        tiles, _ = model.data.covering(slide)
+        role, usable = model.data.roles_of(slide, len(tiles)), model.data.usable(slide, tiles)
         everything = split == "all" or (sdata is not None and (role == "unseen").all())
-        chosen.append((e, np.flatnonzero(usable if everything else usable & (role == split))))
-    if not any(len(which) for _, which in chosen):
-        raise SetupError(f"No tile belongs to split={split!r}. The model was trained with split={model.data.split!r}.")
-    return chosen
+        chosen.append(np.flatnonzero(usable if everything else usable & (role == split)))
+    if not any(map(len, chosen)):
+        raise SetupError(
+            f"No tile belongs to split={split!r}: the model was trained with split={model.data.split!r}, and a tile needs "
+            f"{model.config.min_cells} cells and stained tissue. split='all' takes every tile that has them."
+        )
+    return list(zip(model._embed(sdata), chosen, strict=True))
 
 
 def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> pd.DataFrame:

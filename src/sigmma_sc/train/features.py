@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sigmma_sc.errors import SetupError
+from sigmma_sc.errors import EncoderError, SetupError
+from sigmma_sc.nn.fingerprint import identity_of
+from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_crops
-from sigmma_sc.train.cache import FeatureCache, cache_key
+from sigmma_sc.train.cache import FeatureCache, cache_key, key_of_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,9 +36,8 @@ FLUSH_SECONDS = 30.0
 
 @dataclass
 class _Known:
-    """Features of one image: where each crop's row is. The object is kept, so that its id cannot come to mean another one."""
+    """Features of one image: where each crop's row is."""
 
-    sdata: object
     places: dict[Crop, int]
     features: torch.Tensor
     cache: FeatureCache | None
@@ -46,12 +48,12 @@ class _Known:
 
 
 class PatchFeatures:
-    """Features of image crops, remembered by slide and crop.
+    """Features of image crops, remembered by image and crop as long as the image is there.
 
     Parameters
     ----------
     encoder
-        Frozen encoder.
+        Frozen encoder: one whose weights change needs another of these.
     progress
         Show a progress bar.
     cache_dir
@@ -68,7 +70,7 @@ class PatchFeatures:
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
             raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
-        self._known: dict[tuple[int, str, int, bool], _Known] = {}
+        self._known = ByImage()
 
     def __call__(
         self, slide: Slide, crops: NDArray[np.float64], device: torch.device, sizes: NDArray[np.int64] | None = None
@@ -101,15 +103,20 @@ class PatchFeatures:
         return known.features[[known.places[key] for key in keys]]
 
     def _of(self, slide: Slide, size: int, half: bool) -> _Known:
-        name = (id(slide.sdata), slide.image_key, size, half)
-        if name not in self._known:
+        known: dict[tuple[int, bool], _Known] = self._known.get(slide, dict)
+        if (size, half) not in known:
             cache = None
             if self.cache_dir is not None:
-                key = cache_key(image_identity(slide), self.encoder, size, half)
+                key = cache_key(image_identity(slide), self._identity["fingerprint"], size, half)
+                key = key_of_output(self.cache_dir, key, self._identity["output"])
                 cache = FeatureCache(self.cache_dir, key, self.encoder.dim)
-            empty = torch.empty(0, self.encoder.dim, dtype=torch.float16)
-            self._known[name] = _Known(slide.sdata, {}, empty, cache)
-        return self._known[name]
+            known[size, half] = _Known({}, torch.empty(0, self.encoder.dim, dtype=torch.float16), cache)
+        return known[size, half]
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """Of the encoder, whose weights are read once for all slides and sizes."""
+        return identity_of(self.encoder)
 
     def _encode(
         self,
@@ -137,7 +144,7 @@ class PatchFeatures:
             images = torch.from_numpy(filled).permute(0, 3, 1, 2)  # channels last in memory
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 features = self.encoder.encode(images.to(device, non_blocking=True))
-            out[torch.from_numpy(index)] = features[: len(index)].cpu().half()
+            out[torch.from_numpy(index)] = self._stored(features[: len(index)], slide)
             waiting += index.tolist()
             if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
                 shards.append(cache.write(crops[waiting], out[waiting]))
@@ -147,6 +154,24 @@ class PatchFeatures:
             for shard in shards:
                 shard.unlink(missing_ok=True)
         return out
+
+    def _stored(self, features: torch.Tensor, slide: Slide) -> torch.Tensor:
+        """Features as float16 on the CPU, or an error if that cannot hold them."""
+        features = features.cpu()
+        stored = features.half()
+        if torch.isfinite(stored).all():
+            return stored
+        if torch.isfinite(features).all():
+            largest = features.flatten()[features.abs().argmax()].item()
+            raise EncoderError(
+                f"Image encoder {self.encoder.name!r} gives {largest:.6g} on {slide.name}; features are kept as float16, which ends "
+                f"at {torch.finfo(torch.float16).max:.0f}. Scale or normalise its output."
+            )
+        odd = features[~torch.isfinite(features)][0].item()
+        raise EncoderError(
+            f"Image encoder {self.encoder.name!r} itself gives {odd} on {slide.name}. Check its weights, mean and std, and what it "
+            "makes of a crop of one colour."
+        )
 
 
 def _chunks(groups, batch: int):

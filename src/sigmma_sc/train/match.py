@@ -72,7 +72,7 @@ def require_match(trained: Setup, genes: list[str] | None, n_features: int, tiss
 def _cell_differences(
     setup: Setup, trained: Setup, genes: list[str] | None, n_features: int, table: Any
 ) -> Iterator[str]:
-    if (setup.features_key is None) != (trained.features_key is None):
+    if setup.features_key != trained.features_key:
         yield f"features_key is {setup.features_key!r} here and {trained.features_key!r} in the model"
     elif genes is None:
         width = table.obsm[setup.features_key].shape[1]

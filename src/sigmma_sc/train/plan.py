@@ -77,6 +77,10 @@ class AlignmentPlan(pl.LightningModule):
         """Loss of one batch."""
         return self._step(batch, "train_loss_epoch", "train")
 
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Bring parameters back within their bounds."""
+        self.module.bound()
+
     def validation_step(self, batch: list[dict[str, Any]], _: int) -> None:
         """Log the losses of one batch of held-out tiles."""
         self._step(batch, "validation_loss", "validation")

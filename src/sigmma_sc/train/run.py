@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from sigmma_sc.train.features import CPU_BATCH
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from lightning.pytorch.callbacks import EarlyStopping
     from numpy.typing import NDArray
+    from scvi.train import TrainRunner
 
     from sigmma_sc.nn.backbone import Backbone
     from sigmma_sc.nn.towers import TwoTowers
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 RATES = {"frozen": 0.0, "lora": 1e-4, "last_k": 2e-5, "full": 2e-5}
 """Learning rate of the image encoder by regime (our choices)."""
+
+PRECISIONS = ("auto", "32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed")
+"""Lightning's, but for those that cast the weights."""
 
 GPU_CHUNK = 64
 """Crops that pass the encoder at once on a GPU: of a ViT-L in half precision they take some 10 GB in the backward pass."""
@@ -55,53 +61,113 @@ def fit(
     ``rates`` holds lr and weight_decay, ``tuning`` what matters where the image encoder is trained: encoder_lr, augment and
     chunk_size.
     """
-    from scvi.model._utils import parse_device_args
-    from scvi.train import TrainRunner
-
-    data, slides, config = model.data, model._slides, model.config
-    seed = config.seed
-    if any(slide.region is None for slide in slides):
+    if any(slide.region is None for slide in model._slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")
-    device = parse_device_args(accelerator=trainer["accelerator"], devices=trainer["devices"], return_device="torch")[2]
-    device = torch.device(device)
-    if trainer["precision"] == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        trainer["precision"] = "bf16-mixed" if half else "32-true"
     run = {"split": split, "stride": stride, "batch_size": batch_size, **rates, **tuning}
-    fresh = data.split is None
-    checkpoints = SaveEpochs(model, run | trainer, checkpoint_dir, ckpt_path)
-    if data.split is None:
-        data.assign_roles(slides, split)
-        data.fit_nodes(slides)
-    elif not fresh and split != "auto" and data.split != resolve_split(split, [s.sample for s in slides], seed):
+    with _all_or_nothing(model):
+        trainer["precision"] = _precision(trainer)
+        run |= trainer
+        runner, stopping = _runner(model, trainer)
+        checkpoints = SaveEpochs(model, run, checkpoint_dir, ckpt_path)
+        _assign(model, split)
+        device = runner.trainer.strategy.root_device
+        module_data = runner.data_splitter = _batches(model.data, model._slides, stride, batch_size, device)
+        model.data.learn_typical(module_data.dataset.slides)
+        callbacks = runner.trainer.callbacks
+        callbacks.append(SeedEpochs(model.config.seed, model.epochs_))
+        if module_data.val is None:
+            runner.trainer.limit_val_batches = 0
+        elif stopping is not None:
+            callbacks += [stopping, KeepBest()]
+        # The user's own random state is left as it was.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(model.config.seed + model.epochs_)
+            if model.module is None:
+                model.module = _build(model, module_data, device)
+            model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
+            encoder_lr = _ready_encoder(model, tuning, device)
+            runner.training_plan = AlignmentPlan(
+                model.module, rates["lr"], encoder_lr, rates["weight_decay"], model.config.edge_temperatures
+            )
+            checkpoints.attach(runner)
+            model._reference = None  # its embeddings are those of the weights before
+            runner()
+        model.epochs_ += runner.trainer.current_epoch
+        # scvi-tools leaves the history with the first process.
+        model.history_ = runner.trainer.strategy.broadcast(
+            {name: frame.astype(float) for name, frame in model.history_.items()}
+        )
+
+
+def _precision(trainer: dict[str, Any]) -> str:
+    """Precision to train in: what was asked for, or bfloat16 autocast on a GPU that has it."""
+    from scvi.model._utils import parse_device_args
+
+    precision = str(trainer["precision"])
+    if precision not in PRECISIONS:
+        raise SetupError(
+            f"precision={precision!r} is not one of 'auto', '32-true', 'bf16-mixed' and '16-mixed'; weights stay in float32."
+        )
+    if precision != "auto":
+        return precision
+    device = parse_device_args(trainer["accelerator"], trainer["devices"], return_device="torch")[2]
+    half = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if half else "32-true"
+
+
+def _runner(model: Any, trainer: dict[str, Any]) -> tuple[TrainRunner, EarlyStopping | None]:
+    """scvi-tools' runner, before there is anything to run: what Lightning refuses, it refuses before any compute.
+
+    Early stopping is a callback beside it, as scvi-tools switches its own off where there are several processes.
+    """
+    from scvi.train import LoudEarlyStopping, TrainRunner
+
+    early = {
+        name: trainer.pop(f"early_stopping_{name}", default)
+        for name, default in (
+            ("monitor", "validation_loss"), ("min_delta", 0.0), ("patience", 10), ("mode", "min"), ("warmup_epochs", 0),
+        )
+    }  # fmt: skip
+    stopping = LoudEarlyStopping(**early) if trainer.pop("early_stopping") else None
+    trainer.setdefault("check_val_every_n_epoch", 1)  # scvi-tools would not validate without its early stopping
+    # Batches are dealt out to the processes by our own sampler.
+    runner = TrainRunner(model, training_plan=None, data_splitter=None, use_distributed_sampler=False, **trainer)
+    runner.device = runner.trainer.strategy.root_device  # of this process, not of the first
+    return runner, stopping
+
+
+@contextmanager
+def _all_or_nothing(model: Any) -> Iterator[None]:
+    """Leave a model as it was if its training does not end, be it for an error or an interruption."""
+    data, module = model.data, model.module
+    of_data = {name: getattr(data, name) for name in ("split", "roles", "identities", "nodes", "typical", "features")}
+    of_model = {name: getattr(model, name) for name in ("module", "is_trained_", "epochs_", "_reference")}
+    of_model["history_"] = dict(model.history)  # scvi-tools adds to it in place
+    weights = {} if module is None else {name: v.detach().cpu().clone() for name, v in module.own_state().items()}
+    try:
+        yield
+    except BaseException:
+        for owner, values in ((data, of_data), (model, of_model)):
+            for name, value in values.items():
+                setattr(owner, name, value)
+        if module is not None:
+            module.load_own_state(weights)
+            module.eval()
+        raise
+
+
+def _assign(model: Any, split: str | Mapping[str, Sequence[str]]) -> None:
+    """Give roles to the slides that have none, and fit node features the first time."""
+    data, slides = model.data, model._slides
+    unseen = [slide for slide in slides if not data.knows(slide)]
+    if unseen:
+        data.assign_roles(unseen, split)
+    elif split != "auto" and data.split != resolve_split(split, [s.sample for s in slides], model.config.seed):
         raise SetupError(
             f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
         )
-    module_data = _batches(data, slides, stride, batch_size, device)
-    if module_data.val is None:
-        trainer["early_stopping"] = False
-    else:
-        trainer.setdefault("check_val_every_n_epoch", 1)  # scvi-tools would not validate without early stopping
-    epochs = len(next(iter(model.history.values()), ()))
-    # The user's own random state is left as it was.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + epochs)
-        if model.module is None:
-            model.module = _build(model, module_data, device)
-        model.module.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
-        encoder_lr = _ready_encoder(model, tuning, device)
-        plan = AlignmentPlan(model.module, rates["lr"], encoder_lr, rates["weight_decay"], config.edge_temperatures)
-        callbacks = [*(trainer.pop("callbacks", None) or []), SeedEpochs(seed, epochs)]
-        if trainer["early_stopping"]:
-            callbacks.append(KeepBest())
-        # Batches are dealt out to the processes by our own sampler.
-        trainer["use_distributed_sampler"] = False
-        runner = TrainRunner(model, training_plan=plan, data_splitter=module_data, callbacks=callbacks, **trainer)
-        checkpoints.attach(runner)
-        model._reference = None  # its embeddings are those of the weights before
-        runner()
-    for name, frame in model.history_.items():
-        model.history_[name] = frame.astype(float)
+    if model.module is None and data.nodes is None:
+        data.fit_nodes(slides)
 
 
 def _ready_encoder(model: Any, tuning: dict[str, Any], device: torch.device) -> float:

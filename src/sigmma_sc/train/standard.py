@@ -9,6 +9,8 @@ import numpy as np
 from scipy.sparse import issparse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
@@ -59,6 +61,13 @@ class Moments:
             parts.append(cls._of_sums(len(columns), total, square))
         mean, spread = (np.repeat([getattr(p, name) for p in parts], sizes, axis=0) for name in ("mean", "spread"))
         return cls(mean, spread)
+
+    @classmethod
+    def average(cls, moments: Sequence[Moments]) -> Moments:
+        """Mean of the means, and root of the mean variance."""
+        mean = np.mean([m.mean for m in moments], axis=0, dtype=np.float64)
+        spread = np.sqrt(np.mean([m.spread.astype(np.float64) ** 2 for m in moments], axis=0))
+        return cls(mean.astype(np.float32), spread.astype(np.float32))
 
     @classmethod
     def _of_sums(cls, n: int, total: NDArray[np.float64], square: NDArray[np.float64]) -> Moments:

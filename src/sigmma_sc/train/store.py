@@ -11,22 +11,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from sigmma_sc._files import fresh_folder
+from sigmma_sc._files import fresh_folder, recover
 from sigmma_sc.errors import EncoderError, ExistsError, ExpressionWarning, MissingKeyError, SetupError
 from sigmma_sc.nn.backbone import Backbone
+from sigmma_sc.nn.fingerprint import identity_of, mismatch
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.nn.tuning import tuned
 from sigmma_sc.tissue.setup import Setup
 from sigmma_sc.train.match import adopt, require_match
 from sigmma_sc.train.nodes import CountsPCA, GeneVectors
 from sigmma_sc.train.reference import describe_reference, reference_of, reference_tensors, restore_reference
+from sigmma_sc.train.standard import Moments
 
 if TYPE_CHECKING:
     from sigmma_sc.nn.encoders import ImageEncoder
     from sigmma_sc.train.data import TissueData
     from sigmma_sc.train.reference import Reference
 
-FORMAT = 4
+FORMAT = 5
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -34,14 +36,20 @@ FILES_OF_TIMM = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", 
 
 
 def save(model: Any, path: str | Path, overwrite: bool) -> None:
-    """Write a model; a crash leaves the old one or the new one."""
+    """Write a model; a crash leaves the old one or the new one. Of several processes the first one writes."""
     from safetensors.torch import save_file
 
-    path = Path(path)
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+        return
+    path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
+    if path.exists() and (others := sorted(p.name for p in path.iterdir() if p.name not in (JSON, WEIGHTS))):
+        raise ExistsError(
+            f"{path} holds more than a saved model ({', '.join(others)}), which would be lost. Choose another path."
+        )
     reference = _reference_or_none(model)
     described, tensors = _describe(model), _tensors(model)
     described["reference"] = None if reference is None else describe_reference(reference)
@@ -69,15 +77,11 @@ def _describe(model: Any) -> dict[str, Any]:
         "setup": model.setup.to_json(),
         "config": model.config.to_json(),
         "options": model.options,
-        "encoder": {
-            "name": encoder.name,
-            "dim": encoder.dim,
-            "spec": encoder.spec,
-            "fingerprint": encoder.fingerprint(),
-        },
+        "encoder": {**identity_of(encoder), "dim": encoder.dim, "spec": encoder.spec},
         "n_nodes": model.module.n_nodes,
         **describe_data(data),
         "history": history_to_json(model.history),
+        "epochs": model.epochs_,
     }
 
 
@@ -86,22 +90,27 @@ def describe_data(data: TissueData) -> dict[str, Any]:
     return {
         "split": data.split,
         "roles": {slide: roles.tolist() for slide, roles in data.roles.items()},
+        "identities": data.identities,
         "genes": None if data.nodes is None else data.nodes.genes,
         "target_sum": None if data.nodes is None else data.nodes.target_sum,
     }
 
 
 def data_tensors(data: TissueData) -> dict[str, torch.Tensor]:
-    """The PCA of the counts, if there is one."""
-    if not isinstance(data.nodes, CountsPCA):
-        return {}
-    return {f"nodes.{name}": torch.from_numpy(getattr(data.nodes, name)) for name in ("mean", "components")}
+    """The PCA of the counts, if there is one, and by what slides are centred and scaled on average."""
+    arrays = {f"typical.{kind}.{m}": getattr(v, m) for kind, v in data.typical.items() for m in ("mean", "spread")}
+    if isinstance(data.nodes, CountsPCA):
+        arrays |= {f"nodes.{name}": getattr(data.nodes, name) for name in ("mean", "components")}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def restore_data(data: TissueData, described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Take up what :func:`describe_data` and :func:`data_tensors` gave."""
     data.split = described["split"]
     data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
+    data.identities = described["identities"]
+    kinds = {name.split(".")[1] for name in tensors if name.startswith("typical.")}
+    data.typical = {k: Moments(*(tensors[f"typical.{k}.{m}"].numpy() for m in ("mean", "spread"))) for k in kinds}
     totals = data.config.cell_covariates
     if data.config.cells == "genes":
         data.nodes = GeneVectors(described["genes"], described["target_sum"], totals)
@@ -135,7 +144,7 @@ def load(
     cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | None, cache_dir: str | Path | None
 ) -> Any:
     """Rebuild a model around an object; see :meth:`sigmma_sc.SIGMMA.load`."""
-    described, tensors = _read(Path(path))
+    described, tensors = _read(Path(path).expanduser())
     setup, config = Setup.from_json(described["setup"]), described["config"]
     adopt(sdata, setup)
     require_match(setup, described["genes"], described["n_nodes"] - config["cell_covariates"], sdata)
@@ -154,7 +163,7 @@ def load(
     if model.setup.table_key is None:
         # What later objects are compared with, and what is saved again, is a setup with cells.
         model.setup = model.data.setup = setup
-    model.history_ = history_from_json(described["history"])
+    model.history_, model.epochs_ = history_from_json(described["history"]), described["epochs"]
     model.is_trained_ = True
     return model
 
@@ -178,6 +187,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    recover(path)
     for name in (JSON, WEIGHTS):
         if not (path / name).exists():
             raise MissingKeyError(
@@ -204,14 +214,21 @@ def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEnco
         encoder = get_encoder(given)
     elif described["spec"] is None or _from_elsewhere(described["spec"]):
         raise EncoderError(
-            f"The model was trained with an image encoder of your own, {described['name']!r}. Pass it: load(path, sdata, image_encoder=…)."
+            f"The model was trained with the image encoder {described['name']!r}, which is your own or from a place that a file may "
+            "not name. Pass it: load(path, sdata, image_encoder=…)."
         )
     else:
-        encoder = ImageEncoder.from_spec(described["spec"])
-    if encoder.fingerprint() != described["fingerprint"]:
+        try:
+            encoder = ImageEncoder.from_spec(described["spec"])
+        except EncoderError as error:
+            raise EncoderError(
+                f"{error} The model was trained with the image encoder {described['name']!r}; if its weights lie elsewhere here, "
+                f"pass it: load(path, sdata, image_encoder=sg.get_encoder({described['name']!r}, weights=…))."
+            ) from error
+    if different := mismatch(identity_of(encoder), described):
         raise EncoderError(
-            f"Image encoder {encoder.name!r} is not the one the model was trained with ({described['name']!r}): its weights or "
-            "normalisation differ. Pass the same encoder as image_encoder=…"
+            f"Image encoder {encoder.name!r} is not the one the model was trained with ({described['name']!r}), which differs in its "
+            f"{', '.join(different)}. Pass the same encoder as image_encoder=…"
         )
     return encoder
 
