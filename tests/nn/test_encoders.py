@@ -14,7 +14,7 @@ from torch import nn
 from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.nn import encoders
 from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
-from sigmma_sc.nn.fingerprint import identity_of, mismatch
+from sigmma_sc.nn.fingerprint import agree, identity_of, mismatch
 from sigmma_sc.nn.registry import REGISTRY, list_encoders
 
 WEIGHTS = Path(os.environ.get("SIGMMA_WEIGHTS", Path(__file__).parents[3] / "shared" / "weights"))
@@ -171,7 +171,20 @@ class TestImageEncoder:
         kept = [[identity_of(ImageEncoder(make(), "mine", 8)) for _ in range(2)] for make in made]
         for i, (one, again) in enumerate(kept):
             assert mismatch(one, again) == []
-            assert all("output" in mismatch(one, other) for j, (other, _) in enumerate(kept) if j != i)
+            assert all(mismatch(one, other) for j, (other, _) in enumerate(kept) if j != i)
+        assert mismatch(kept[0][0], kept[1][0]) == ["output"]
+
+    def test_outputs_agree(self):
+        nan, inf = float("nan"), float("inf")
+        for one, other, same in (
+            ([3.0, 4.0], [3.0, 4.04], True),
+            ([3.0, 4.0], [3.0, 4.06], False),
+            ([3.0, 4.0], [3.0], False),
+            ([0.0], [0.0], True),
+            ([nan, inf], [nan, inf], True),
+            ([nan, 1.0], [0.0, 1.0], False),
+        ):
+            assert agree(one, other) == same
 
     def test_identity_names_what_differs(self):
         encoder = ImageEncoder(Pooled("mean"), "mine", 32)

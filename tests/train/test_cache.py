@@ -192,6 +192,8 @@ def test_what_was_encoded_before_an_end_without_warning_is_kept(slide, encoder, 
     dying, batches = encoder(), []
 
     def die(images):
+        if len(images) == 1:  # the crop that it is known by
+            return type(dying).encode(dying, images)
         batches.append(images)
         if len(batches) == 3:
             raise KeyboardInterrupt
