@@ -1,3 +1,4 @@
+import shutil
 import sys
 
 import anndata as ad
@@ -7,6 +8,7 @@ import pytest
 import spatialdata as sd
 
 from sigmma_sc import cli
+from sigmma_sc.cli.results import require_free
 from sigmma_sc.datasets import simulate_tissue
 
 RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv"}
@@ -93,7 +95,11 @@ def test_embed_an_image_alone(store, results, tmp_path, capsys):
 def test_cache_and_checkpoints_spare_work(store, results, tmp_path, monkeypatch):
     from sigmma_sc import ImageEncoder
 
+    encode = ImageEncoder.encode
+
     def refuse(self, crops):
+        if len(crops) == 1:  # the crop that it is known by
+            return encode(self, crops)
         raise AssertionError("encoded again")
 
     monkeypatch.setattr(ImageEncoder, "encode", refuse)
@@ -121,6 +127,15 @@ def test_a_folder_of_something_else_is_never_replaced(store, tmp_path, capsys):
     assert run("train", store, "--out", tmp_path, "--overwrite") == 2
     assert "holds no results of sigmma-sc" in said(capsys)
     assert (tmp_path / "thesis.tex").read_text() == "ten years"
+
+
+def test_nor_is_a_folder_of_results_that_holds_more(store, results, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(results, out)
+    require_free(out, overwrite=True)
+    (out / "cache").mkdir()
+    assert run("train", store, "--out", out, "--overwrite") == 2
+    assert "holds more than results (cache), which would be lost" in said(capsys)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
-from sigmma_sc.errors import EncoderError, MissingKeyError, SetupError
+from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
 from sigmma_sc.train.store import _from_elsewhere
 
 
@@ -93,6 +93,23 @@ def test_features_of_another_kind_or_width_are_named(saved, tiny, encoder, tmp_p
     assert SIGMMA.load(tmp_path / "mine", five, encoder()).module.node_standardise.mean.shape == (
         6,
     )  # and how far the nearest cells are
+
+
+def test_what_lies_beside_a_model_is_not_lost(copied, saved):
+    _, model = saved
+    (copied / "last.safetensors").write_text("a checkpoint")
+    with pytest.raises(ExistsError, match=r"holds more than a saved model \(last.safetensors\)"):
+        model.save(copied, overwrite=True)
+    assert (copied / "last.safetensors").read_text() == "a checkpoint"
+    (copied / "last.safetensors").unlink()
+    model.save(copied, overwrite=True)
+
+
+def test_an_encoder_whose_weights_lie_elsewhere_is_asked_for_by_name(copied, tiny):
+    spec = {"kind": "registry", "name": "uni", "weights": "/gone/uni.bin"}
+    edit(copied, lambda described: described["encoder"].update(name="uni", spec=spec))
+    with pytest.raises(EncoderError, match=r"gone.*image_encoder=sg.get_encoder\('uni', weights=…\)"):
+        SIGMMA.load(copied, tiny)
 
 
 def test_a_pickle_in_place_of_weights_executes_nothing(copied, tiny, tmp_path):

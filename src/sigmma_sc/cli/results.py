@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from spatialdata import SpatialData
 
+RESULTS = ("model", "retrieval.csv", "history.csv", "niches*.png", "cells.zarr", "tiles.zarr", "expression.h5ad")
+"""What a folder of results holds."""
+
 console = Console()
 
 
@@ -27,6 +30,10 @@ def require_free(out: Path, overwrite: bool) -> None:
         raise ExistsError(f"{out} exists. Choose another --out, or pass --overwrite to replace it.")
     if not out.is_dir() or (any(out.iterdir()) and not (out / "model" / "model.json").exists()):
         raise ExistsError(f"{out} exists and holds no results of sigmma-sc; it is not replaced. Choose another --out.")
+    if others := sorted(p.name for p in out.iterdir() if not any(map(p.match, RESULTS))):
+        raise ExistsError(
+            f"{out} holds more than results ({', '.join(others)}), which would be lost. Choose another --out."
+        )
 
 
 def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
