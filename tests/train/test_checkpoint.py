@@ -112,7 +112,11 @@ def test_another_run_is_refused_and_what_differs_is_named(tiny, encoder, tmp_pat
     for model, options, words in [
         (model_of(tiny, encoder, seed=1), {}, r"differs in seed \(0 there, 1 here\)\."),
         (model_of(tiny, encoder, n_latent=9, dropout=0.2), {}, r"dropout \(0.1 there, 0.2 here\), n_latent"),
-        (model_of(tiny, lambda: encoder(gain=2.0)), {}, "differs in the image encoder's weights, the image encoder's output"),
+        (
+            model_of(tiny, lambda: encoder(gain=2.0)),
+            {},
+            "differs in the image encoder's weights, the image encoder's output",
+        ),
         (model_of(other, encoder), {}, "differs in cells of cell_circles .* image of cell_circles"),
         (model_of(tiny, encoder), {"max_epochs": 6, "lr": 1e-4}, r"lr \(0.003 there, 0.0001 here\), max_epochs"),
         (model_of(tiny, encoder), {"gradient_clip_val": 1.0}, r"gradient_clip_val \(None there, 1.0 here\)"),
