@@ -75,6 +75,8 @@ def test_a_killed_writer_leaves_the_old_or_the_new_one(tmp_path, at, found):
     fill(tmp_path / "out", "old")
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out"), at])
     assert done.returncode == -signal.SIGKILL
+    recover(tmp_path / "ou")
+    assert not (tmp_path / "ou").exists()
     recover(tmp_path / "out")
     assert (tmp_path / "out" / "a").read_text() == found
     fill(tmp_path / "out", "newer")
@@ -95,3 +97,13 @@ def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("out/a", "b", "c")]
     assert modes == [0o644, 0o644, 0o600]
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_what_was_meant_for_another_folder_is_left_alone(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / ".out-2-abcdefgh" / name).mkdir(parents=True)
+    recover(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    recover(tmp_path / "out-2")
+    assert (tmp_path / "out-2").exists()
+    recover(tmp_path / "nowhere" / "out")

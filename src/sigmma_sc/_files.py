@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -47,8 +48,10 @@ def recover(path: Path) -> None:
     """Put a folder in its place whose writer was killed after the old one had left it; the new one is whole then."""
     if path.exists():
         return
-    for scratch in path.parent.glob(f".{path.name}-*"):
-        if (scratch / "old").exists() and (scratch / "new").exists():
+    # To the letter, or "model" would take what was meant for "model-2".
+    scratched = re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}")
+    for scratch in path.parent.iterdir() if path.parent.is_dir() else ():
+        if scratched.fullmatch(scratch.name) and (scratch / "old").exists() and (scratch / "new").exists():
             (scratch / "new").rename(path)
             shutil.rmtree(scratch, ignore_errors=True)
             return
