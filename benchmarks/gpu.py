@@ -24,10 +24,10 @@ from scipy.spatial import cKDTree
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigmma_sc.config import Config
-from sigmma_sc.nn.backbone import Backbone
-from sigmma_sc.nn.encoders import ImageEncoder
+from sigmma_sc.nn.trainable import Backbone
+from sigmma_sc.encoders.encoder import ImageEncoder
 from sigmma_sc.nn.towers import Towers
-from sigmma_sc.nn.tuning import tuned
+from sigmma_sc.encoders.tuning import tuned
 from sigmma_sc.tissue.tiling import covering_tiles, crops_of_tiles
 from sigmma_sc.train.batches import SlideTensors, part_of
 

@@ -17,10 +17,10 @@ from scipy.stats import spearmanr
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.metrics.expression import log_expression, pearson
-from sigmma_sc.train.embed import Embedder
-from sigmma_sc.train.evaluate import chosen_counts
-from sigmma_sc.train.predict import predict, reliability
-from sigmma_sc.train.reference import reference_of
+from sigmma_sc.infer.embed import Embedder
+from sigmma_sc.infer.evaluate import chosen_counts
+from sigmma_sc.infer.predict import predict, reliability
+from sigmma_sc.infer.reference import reference_of
 
 
 def test_tiles(model, reference):

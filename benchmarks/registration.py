@@ -20,7 +20,7 @@ import spatialdata
 from spatialdata.transformations import Affine, Sequence, get_transformation, set_transformation
 
 import sigmma_sc as sg
-from sigmma_sc.tissue.registration import SIGNIFICANT
+from sigmma_sc.registration.check import SIGNIFICANT
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup
 
 SECTIONS = ("C2", "C3", "C4", "C5", "C6")

@@ -165,14 +165,14 @@ def block_edges(slide: Any, tiles: Any, adjacency: Any, grid: int) -> int:
 
 def node_features(counts: Any, rows: Any) -> Any:
     """The default features of every cell."""
-    from sigmma_sc.train.nodes import CountsPCA
+    from sigmma_sc.features.nodes import CountsPCA
 
     return CountsPCA.fit([(counts, rows)], None, seed=0, totals=True).transform(counts, rows, None)
 
 
 def read_all(slide: Any, crops: Any) -> int:
     """Read every crop once, at the input size of the default encoder."""
-    from sigmma_sc.nn.registry import REGISTRY
+    from sigmma_sc.encoders.registry import REGISTRY
     from sigmma_sc.tissue.pixels import read_crops
 
     return sum(len(index) for index, _ in read_crops(slide, crops, REGISTRY["stain-stats"].input_size))

@@ -16,7 +16,7 @@ from PIL import Image
 import sigmma_sc as sg
 from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.tiling import Tiles, block_of
-from sigmma_sc.train.embed import Embedder
+from sigmma_sc.infer.embed import Embedder
 
 OUT = Path(__file__).parent / "_static"
 # Okabe and Ito's colours, distinguishable under the common colour-vision deficiencies.

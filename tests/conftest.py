@@ -63,3 +63,36 @@ def mobilenet():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def mean_encoder(gain=1.0, input_size=16, std=(1.0, 1.0, 1.0)):
+    """Six numbers a crop, in no time; ``gain`` makes another encoder of it."""
+    import torch
+
+    from sigmma_sc import ImageEncoder
+
+    class MeanAndSpread(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.tensor(gain))
+
+        def forward(self, x):
+            return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1) * self.gain
+
+    return ImageEncoder(MeanAndSpread(), name="mean", input_size=input_size, mean=(0.0, 0.0, 0.0), std=std)
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    return mean_encoder
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A simulated slide of some hundred tiles of 64 µm; tests must not change it."""
+    from sigmma_sc import SIGMMA
+    from sigmma_sc.datasets import simulate_tissue
+
+    sdata = simulate_tissue(n_cells=1500, seed=0)
+    SIGMMA.setup_spatialdata(sdata, tile_size=64)
+    return sdata

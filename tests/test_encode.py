@@ -13,7 +13,7 @@ import torch
 from sigmma_sc import SIGMMA, ImageEncoder, pp
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
-from sigmma_sc.train.features import PatchFeatures
+from sigmma_sc.features.patches import PatchFeatures
 
 SCRIPT = """
 import sys, warnings

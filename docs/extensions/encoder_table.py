@@ -4,7 +4,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from sigmma_sc.nn.registry import REGISTRY, Entry
+from sigmma_sc.encoders.registry import REGISTRY, Entry
 
 COLUMNS = (
     "Name",

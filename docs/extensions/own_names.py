@@ -1,7 +1,7 @@
 """Look up names of this package that have no page under the path they are written with.
 
 A class is documented where users import it (``sigmma_sc.ImageEncoder``) but annotated by where it is defined
-(``sigmma_sc.nn.encoders.ImageEncoder``): link it to its page. An internal name has no page: show it without a link if it
+(``sigmma_sc.encoders.encoder.ImageEncoder``): link it to its page. An internal name has no page: show it without a link if it
 exists. A name that does not exist still fails a nitpicky build.
 """
 

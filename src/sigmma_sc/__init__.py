@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
     from sigmma_sc.model import SIGMMA
-    from sigmma_sc.nn.encoders import ImageEncoder, get_encoder
-    from sigmma_sc.nn.registry import list_encoders
+    from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
+    from sigmma_sc.encoders.registry import list_encoders
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,9 +31,9 @@ __all__ = [
 _HOMES = {
     "SIGMMA": "sigmma_sc.model",
     "Config": "sigmma_sc.config",
-    "ImageEncoder": "sigmma_sc.nn.encoders",
-    "get_encoder": "sigmma_sc.nn.encoders",
-    "list_encoders": "sigmma_sc.nn.registry",
+    "ImageEncoder": "sigmma_sc.encoders.encoder",
+    "get_encoder": "sigmma_sc.encoders.encoder",
+    "list_encoders": "sigmma_sc.encoders.registry",
 }
 
 

@@ -12,7 +12,7 @@ from sigmma_sc._checks import is_number, require_choice, require_divides, requir
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, NotTrainedError, SetupError
 from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
-from sigmma_sc.train.data import TissueData
+from sigmma_sc.features.data import TissueData
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from xarray import Dataset
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.nn.towers import TwoTowers
-    from sigmma_sc.train.embed import SlideEmbedding
-    from sigmma_sc.train.reference import Reference
+    from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.infer.reference import Reference
 
     Tissue = SpatialData | dict[str, SpatialData]
 
@@ -82,14 +82,14 @@ class SIGMMA:
         cache_dir: str | Path | None = None,
         **switches: Any,
     ):
-        from sigmma_sc.nn.encoders import get_encoder
+        from sigmma_sc.encoders.encoder import get_encoder
 
         self.sdata = sdata
         self.setup = common_setup(sdata)
         self.config = Config.of({"n_latent": n_latent, **switches}, self.setup.grids, preset)
         self.image_encoder = get_encoder(image_encoder)
         if self.config.regime != "frozen":
-            from sigmma_sc.nn.tuning import require_tunable
+            from sigmma_sc.encoders.tuning import require_tunable
 
             require_tunable(self.image_encoder, self.config)
         for size in self.config.crop_sizes or ():
@@ -249,7 +249,7 @@ class SIGMMA:
         >>> len(small.history["train_loss_epoch"])
         3
         """
-        from sigmma_sc.train.run import fit
+        from sigmma_sc.train.fit import fit
 
         tuning = {"encoder_lr": encoder_lr, "augment": augment, "chunk_size": chunk_size}
         require_whole(max_epochs, "max_epochs")
@@ -336,7 +336,7 @@ class SIGMMA:
         >>> model.get_latent_representation(scale="all").shape  # micro, meso and macro
         (5000, 192)
         """
-        from sigmma_sc.train.write import cell_matrices
+        from sigmma_sc.store.write import cell_matrices
 
         if not self._trained().embedded:
             raise SetupError("A model with cells='genes' embeds tiles, not cells. Use get_tile_representation().")
@@ -379,7 +379,7 @@ class SIGMMA:
         """
         from anndata import AnnData
 
-        from sigmma_sc.train.write import at_scale, tile_obs
+        from sigmma_sc.store.write import at_scale, tile_obs
 
         require_choice(modality, ("image", "transcriptome"), "modality")
         require_choice(scale, (*self._trained().aligned, "all"), "scale")
@@ -433,7 +433,7 @@ class SIGMMA:
         >>> dict(small.get_attention(["cell_circles_40"])["attention"].sizes)
         {'tile': 1, 'head': 3, 'row': 2, 'column': 2}
         """
-        from sigmma_sc.train.attention import tile_attention
+        from sigmma_sc.infer.attention import tile_attention
 
         self._trained()
         require_choice(when, ("before", "after"), "when")
@@ -470,7 +470,7 @@ class SIGMMA:
         >>> sdata["sigmma_tiles"].n_obs
         121
         """
-        from sigmma_sc.train.write import cell_matrices, existing_keys, tile_obs, write_cells, write_tiles
+        from sigmma_sc.store.write import cell_matrices, existing_keys, tile_obs, write_cells, write_tiles
 
         tissue = objects_of(self.sdata if sdata is None else sdata)
         found = [key for one in tissue.values() for key in existing_keys(one, stored_setup(one) or self.setup)]
@@ -515,7 +515,7 @@ class SIGMMA:
         True
         """
         from sigmma_sc.metrics.retrieval import retrieval_table
-        from sigmma_sc.train.evaluate import chosen_tiles
+        from sigmma_sc.infer.evaluate import chosen_tiles
 
         chosen = chosen_tiles(self, sdata, split)
         image, transcriptome = (
@@ -555,7 +555,7 @@ class SIGMMA:
         >>> sorted(name for name in scores if name.startswith("mse"))
         ['mse', 'mse_frozen', 'mse_gene_mean']
         """
-        from sigmma_sc.train.evaluate import chosen_tiles, expression_table
+        from sigmma_sc.infer.evaluate import chosen_tiles, expression_table
 
         require_choice(protocol, ("default", "hest"), "protocol")
         return expression_table(self, chosen_tiles(self, None, "train"), chosen_tiles(self, sdata, split), protocol)
@@ -612,7 +612,7 @@ class SIGMMA:
         >>> bool(predicted.var.loc["EPCAM", "reliability"] > 0.5)
         True
         """
-        from sigmma_sc.train.predict import predict_expression
+        from sigmma_sc.infer.predict import predict_expression
 
         require_choice(method, ("retrieval", "ridge"), "method")
         require_choice(scale, (*self._trained().aligned, "all"), "scale")
@@ -636,7 +636,7 @@ class SIGMMA:
         >>> sorted(os.listdir("saved"))
         ['model.json', 'weights.safetensors']
         """
-        from sigmma_sc.train.store import save
+        from sigmma_sc.store.model import save
 
         self._trained()
         save(self, path, overwrite)
@@ -677,7 +677,7 @@ class SIGMMA:
         >>> np.allclose(again.get_latent_representation(), model.get_latent_representation())
         True
         """
-        from sigmma_sc.train.store import load
+        from sigmma_sc.store.model import load
 
         return load(cls, path, sdata, image_encoder, cache_dir)
 
@@ -695,7 +695,7 @@ class SIGMMA:
 
     def _towers(self, n_nodes: int) -> TwoTowers:
         """Fresh towers for node features, or gene vectors, of this width."""
-        from sigmma_sc.train.store import build_towers
+        from sigmma_sc.store.model import build_towers
 
         return build_towers(self, n_nodes)
 
@@ -708,7 +708,7 @@ class SIGMMA:
 
     def _resolve(self, sdata: Tissue | None, cells: bool) -> Tissue:
         """The object to work on; one that was never set up takes the model's setup, but for its pixel size."""
-        from sigmma_sc.train.match import adopt, require_match
+        from sigmma_sc.store.compatible import adopt, require_match
 
         if sdata is None:
             return self.sdata
@@ -720,7 +720,7 @@ class SIGMMA:
     def _embed(
         self, sdata: Tissue | None, images: bool = True, cells: bool = True, stride: float | None = None
     ) -> list[SlideEmbedding]:
-        from sigmma_sc.train.embed import Embedder
+        from sigmma_sc.infer.embed import Embedder
 
         module = self._trained()
         if stride is not None:

@@ -7,7 +7,7 @@ from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.baselines.bleep import soft_target_loss
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import EncoderError, SetupError
-from sigmma_sc.nn.text import GeneSentenceTower, PretrainedText, ranked_genes
+from sigmma_sc.encoders.text import GeneSentenceTower, PretrainedText, ranked_genes
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sigmma_sc.benchmark.cell import Cell
+from sigmma_sc.benchmark.trial import Cell
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.scores import results_table, stability_table
 from sigmma_sc.metrics.expression import pearson

@@ -6,7 +6,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from sigmma_sc.benchmark.cell import Cell
+from sigmma_sc.benchmark.trial import Cell
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ from sigmma_sc.nn import pairs
 from sigmma_sc.nn.cellgraph import AttentionPool, CellGraphTower, WeightedSAGE
 from sigmma_sc.nn.pairs import EdgeWeights, uniform_like
 from sigmma_sc.tissue.tiling import block_of
-from sigmma_sc.train.layout import cell_layout
+from sigmma_sc.nn.layout import cell_layout
 
 GRIDS = (4, 2, 1)
 

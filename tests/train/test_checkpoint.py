@@ -213,7 +213,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import spatialdata, torch
 from sigmma_sc import SIGMMA, ImageEncoder
-from sigmma_sc.train import features
+from sigmma_sc.features import patches as features
 
 class Slow(torch.nn.Module):
     def forward(self, x):

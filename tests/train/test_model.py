@@ -15,8 +15,8 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import EncoderError, ExistsError, NotTrainedError, SetupError, SplitWarning
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
-from sigmma_sc.train.embed import Embedder
-from sigmma_sc.train.features import PatchFeatures
+from sigmma_sc.infer.embed import Embedder
+from sigmma_sc.features.patches import PatchFeatures
 
 SCALES = ("micro", "meso", "macro")
 

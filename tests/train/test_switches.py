@@ -12,7 +12,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.train.batches import TileBatches
-from sigmma_sc.train.embed import Embedder
+from sigmma_sc.infer.embed import Embedder
 
 QUIET = {"enable_progress_bar": False, "split": "none", "batch_size": 64}
 

@@ -13,7 +13,7 @@ from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
 
 class BLEEP(OneScale):

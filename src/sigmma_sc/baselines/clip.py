@@ -13,12 +13,12 @@ from sigmma_sc._checks import require_choice
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.losses import info_nce
-from sigmma_sc.nn.text import PRETRAINED, GeneSentenceTower, PretrainedText, text_tower
+from sigmma_sc.encoders.text import PRETRAINED, GeneSentenceTower, PretrainedText, text_tower
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
 COLDEST = 0.01
 """Smallest τ that CLIP learns."""

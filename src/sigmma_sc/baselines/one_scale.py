@@ -11,12 +11,12 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.towers import TwoTowers
-from sigmma_sc.train.store import build_backbone
+from sigmma_sc.store.model import build_backbone
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
 
 class OneScale(SIGMMA):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.benchmark.cell import Cell
+    from sigmma_sc.benchmark.trial import Cell
 
 N_DRAWS = 1000
 NORMAL = 1.959964

@@ -11,15 +11,15 @@ import numpy as np
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.config import Config
 from sigmma_sc.model import SIGMMA
-from sigmma_sc.train.data import TissueData
-from sigmma_sc.train.embed import Embedder
+from sigmma_sc.features.data import TissueData
+from sigmma_sc.infer.embed import Embedder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
 
@@ -146,7 +146,7 @@ class Frozen(Method):
 
     def __init__(self, case: Case, macro: bool = False):
         super().__init__(case, macro=macro)
-        from sigmma_sc.nn.encoders import get_encoder
+        from sigmma_sc.encoders.encoder import get_encoder
         from sigmma_sc.tissue.setup import common_setup
 
         setup = common_setup(case.sdata)

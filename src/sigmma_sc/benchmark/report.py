@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from sigmma_sc.benchmark.cell import Cell
+    from sigmma_sc.benchmark.trial import Cell
     from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.benchmark.cell import Cell
+    from sigmma_sc.benchmark.trial import Cell
 
 HEADS = {"default": "default", "hest": "hest", "lookup": "default"}
 """Protocol whose target each head predicts."""

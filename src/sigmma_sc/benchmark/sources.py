@@ -16,7 +16,7 @@ from sigmma_sc.tissue.setup import get_table, objects_of, stored_setup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
 
 def load(spec: DataSpec) -> Any:
@@ -55,7 +55,7 @@ def _loaded(given: str) -> Any:
 
 def encoder_of(given: str | dict[str, Any]) -> ImageEncoder:
     """An image encoder as a configuration names it."""
-    from sigmma_sc.nn.encoders import get_encoder
+    from sigmma_sc.encoders.encoder import get_encoder
 
     return get_encoder(**({"name": given} if isinstance(given, str) else given))
 

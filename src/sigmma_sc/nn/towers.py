@@ -16,7 +16,7 @@ from sigmma_sc.nn.losses import info_nce
 
 if TYPE_CHECKING:
     from sigmma_sc.config import Config
-    from sigmma_sc.nn.backbone import Backbone
+    from sigmma_sc.nn.trainable import Backbone
 
 
 class ProjectionHead(nn.Module):

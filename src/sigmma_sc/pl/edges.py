@@ -71,7 +71,7 @@ def edges(
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection
 
-    from sigmma_sc.train.embed import Embedder
+    from sigmma_sc.infer.embed import Embedder
 
     if not model._trained().embedded:
         raise SetupError("A model with cells='genes' has no cell graph.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from spatialdata import SpatialData
 
-    from sigmma_sc.tissue.registration import Registration
+    from sigmma_sc.registration.check import Registration
 
 CELL, MOVED = "#FFE100", "#00E5FF"
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from sigmma_sc.train.embed import SlideEmbedding
+    from sigmma_sc.infer.embed import SlideEmbedding
 
 FRAME = {"partner": "#0072B2", "other": "#BBBBBB"}
 PIXELS = 192
@@ -114,8 +114,8 @@ def _pool(
     model: Any, sdata: Any, split: str, named: list[str] | None
 ) -> tuple[SlideEmbedding, NDArray[np.int64], pd.Index]:
     """The slide that queries and candidates come from, which of its tiles they are, and their names."""
-    from sigmma_sc.train.evaluate import chosen_tiles
-    from sigmma_sc.train.write import tile_obs
+    from sigmma_sc.infer.evaluate import chosen_tiles
+    from sigmma_sc.store.write import tile_obs
 
     for e, which in chosen_tiles(model, sdata, split):
         names = tile_obs(model, e).index[which]
@@ -129,7 +129,7 @@ def _compare(
     e: SlideEmbedding, which: NDArray[np.int64], direction: str, scale: str
 ) -> tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], NDArray[np.float32]]]:
     """Rank of each tile's partner, as it is scored, and a function that compares some of the tiles with all."""
-    from sigmma_sc.train.write import at_scale
+    from sigmma_sc.store.write import at_scale
 
     towers = {name: {s: z[which] for s, z in getattr(e, name).items()} for name in ("image", "transcriptome")}
     scale = next(iter(e.image)) if len(e.image) == 1 else scale

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.train.data import TissueData
+    from sigmma_sc.features.data import TissueData
 
 
 def encode_patches(
@@ -65,7 +65,7 @@ def encode_patches(
     >>> sg.pp.encode_patches(sdata, encoder, "features", stride=128)
     >>> ready = SIGMMA(sdata, image_encoder=encoder, cache_dir="features")  # its features are there
     """
-    from sigmma_sc.nn.encoders import get_encoder
+    from sigmma_sc.encoders.encoder import get_encoder
 
     encoder = get_encoder(image_encoder)
     if client is None:
@@ -112,7 +112,7 @@ def _of_store(
     import spatialdata
 
     from sigmma_sc._keys import SETUP
-    from sigmma_sc.nn.encoders import ImageEncoder
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
     objects = {}
     for name, (path, setup) in stores.items():
@@ -132,7 +132,7 @@ def _encode_share(
 ) -> None:
     from sigmma_sc.config import Config
     from sigmma_sc.tissue.setup import common_setup
-    from sigmma_sc.train.data import TissueData
+    from sigmma_sc.features.data import TissueData
 
     setup = common_setup(sdata)
     config = Config.of({} if crop_sizes is None else {"crop_sizes": tuple(crop_sizes)}, setup.grids)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.haematoxylin import Zoom
-from sigmma_sc.tissue.registration import lattice_pitch, registration
+from sigmma_sc.registration.haematoxylin import Zoom
+from sigmma_sc.registration.check import lattice_pitch, registration
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.registration import Registration
+    from sigmma_sc.registration.check import Registration
 
 
 def check_registration(sdata: SpatialData | dict[str, SpatialData], seed: int = 0) -> pd.DataFrame:

@@ -308,7 +308,7 @@ def _warn_unregistered(setup: Setup, slide: Slide) -> None:
     """Look once at whether nuclei lie under the cells, and say so loudly when they do not."""
     if slide.region is None:
         return
-    from sigmma_sc.tissue.registration import MISREGISTERED, SHIFTED, registration
+    from sigmma_sc.registration.check import MISREGISTERED, SHIFTED, registration
 
     report = registration(slide, totals_of(setup, slide))
     if report.verdict in (MISREGISTERED, SHIFTED):

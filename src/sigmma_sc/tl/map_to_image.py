@@ -11,9 +11,9 @@ from sigmma_sc import _keys
 from sigmma_sc._checks import require_choice, require_key, require_positive
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import objects_of, obs_of_slide
-from sigmma_sc.train.embed import Embedder
-from sigmma_sc.train.predict import retrieve, temperature_of
-from sigmma_sc.train.write import at_scale
+from sigmma_sc.infer.embed import Embedder
+from sigmma_sc.infer.predict import retrieve, temperature_of
+from sigmma_sc.store.write import at_scale
 
 if TYPE_CHECKING:
     from anndata import AnnData

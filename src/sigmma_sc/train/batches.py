@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sigmma_sc.tissue.graph import edges_within
 from sigmma_sc.tissue.tiling import block_of
-from sigmma_sc.train.layout import cell_layout
+from sigmma_sc.nn.layout import cell_layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.tissue.tilepixels import TilePixels
     from sigmma_sc.tissue.tiling import Tiles
-    from sigmma_sc.train.standard import Moments
+    from sigmma_sc.features.moments import Moments
 
 
 @dataclass

@@ -13,10 +13,10 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from sigmma_sc._files import fresh_file, sweep
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
-from sigmma_sc.nn.fingerprint import identity_of, mismatch
+from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.tissue.identity import cells_identity, image_identity
 from sigmma_sc.tissue.setup import stored_setup
-from sigmma_sc.train.store import data_tensors, describe_data, history_from_json, history_to_json, restore_data
+from sigmma_sc.store.model import data_tensors, describe_data, history_from_json, history_to_json, restore_data
 
 if TYPE_CHECKING:
     import pandas as pd

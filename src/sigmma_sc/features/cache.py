@@ -1,0 +1,139 @@
+"""Patch features on disk: a folder of shards for each image and encoder, which any number of processes may fill at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+import warnings
+import zlib
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sigmma_sc._files import fresh_file, sweep
+from sigmma_sc.errors import CacheWarning
+from sigmma_sc.encoders.fingerprint import agree
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+FORMAT = 1
+"""Raised when the same crop of the same image would get other features: another resampling, say."""
+
+OUTPUT = "output.json"
+
+Crop = tuple[float, ...]
+
+
+def cache_key(image: str, encoder: str, size: int, half: bool) -> str:
+    """Hash over an image's identity, an encoder's fingerprint, the side of the crops in px and the arithmetic."""
+    what = f"{FORMAT} {image} {size} {encoder}" + (" bfloat16" if half else "")
+    return hashlib.sha256(what.encode()).hexdigest()[:32]
+
+
+def key_of_output(folder: Path, key: str, output: list[float]) -> str:
+    """The key, or one beside it where it is taken by an encoder of equal weights that makes something else of a crop.
+
+    ``output`` is what this one makes of it, kept in the folder of its features.
+    """
+    for name in (key if n == 0 else f"{key}-{n}" for n in count()):
+        told = folder / name / OUTPUT
+        if not told.exists():
+            told.parent.mkdir(parents=True, exist_ok=True)
+            with fresh_file(told) as part:
+                part.write_text(json.dumps(output))
+        if agree(json.loads(told.read_text()), output):
+            return name
+
+
+class FeatureCache:
+    """Features of the crops of one image by one encoder.
+
+    Shards are only ever added, each whole or not at all, under a name that no other process takes: a process may be killed
+    at any moment, and others may read and write meanwhile. Crops are stored one by one, whatever tiles they belong to, so
+    other tilings and models take what they have in common.
+
+    Parameters
+    ----------
+    folder
+        Folder of the cache.
+    key
+        Of image and encoder, see :func:`cache_key` and :func:`key_of_output`.
+    dim
+        Width of the features.
+    """
+
+    def __init__(self, folder: Path, key: str, dim: int):
+        self.folder, self.key, self.dim = folder / key, key, dim
+        self._sound: set[Path] = set()  # shards whose checksum was right
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
+
+    def read(self, crops: list[Crop]) -> tuple[list[int], torch.Tensor]:
+        """Which of some crops ``(x, y, side)`` are stored, and their features ``(n, d)`` float16."""
+        wanted = {crop: k for k, crop in enumerate(crops)}
+        found, parts = [], [torch.empty(0, self.dim, dtype=torch.float16)]
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if not wanted:
+                break
+            here, features = self._shard(path, wanted)
+            found += [wanted.pop(crop) for crop in here]
+            parts.append(features)
+        return found, torch.cat(parts)
+
+    def write(self, crops: NDArray[np.float64], features: torch.Tensor) -> Path:
+        """Add a shard of crops ``(n, 3)`` and their features ``(n, d)`` float16."""
+        from safetensors.torch import save_file
+
+        path = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        tensors = {"crops": torch.from_numpy(crops), "features": features.contiguous()}
+        with fresh_file(path) as part:
+            save_file(tensors, part, {"key": self.key, "checksum": _checksum(tensors)})
+        return path
+
+    def _shard(self, path: Path, wanted: Container[Crop]) -> tuple[list[Crop], torch.Tensor]:
+        """Those crops of a shard that are wanted, and their features.
+
+        None, with a warning, of one that is damaged: they can be computed again. The checksum takes a reading of the whole
+        shard, so it is checked once; of a shard that is known to be sound features are read only where one is wanted.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        nothing = [], torch.empty(0, self.dim, dtype=torch.float16)
+        try:
+            with safe_open(path, "pt") as file:
+                if path not in self._sound and not self._is_sound(file):
+                    raise SafetensorError("not what was written")
+                self._sound.add(path)
+                rows = {
+                    crop: row
+                    for row, crop in enumerate(map(tuple, file.get_tensor("crops").tolist()))
+                    if crop in wanted
+                }
+                return (list(rows), file.get_tensor("features")[list(rows.values())]) if rows else nothing
+        except FileNotFoundError:
+            return nothing  # merged by the process that wrote it
+        except SafetensorError:
+            warnings.warn(
+                f"{path} is damaged or belongs elsewhere: its features are computed again. Delete it.",
+                CacheWarning,
+                stacklevel=2,
+            )
+            return nothing
+
+    def _is_sound(self, file: Any) -> bool:
+        told, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return told.get("key") == self.key and told.get("checksum") == _checksum(tensors)
+
+
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    value = 0
+    for _, tensor in sorted(tensors.items()):
+        value = zlib.crc32(tensor.view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"

@@ -1,0 +1,181 @@
+"""Patch features of a frozen image encoder, computed once for each distinct crop."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sigmma_sc.errors import EncoderError, SetupError
+from sigmma_sc.encoders.fingerprint import identity_of
+from sigmma_sc.tissue.byimage import ByImage
+from sigmma_sc.tissue.identity import image_identity
+from sigmma_sc.tissue.pixels import read_crops
+from sigmma_sc.features.cache import FeatureCache, cache_key, key_of_output
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.features.cache import Crop
+
+GPU_BATCH = 128
+CPU_BATCH = 4
+"""With channels last, within a tenth of the fastest for convolutional networks, transformers and stain-stats. From 8 on a layer's output is
+so large that the allocator takes it from the system anew each time, in pages that are zeroed first."""
+
+FLUSH_SECONDS = 30.0
+"""Of encoding that a kill may lose."""
+
+
+@dataclass
+class _Known:
+    """Features of one image: where each crop's row is."""
+
+    places: dict[Crop, int]
+    features: torch.Tensor
+    cache: FeatureCache | None
+
+    def add(self, crops: list[Crop], features: torch.Tensor) -> None:
+        self.places.update(zip(crops, range(len(self.features), len(self.features) + len(crops)), strict=True))
+        self.features = torch.cat([self.features, features])
+
+
+class PatchFeatures:
+    """Features of image crops, remembered by image and crop as long as the image is there.
+
+    Parameters
+    ----------
+    encoder
+        Frozen encoder: one whose weights change needs another of these.
+    progress
+        Show a progress bar.
+    cache_dir
+        Folder that keeps features from one session to the next; made if it does not exist.
+
+    Raises
+    ------
+    SetupError
+        ``cache_dir`` is a file.
+    """
+
+    def __init__(self, encoder: ImageEncoder, progress: bool = True, cache_dir: str | Path | None = None):
+        self.encoder, self.progress = encoder, progress
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
+            raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
+        self._known = ByImage()
+
+    def __call__(
+        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, sizes: NDArray[np.int64] | None = None
+    ) -> torch.Tensor:
+        """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded.
+
+        Crops are rounded to a thousandth of a pixel, so that features depend on nothing but what they are known by.
+        ``sizes`` ``(n_crops,)`` are the sides in px at which they reach the encoder, its input size by default. A GPU that
+        has bfloat16 encodes in it.
+        """
+        crops = np.round(crops, 3)
+        sizes = np.full(len(crops), self.encoder.input_size) if sizes is None else sizes
+        out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
+        for size in np.unique(sizes):
+            some = np.flatnonzero(sizes == size)
+            out[torch.from_numpy(some)] = self._of_size(slide, crops[some], device, int(size))
+        return out
+
+    def _of_size(self, slide: Slide, crops: NDArray[np.float64], device: torch.device, size: int) -> torch.Tensor:
+        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        known = self._of(slide, size, half)
+        keys = [tuple(key) for key in crops.tolist()]
+        new = [k for k, key in enumerate(keys) if key not in known.places]
+        if new and known.cache is not None:
+            found, features = known.cache.read([keys[k] for k in new])
+            known.add([keys[new[k]] for k in found], features)
+            new = [k for k in new if keys[k] not in known.places]
+        if new:
+            known.add([keys[k] for k in new], self._encode(slide, crops[new], device, known.cache, size, half))
+        return known.features[[known.places[key] for key in keys]]
+
+    def _of(self, slide: Slide, size: int, half: bool) -> _Known:
+        known: dict[tuple[int, bool], _Known] = self._known.get(slide, dict)
+        if (size, half) not in known:
+            cache = None
+            if self.cache_dir is not None:
+                key = cache_key(image_identity(slide), self._identity["fingerprint"], size, half)
+                key = key_of_output(self.cache_dir, key, self._identity["output"])
+                cache = FeatureCache(self.cache_dir, key, self.encoder.dim)
+            known[size, half] = _Known({}, torch.empty(0, self.encoder.dim, dtype=torch.float16), cache)
+        return known[size, half]
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        """Of the encoder, whose weights are read once for all slides and sizes."""
+        return identity_of(self.encoder)
+
+    def _encode(
+        self,
+        slide: Slide,
+        crops: NDArray[np.float64],
+        device: torch.device,
+        cache: FeatureCache | None,
+        size: int,
+        half: bool,
+    ) -> torch.Tensor:
+        """Encode crops; what is done goes to the cache now and then, and as one shard in the end."""
+        from rich.progress import track
+
+        self.encoder.to(device)
+        out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
+        batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
+        groups = read_crops(slide, crops, size)
+        total = len(crops)
+        waiting, shards, flushed = [], [], time.monotonic()
+        for index, pixels in track(
+            _chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress
+        ):
+            # A full batch of one size every time: kernels differ between sizes in their last bits, a crop's features must not.
+            filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
+            images = torch.from_numpy(filled).permute(0, 3, 1, 2)  # channels last in memory
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                features = self.encoder.encode(images.to(device, non_blocking=True))
+            out[torch.from_numpy(index)] = self._stored(features[: len(index)], slide)
+            waiting += index.tolist()
+            if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
+                shards.append(cache.write(crops[waiting], out[waiting]))
+                waiting, flushed = [], time.monotonic()
+        if cache is not None:
+            cache.write(crops, out)
+            for shard in shards:
+                shard.unlink(missing_ok=True)
+        return out
+
+    def _stored(self, features: torch.Tensor, slide: Slide) -> torch.Tensor:
+        """Features as float16 on the CPU, or an error if that cannot hold them."""
+        features = features.cpu()
+        stored = features.half()
+        if torch.isfinite(stored).all():
+            return stored
+        if torch.isfinite(features).all():
+            largest = features.flatten()[features.abs().argmax()].item()
+            raise EncoderError(
+                f"Image encoder {self.encoder.name!r} gives {largest:.6g} on {slide.name}; features are kept as float16, which ends "
+                f"at {torch.finfo(torch.float16).max:.0f}. Scale or normalise its output."
+            )
+        odd = features[~torch.isfinite(features)][0].item()
+        raise EncoderError(
+            f"Image encoder {self.encoder.name!r} itself gives {odd} on {slide.name}. Check its weights, mean and std, and what it "
+            "makes of a crop of one colour."
+        )
+
+
+def _chunks(groups, batch: int):
+    """Cut the reader's groups into batches."""
+    for index, pixels in groups:
+        for start in range(0, len(index), batch):
+            yield index[start : start + batch], pixels[start : start + batch]

@@ -1,0 +1,172 @@
+"""Expression of tiles from H&E alone: by retrieval, or by the ridge probe, with a reliability for each gene."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_array
+from scipy.special import softmax
+
+from sigmma_sc import _keys
+from sigmma_sc.errors import ExpressionWarning, SetupError
+from sigmma_sc.metrics.expression import fit_probe, pearson
+from sigmma_sc.infer.reference import reference_of
+from sigmma_sc.store.write import at_scale, tile_obs
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from sigmma_sc.infer.reference import Reference
+
+    Embedding = dict[str, NDArray[np.float32]]
+
+QUERIES = 2048
+"""Tiles compared with all training tiles at once."""
+
+GENES = 1000
+"""Genes fitted at once: leave-one-out errors of all penalties take several arrays of training tiles × genes."""
+
+FEWEST = 3
+"""Tiles that a correlation needs to mean anything, and a probe to be fitted."""
+
+
+def predict_expression(model: Any, tissue: Any, method: str, scale: str, n_neighbors: int) -> AnnData:
+    """Predict the expression of every tile; see :meth:`sigmma_sc.SIGMMA.predict_expression`."""
+    from anndata import AnnData
+
+    reference = reference_of(model)
+    arguments = (reference, method, scale, n_neighbors, temperature_of(model, scale))
+    n_train = int(reference.train.sum())
+    if method == "ridge" and n_train < FEWEST:
+        raise SetupError(
+            f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use method='retrieval'."
+        )
+    embeddings = model._embed(tissue, cells=False)
+    image = {s: np.concatenate([e.image[s] for e in embeddings]) for s in model.module.aligned}
+    used = {"method": method, "scale": scale, "library": reference.library, "n_train": n_train}
+    return AnnData(
+        X=predict(image, *arguments),
+        obs=pd.concat([tile_obs(model, e) for e in embeddings]),
+        var=reliability(*arguments),
+        obsm={"spatial": np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])},
+        uns={_keys.UNS: used | ({"n_neighbors": n_neighbors} if method == "retrieval" else {})},
+    )
+
+
+def temperature_of(model: Any, scale: str) -> float:
+    """τ of one scale, or the mean over all."""
+    return float(np.mean([float(t) for s, t in model.module.temperatures.items() if scale in (s, "all")]))
+
+
+def predict(
+    image: Embedding, reference: Reference, method: str, scale: str, n_neighbors: int, temperature: float
+) -> NDArray[np.float32]:
+    """Log expression ``(m, n_genes)`` of tiles with image embeddings ``(m, d)`` by scale, from training tiles alone."""
+    train = reference.train
+    expression = reference.expression[train].astype(np.float32)
+    if method == "ridge":
+        keys, query = (_side_by_side(values, scale) for values in (reference.image, image))
+        return ridge(query, keys[train], expression)
+    keys, query = (at_scale(values, scale) for values in (reference.transcriptome, image))
+    return retrieve(query, keys[train], expression, n_neighbors, temperature)
+
+
+def retrieve(
+    query: NDArray[np.float32],
+    keys: NDArray[np.float32],
+    expression: NDArray[np.float32],
+    n_neighbors: int,
+    temperature: float,
+) -> NDArray[np.float32]:
+    """Mean expression of the nearest keys, weighted by similarity.
+
+    After BLEEP (Xie et al., NeurIPS 2023), which looks up an image among expression embeddings of reference spots. The
+    weights are ours: those that InfoNCE gives the same neighbours.
+
+    Parameters
+    ----------
+    query
+        Image embeddings, ``(m, d)``.
+    keys
+        Transcriptome embeddings of the training tiles, ``(n, d)``.
+    expression
+        Of the training tiles, ``(n, n_genes)``.
+    n_neighbors
+        Nearest keys by cosine similarity; all of them if there are fewer.
+    temperature
+        τ: weights are softmax(similarity / τ) over the neighbours.
+
+    Returns
+    -------
+    ``(m, n_genes)``.
+    """
+    query, keys = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (query, keys))
+    n = min(n_neighbors, len(keys))
+    out = np.empty((len(query), expression.shape[1]), np.float32)
+    for start in range(0, len(query), QUERIES):
+        similarity = query[start : start + QUERIES] @ keys.T
+        nearest = np.argpartition(-similarity, n - 1, axis=1)[:, :n]
+        weights = softmax(np.take_along_axis(similarity, nearest, axis=1) / temperature, axis=1)
+        first = np.arange(0, nearest.size + 1, n)
+        mixed = csr_array((weights.ravel(), nearest.ravel(), first), shape=similarity.shape)
+        out[start : start + QUERIES] = mixed @ expression
+    return out
+
+
+def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.float32]:
+    """Predictions ``(m, n_genes)`` of the probe of :mod:`sigmma_sc.metrics.expression`, fitted to every gene."""
+    out = np.empty((len(query), expression.shape[1]), np.float32)
+    keys, query = keys.astype(np.float64), query.astype(np.float64)
+    for start in range(0, out.shape[1], GENES):
+        some = slice(start, start + GENES)
+        probe = fit_probe(keys, expression[:, some].astype(np.float64))
+        out[:, some] = probe.predict(query).reshape(len(query), -1)  # a single gene comes flat
+    return out
+
+
+def reliability(reference: Reference, method: str, scale: str, n_neighbors: int, temperature: float) -> pd.DataFrame:
+    """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
+
+    Returns
+    -------
+    Indexed by gene: ``reliability``, NaN where it is undefined, of which a warning tells; ``reliability_n_tiles``.
+    """
+    held, rows, slides = ~reference.train, [], []
+    if held.sum() >= FEWEST:
+        image = {name: values[held] for name, values in reference.image.items()}
+        predicted = predict(image, reference, method, scale, n_neighbors, temperature).astype(np.float64)
+        measured, slide = reference.expression[held].astype(np.float64), reference.slide[held]
+        slides = [s for s in np.unique(slide) if (slide == s).sum() >= FEWEST]
+        rows = [pearson(measured[slide == s], predicted[slide == s]) for s in slides]
+    genes = pd.Index(reference.genes, dtype=object)
+    mean = pd.DataFrame(rows, columns=genes, dtype=float).mean()  # of the slides where a gene's is defined
+    _warn_undefined(mean, int(held.sum()), bool(slides))
+    n_tiles = int(np.isin(reference.slide[held], slides).sum())
+    return pd.DataFrame({"reliability": mean, "reliability_n_tiles": n_tiles})
+
+
+def _warn_undefined(mean: pd.Series, n_held: int, any_slide: bool) -> None:
+    undefined = mean.index[mean.isna()].tolist()
+    if not any_slide:
+        warnings.warn(
+            f"No slide has {FEWEST} validation tiles ({n_held} in all), so the reliability of no gene is known. Train with a "
+            "split that holds some out.",
+            ExpressionWarning,
+            stacklevel=5,
+        )
+    elif undefined:
+        warnings.warn(
+            f"The reliability of {len(undefined)} of {len(mean)} genes is not known, for they or their predictions are constant "
+            f"across the validation tiles: {', '.join(undefined[:5])}{' …' if len(undefined) > 5 else ''}.",
+            ExpressionWarning,
+            stacklevel=5,
+        )
+
+
+def _side_by_side(values: Embedding, scale: str) -> NDArray[np.float32]:
+    """Embeddings of one scale, or of all as they are, which is what the probe of Task 1 sees."""
+    return np.concatenate(list(values.values()), axis=1) if scale == "all" else values[scale]

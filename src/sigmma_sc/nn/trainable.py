@@ -1,0 +1,108 @@
+"""The image encoder in training: from the pixels of tiles to patch features, within bounded memory (paper, section 5.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from sigmma_sc.encoders.stain import optical_density, unmixing_matrix
+
+if TYPE_CHECKING:
+    from sigmma_sc.encoders.encoder import ImageEncoder
+
+STAIN_JITTER = 0.15
+"""Standard deviation of the factors of haematoxylin and eosin (our choice)."""
+
+
+class Backbone(nn.Module):
+    """An image encoder in training, over every patch of every grid.
+
+    The contrastive batch needs the features of all its crops at once, thousands of them. They are computed chunk by chunk;
+    what a chunk's gradient needs is not kept but computed again when its turn comes in the backward pass, so memory holds
+    one chunk whatever the batch, and the gradient is that of the whole batch (Gao et al. 2021, GradCache).
+
+    Parameters
+    ----------
+    encoder
+        Encoder, its parameters to be trained requiring a gradient (see :func:`sigmma_sc.encoders.tuning.tuned`).
+    grids
+        Blocks per side of each scale.
+    crop_sizes
+        Side in px at which each grid's crops reach the encoder.
+
+    Attributes
+    ----------
+    chunk_size
+        Crops that pass the encoder at once.
+    augment
+        Whether tiles are turned, mirrored and restained while the towers train.
+    """
+
+    def __init__(self, encoder: ImageEncoder, grids: tuple[int, ...], crop_sizes: tuple[int, ...]):
+        super().__init__()
+        self.encoder, self.grids, self.crop_sizes = encoder.eval(), grids, crop_sizes
+        self.chunk_size, self.augment = 32, False
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Keep the encoder in evaluation mode; ``mode`` only says whether tiles are augmented."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Features ``(t, n_patches, d)`` of tiles ``(t, 3, p, p)`` uint8, grids in order, row-major within a grid."""
+        if self.training and self.augment:
+            tiles = restained(turned(tiles))
+        parts = []
+        for grid, size in zip(self.grids, self.crop_sizes, strict=True):
+            # Patches stay at the size of the slide; only a chunk of them is resampled at a time.
+            chunks = patches_of(tiles, grid).split(self.chunk_size)
+            features = [checkpoint(self._encode, chunk, size, use_reentrant=False) for chunk in chunks]
+            parts.append(torch.cat(features).view(len(tiles), grid * grid, -1))
+        return torch.cat(parts, 1)
+
+    def _encode(self, patches: Tensor, size: int) -> Tensor:
+        return self.encoder.features(resampled(patches, size))
+
+
+def patches_of(tiles: Tensor, grid: int) -> Tensor:
+    """Cut tiles ``(t, 3, p, p)`` into ``(t * grid * grid, 3, p / grid, p / grid)``, row-major within a tile."""
+    t, channels, p, _ = tiles.shape
+    side = p // grid
+    cut = tiles.view(t, channels, grid, side, grid, side).permute(0, 2, 4, 1, 3, 5)
+    return cut.reshape(t * grid * grid, channels, side, side)
+
+
+def resampled(patches: Tensor, size: int) -> Tensor:
+    """Patches ``(n, 3, s, s)`` uint8 at another size, bicubic with antialiasing as the reader of slides resamples."""
+    if patches.shape[-1] == size:
+        return patches
+    out = functional.interpolate(patches.float(), (size, size), mode="bicubic", antialias=True)
+    return out.round().clamp(0, 255).to(torch.uint8)
+
+
+def turned(tiles: Tensor) -> Tensor:
+    """Each tile in one of the eight ways a square lies on itself, drawn at random."""
+    for flip in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
+        chosen = torch.rand(len(tiles), device=tiles.device) < 0.5
+        tiles = torch.where(chosen[:, None, None, None], flip(tiles), tiles)
+    return tiles
+
+
+def restained(tiles: Tensor, spread: float = STAIN_JITTER) -> Tensor:
+    """Tiles ``(t, 3, p, p)`` uint8, the haematoxylin and the eosin of each multiplied by random factors.
+
+    As Tellez et al. 2018 jitter stains: colours are unmixed in optical density (Ruifrok & Johnston 2001), and mixed again.
+    """
+    unmix = unmixing_matrix().to(tiles.device)
+    factors = 1 + spread * torch.randn(len(tiles), 3, device=tiles.device)
+    factors[:, 2] = 1  # what neither stain explains stays
+    # One 3 × 3 map a tile: amounts = unmix · density, density' = unmix⁻¹ · (factors ∘ amounts).
+    change = torch.linalg.inv(unmix) @ (factors[:, :, None] * unmix)
+    density = optical_density(tiles.float() / 255)
+    mixed = torch.einsum("tij,tjyx->tiyx", change, density)
+    return (255 * 10**-mixed).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,191 @@
+"""Do the cells lie on their nuclei? Haematoxylin at the centroids, against the same centroids shifted.
+
+Positions of bins say nothing of nuclei, for they fill the plane. There the counts speak: bins over nuclei hold more RNA
+than bins beside them, so that counts and haematoxylin go together iff image and bins are registered. Spots much wider than
+a cell can only show that they lie on tissue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc.registration.haematoxylin import Match, match
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.tissue.frame import Slide
+
+    Totals = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
+REGISTERED, SHIFTED, MISREGISTERED, CANNOT_TELL = "registered", "shifted", "misregistered", "cannot tell"
+
+TOLERANCE = 6.0
+"""A peak within this many µm of zero counts as zero: about a nucleus."""
+
+SIGNIFICANT = 7.0
+"""Height of a peak in standard deviations of the far shifts; misregistered real slides stay below 6."""
+
+MIN_ON_IMAGE, MIN_ON_TISSUE = 0.9, 0.5
+"""With a smaller share of cells under the image, or on tissue, nothing else is asked."""
+
+MOST, GAIN = 0.85, 0.1
+"""Share on tissue, and its gain, that make another orientation the right one where nothing finer can be seen."""
+
+MIN_AGREEMENT = 0.75
+"""With a smaller share of the windows that have their peak at the common place, there is no common shift."""
+
+MIN_CELLS = 50
+"""Below this many cells, the lack of a peak means nothing."""
+
+FINE_PITCH = 20.0
+"""Wider bins, µm, cannot show a shift of the size of a cell."""
+
+MEND = (
+    "Set the image's alignment with spatialdata.transformations.set_transformation (Xenium: the *imagealignment.csv "
+    "beside the H&E), and check again."
+)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What :func:`registration` found.
+
+    Attributes
+    ----------
+    verdict
+        ``"registered"``, ``"shifted"``, ``"misregistered"`` or ``"cannot tell"``.
+    advice
+        The verdict in words, with what to do.
+    match
+        The measurements behind it.
+    """
+
+    verdict: str
+    advice: str
+    match: Match
+
+
+def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64, seed: int = 0) -> Registration:
+    """Check one slide on windows of 200 µm around random cells, so that the cost does not grow with the slide.
+
+    Parameters
+    ----------
+    slide
+        Slide with cells.
+    totals
+        Gives the counts of cells at ascending positions in the slide; asked only of bins on a lattice.
+    n_windows
+        Number of windows read.
+    seed
+        Of the choice of windows.
+    """
+    pitch = lattice_pitch(slide.xy) * slide.microns_per_pixel
+    weigh = totals if np.isfinite(pitch) else None
+    coarse = 10.0 if np.isfinite(pitch) and pitch > FINE_PITCH else 1.0
+
+    def look(xy: NDArray[np.float64]) -> Match:
+        return match(slide, xy, weigh, n_windows, seed, coarse)
+
+    found = look(slide.xy)
+    blind = coarse > 1 or (np.isfinite(pitch) and totals is None)
+    if blind:
+        found = found.without_peak()
+    if found.on_image < MIN_ON_IMAGE:
+        told = f"only {found.on_image:.0%} of the cells lie under the image: image and cells are not registered. {MEND}"
+        return Registration(MISREGISTERED, told, found)
+    if found.best_score >= SIGNIFICANT:
+        return Registration(*_by_peak(found), found)
+    if better := _better_orientation(slide, found, look, blind):
+        told = f"image and cells are not registered; they fit better if {better}. {MEND}"
+        return Registration(MISREGISTERED, told, found)
+    return Registration(*_without_peak(found, np.isfinite(pitch), blind), found)
+
+
+def lattice_pitch(xy: NDArray[np.float64]) -> float:
+    """Distance of neighbours on the lattice of bins or spots, in units of ``xy``; NaN for cells, which lie on none.
+
+    Nearest-neighbour distances are nearly all alike on a lattice, and never among cells.
+    """
+    from scipy.spatial import cKDTree
+
+    if len(xy) < 3:
+        return float("nan")
+    some = np.random.default_rng(0).choice(len(xy), min(2000, len(xy)), replace=False)
+    distance = cKDTree(xy).query(xy[some], k=2)[0][:, 1]
+    low, middle, high = np.quantile(distance, [0.1, 0.5, 0.9])
+    return float(middle) if high - low < 0.3 * middle else float("nan")
+
+
+def _by_peak(found: Match) -> tuple[str, str]:
+    x, y = found.best_shift
+    if found.agreement < MIN_AGREEMENT:
+        return MISREGISTERED, (
+            f"image and cells fit at one place and not at another: only {found.agreement:.0%} of the places with a peak "
+            f"have it at ({x:+.0f}, {y:+.0f}) µm. The pixel size or the rotation of the alignment is wrong. {MEND}"
+        )
+    if np.hypot(x, y) <= TOLERANCE:
+        return REGISTERED, f"image and cells are registered: haematoxylin peaks at the cells (score {found.score:.1f})."
+    if found.score >= max(SIGNIFICANT, found.best_score / 2):
+        return REGISTERED, (
+            f"image and cells are registered: haematoxylin peaks about the cells (score {found.score:.1f}), best at "
+            f"({x:+.0f}, {y:+.0f}) µm."
+        )
+    return SHIFTED, (
+        f"image and cells are shifted: haematoxylin peaks when the cells move by ({x:+.0f}, {y:+.0f}) µm along the image's x "
+        f"and y (score {found.best_score:.1f}, {found.score:.1f} without). {MEND}"
+    )
+
+
+def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
+    on_tissue = f"{found.on_tissue:.0%} of them lie on tissue; look at sg.pl.registration(sdata)."
+    if blind:
+        return CANNOT_TELL, f"cannot tell: spots this wide, or bins without counts, say nothing of nuclei. {on_tissue}"
+    if lattice:
+        return (
+            CANNOT_TELL,
+            f"cannot tell: counts and haematoxylin of the bins do not go together at any shift. {on_tissue}",
+        )
+    if found.on_tissue < MIN_ON_TISSUE:
+        return (
+            MISREGISTERED,
+            f"only {found.on_tissue:.0%} of the cells lie on tissue: image and cells are not registered. {MEND}",
+        )
+    if found.n_cells < MIN_CELLS:
+        return CANNOT_TELL, f"cannot tell: {found.n_cells} cells are too few. {on_tissue}"
+    return MISREGISTERED, (
+        f"haematoxylin does not peak at the cells (score {found.score:.1f}, at least {SIGNIFICANT:.0f} expected): image and "
+        f"cells are probably not registered. {MEND}"
+    )
+
+
+def _better_orientation(slide: Slide, found: Match, look: Callable[[NDArray], Match], blind: bool) -> str | None:
+    """Words for the mirroring or turn of the image under which it would fit, if any does."""
+    least = max(MOST, found.on_tissue + GAIN) if blind else SIGNIFICANT
+    if blind and least > 1:
+        return None
+    better = None
+    for words, xy in _orientations(slide):
+        if ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1).mean() < MIN_ON_IMAGE:
+            continue
+        other = look(xy)
+        fit = other.on_tissue if blind else other.best_score
+        if fit >= least:
+            least, better = fit, words
+    return better
+
+
+def _orientations(slide: Slide) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """The seven ways to mirror or turn the cells in the image, in words and as positions."""
+    for swap, *flips in list(product((False, True), repeat=3))[1:]:
+        axes = ["y", "x"] if swap else ["x", "y"]
+        xy = slide.xy[:, ::-1] if swap else slide.xy
+        size = np.array([slide.width, slide.height], dtype=float)
+        terms = [f"{n:.0f} − {axis}" if flip else axis for n, axis, flip in zip(size, axes, flips, strict=True)]
+        yield f"cells at pixel (x, y) lay at ({terms[0]}, {terms[1]})", np.where(flips, size - xy, xy)

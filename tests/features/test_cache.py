@@ -1,0 +1,304 @@
+import gc
+import os
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import spatialdata as sd
+import torch
+
+from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc.errors import CacheWarning, EncoderError, SetupError
+from sigmma_sc.features import patches as features
+from sigmma_sc.features.cache import FeatureCache
+from sigmma_sc.features.patches import PatchFeatures
+
+CPU = torch.device("cpu")
+
+
+def grid(n, step=40.0):
+    return np.array([[x * step, y * step, 33.3] for y in range(n) for x in range(n)])
+
+
+@pytest.fixture
+def slide(tiny):
+    return SIGMMA(tiny)._slides[0]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Crops that were read from the image."""
+    crops = []
+
+    def counting(slide, some, size):
+        crops.extend(map(tuple, some.tolist()))
+        return read_crops(slide, some, size)
+
+    read_crops = features.read_crops
+    monkeypatch.setattr(features, "read_crops", counting)
+    return crops
+
+
+def encode(slide, encoder, crops, folder=None):
+    return PatchFeatures(encoder, progress=False, cache_dir=folder)(slide, crops, CPU)
+
+
+def test_another_session_finds_the_same_bits_and_reads_no_image(slide, encoder, read, tmp_path):
+    fresh = encode(slide, encoder(), grid(6))
+    stored = encode(slide, encoder(), grid(6), tmp_path)
+    assert len(read) == 72
+    again = encode(slide, encoder(), grid(6)[::-1].copy(), tmp_path)
+    assert len(read) == 72
+    assert again.dtype == torch.float16
+    assert torch.equal(stored, fresh)
+    assert torch.equal(again.flip(0), fresh)
+
+
+def test_other_tilings_share_what_they_have_in_common(slide, encoder, read, tmp_path):
+    encode(slide, encoder(), grid(4), tmp_path)
+    read.clear()
+    more = encode(slide, encoder(), grid(5), tmp_path)
+    assert sorted(read) == sorted(set(map(tuple, grid(5).tolist())) - set(map(tuple, grid(4).tolist())))
+    assert torch.equal(more, encode(slide, encoder(), grid(5)))
+
+
+@pytest.mark.parametrize("other", [{"gain": 2.0}, {"input_size": 17}, {"std": (1.0, 1.0, 2.0)}])
+def test_another_encoder_has_its_own_features(slide, encoder, tmp_path, other):
+    encode(slide, encoder(), grid(3), tmp_path)
+    found = encode(slide, encoder(**other), grid(3), tmp_path)
+    assert torch.equal(found, encode(slide, encoder(**other), grid(3)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_image_has_its_own_features(slide, tiny, encoder, tmp_path):
+    encode(slide, encoder(), grid(3), tmp_path)
+    other = copied(tiny)
+    image = other["he_image"]
+    image[1, 30, 30] = (image[1, 30, 30] + 128) % 255
+    changed = SIGMMA(other)._slides[0]
+    assert torch.equal(encode(changed, encoder(), grid(3), tmp_path), encode(changed, encoder(), grid(3)))
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_an_encoder_of_equal_weights_that_does_something_else_has_its_own_features(slide, tmp_path):
+    def mine(module):
+        return ImageEncoder(module, name="mine", input_size=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    class Peak(torch.nn.Module):
+        def forward(self, x):
+            return x.amax((2, 3))
+
+    class Mean(Peak):
+        def forward(self, x):
+            return x.mean((2, 3))
+
+    encode(slide, mine(Mean()), grid(3), tmp_path)
+    found = encode(slide, mine(Peak()), grid(3), tmp_path)
+    assert torch.equal(found, encode(slide, mine(Peak()), grid(3)))
+    assert (found > encode(slide, mine(Mean()), grid(3), tmp_path)).all()
+    assert len(list(tmp_path.iterdir())) == 2
+    for module in (Peak(), Mean()):  # each finds its own again
+        before = sorted(tmp_path.rglob("*"))
+        encode(slide, mine(module), grid(3), tmp_path)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_are_read_once_for_all_slides_and_sizes(tiny, encoder, tmp_path, monkeypatch):
+    asked = []
+    fingerprint = ImageEncoder.fingerprint
+    monkeypatch.setattr(ImageEncoder, "fingerprint", lambda self: asked.append(self.name) or fingerprint(self))
+    own = encoder()
+    own.allow(24)
+    known = PatchFeatures(own, progress=False, cache_dir=tmp_path)
+    for one in (tiny, copied(tiny)):
+        for size in (16, 24):
+            known(SIGMMA(one)._slides[0], grid(2), CPU, np.full(4, size))
+    assert asked == ["mean"]
+
+
+def copied(sdata):
+    """The same tissue, the image an element of its own."""
+    image = sd.get_pyramid_levels(sdata["he_image"], n=0).copy(deep=True)
+    out = sd.SpatialData(
+        images={"he_image": sd.models.Image2DModel.parse(image, c_coords=["r", "g", "b"])},
+        shapes=dict(sdata.shapes),
+        tables={"table": sdata["table"].copy()},
+    )
+    SIGMMA.setup_spatialdata(out, tile_size=64)
+    return out
+
+
+def test_features_go_with_their_image(slide, tiny, encoder, read):
+    known = PatchFeatures(encoder(), progress=False)
+    first = known(slide, grid(2), CPU)
+    other = copied(tiny)
+    gone, there = weakref.ref(other), SIGMMA(other)._slides[0]
+    known(there, grid(2), CPU)
+    assert len(read) == 8
+    del other, there
+    gc.collect()
+    assert gone() is None
+    assert torch.equal(known(slide, grid(2), CPU), first)
+    assert len(read) == 8
+
+
+def test_an_image_put_in_the_place_of_another_is_encoded(tiny, encoder):
+    sdata = copied(tiny)
+    known = PatchFeatures(encoder(), progress=False)
+    before = known(SIGMMA(sdata)._slides[0], grid(3), CPU)
+    image = sdata["he_image"]
+    sdata["he_image"] = sd.models.Image2DModel.parse(255 - image, c_coords=["r", "g", "b"])
+    now = SIGMMA(sdata)._slides[0]
+    found = known(now, grid(3), CPU)
+    assert torch.equal(found, encode(now, encoder(), grid(3)))
+    assert (found[:, :3] - before[:, :3]).abs().min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (
+            1e6,
+            r"'mean' gives \d{6}(\.\d+)? on cell_circles; features are kept as float16, which ends at 65504. Scale or normalise",
+        ),
+        (float("inf"), r"'mean' itself gives (inf|nan) on cell_circles. Check its weights"),
+    ],
+)
+def test_features_that_float16_cannot_hold_are_refused(slide, encoder, tmp_path, gain, words):
+    own = encoder()
+    own.module.gain.data.fill_(gain)
+    with pytest.raises(EncoderError, match=words):
+        encode(slide, own, grid(3), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_shard_is_checked_once(slide, encoder, tmp_path, monkeypatch):
+    encode(slide, encoder(), grid(4), tmp_path)
+    checked = []
+    is_sound = FeatureCache._is_sound
+    monkeypatch.setattr(FeatureCache, "_is_sound", lambda self, file: checked.append(file) or is_sound(self, file))
+    known = PatchFeatures(encoder(), progress=False, cache_dir=tmp_path)
+    some = known(slide, grid(2), CPU)
+    every = known(slide, grid(4), CPU)
+    assert len(checked) == 1
+    assert torch.equal(every, encode(slide, encoder(), grid(4)))
+    assert torch.equal(some, encode(slide, encoder(), grid(2)))
+
+
+def test_what_was_encoded_before_an_end_without_warning_is_kept(slide, encoder, read, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "FLUSH_SECONDS", 0.0)
+    dying, batches = encoder(), []
+
+    def die(images):
+        if len(images) == 1:  # the crop that it is known by
+            return type(dying).encode(dying, images)
+        batches.append(images)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return type(dying).encode(dying, images)
+
+    monkeypatch.setattr(dying, "encode", die)
+    with pytest.raises(KeyboardInterrupt):
+        encode(slide, dying, grid(6), tmp_path)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    read.clear()
+    found = encode(slide, encoder(), grid(6), tmp_path)
+    assert len(read) == 36 - 2 * features.CPU_BATCH
+    assert torch.equal(found, encode(slide, encoder(), grid(6)))
+    # The second session merges its own shards and leaves the first one's.
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_half_written_files_are_passed_over_and_swept_away_in_time(slide, encoder, tmp_path):
+    encode(slide, encoder(), grid(3), tmp_path)
+    folder = next(tmp_path.iterdir())
+    young, old = folder / ".a.safetensors-1.part", folder / ".b.safetensors-2.part"
+    for part in (young, old):
+        part.write_bytes(b"half")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert torch.equal(encode(slide, encoder(), grid(3), tmp_path), encode(slide, encoder(), grid(3)))
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_many_writers_and_readers_at_once(tmp_path):
+    def work(n):
+        cache, gen = FeatureCache(tmp_path, "k", 4), torch.Generator().manual_seed(n)
+        for turn in range(8):
+            crops = np.array([[n, turn, k] for k in range(5)], dtype=float)
+            path = cache.write(crops, torch.randn(5, 4, generator=gen).half())
+            cache.read([tuple(c) for c in crops.tolist()])
+            if turn == 7:
+                path.unlink()
+                cache.write(crops, torch.full((5, 4), float(n)).half())
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    everything = [(float(n), float(turn), float(k)) for n in range(6) for turn in range(8) for k in range(5)]
+    found, values = FeatureCache(tmp_path, "k", 4).read(everything)
+    assert sorted(found) == list(range(len(everything)))
+    values = values[np.argsort(found)].view(6, 8, 5, 4)
+    for n in range(6):
+        gen = torch.Generator().manual_seed(n)
+        for turn in range(7):
+            assert torch.equal(values[n, turn], torch.randn(5, 4, generator=gen).half())
+        assert (values[n, 7] == n).all()
+
+
+@pytest.mark.parametrize("harm", ["truncated", "a flipped bit", "no safetensors", "empty"])
+def test_a_damaged_shard_is_told_of_and_computed_again(slide, encoder, read, tmp_path, harm):
+    good = encode(slide, encoder(), grid(4), tmp_path)
+    shard = next(tmp_path.rglob("*.safetensors"))
+    raw = bytearray(shard.read_bytes())
+    raw[-3] ^= 4
+    shard.write_bytes(
+        {"truncated": raw[:-7], "a flipped bit": raw, "no safetensors": b"\x80\x04." * 9, "empty": b""}[harm]
+    )
+    read.clear()
+    with pytest.warns(CacheWarning, match=shard.name):
+        found = encode(slide, encoder(), grid(4), tmp_path)
+    assert len(read) == 16
+    assert torch.equal(found, good)
+
+
+def test_a_shard_of_another_image_is_not_believed(tmp_path):
+    crops = np.array([[0.0, 0.0, 1.0]])
+    shard = FeatureCache(tmp_path, "one", 2).write(crops, torch.ones(1, 2).half())
+    other = FeatureCache(tmp_path, "two", 2)
+    shard.rename(other.folder / shard.name)
+    with pytest.warns(CacheWarning, match="belongs elsewhere"):
+        found, values = other.read([(0.0, 0.0, 1.0)])
+    assert found == []
+    assert values.shape == (0, 2)
+
+
+def test_a_file_is_no_folder(tiny, encoder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="is a file"):
+        SIGMMA(tiny, encoder(), cache_dir=tmp_path / "file")
+
+
+def test_models_share_a_cache_and_do_not_save_where_it_is(tiny, encoder, read, tmp_path):
+    models = [SIGMMA(tiny, encoder(), n_latent=8, seed=s, cache_dir=tmp_path / "cache") for s in (0, 1)]
+    models[0].train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
+    models[0].get_tile_representation()
+    read.clear()
+    models[1].train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
+    models[1].save(tmp_path / "model")
+    loaded = SIGMMA.load(tmp_path / "model", tiny, encoder(), cache_dir=tmp_path / "cache")
+    x = loaded.get_tile_representation().X
+    assert not read
+    assert "cache" not in (tmp_path / "model" / "model.json").read_text()
+    np.testing.assert_array_equal(SIGMMA.load(tmp_path / "model", tiny, encoder()).get_tile_representation().X, x)
+
+
+def test_features_go_with_what_holds_them(slide, encoder):
+    """Though the image stays."""
+    known = PatchFeatures(encoder(), progress=False)
+    known(slide, grid(2), CPU)
+    values = weakref.ref(next(iter(known._known._values.values()))[0][16, False])
+    del known
+    gc.collect()
+    assert values() is None

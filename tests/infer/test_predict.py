@@ -1,0 +1,378 @@
+import json
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pytest
+import spatialdata as sd
+from scipy.special import softmax
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
+
+from sigmma_sc import SIGMMA
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import ExpressionWarning, SetupError
+from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
+from sigmma_sc.infer import predict as predict_module
+from sigmma_sc.infer.evaluate import chosen_counts, chosen_tiles
+from sigmma_sc.infer.predict import predict, reliability, retrieve, ridge
+from sigmma_sc.infer.reference import Reference
+
+SCALES = ("micro", "meso", "macro")
+
+
+def slide_of(both, k):
+    """One slide of two, as an object of its own, with the names that every object has."""
+    region = f"slide{k}_cell_circles"
+    table = both["table"][(both["table"].obs["region"] == region).to_numpy()].copy()
+    del table.uns["spatialdata_attrs"]
+    table.obs["region"] = "cell_circles"
+    table = sd.models.TableModel.parse(table, region="cell_circles", region_key="region", instance_key="cell_id")
+    return sd.SpatialData(
+        images={"he_image": both[f"slide{k}_he_image"]}, shapes={"cell_circles": both[region]}, tables={"table": table}
+    )
+
+
+@pytest.fixture(scope="module")
+def slides():
+    """Three donors, each with its stain and batch; tests must not change them."""
+    three = simulate_tissue(n_cells=2000, n_slides=3, seed=0)
+    parts = [slide_of(three, k) for k in (1, 2, 3)]
+    for k, sdata in enumerate(parts, start=1):
+        SIGMMA.setup_spatialdata(sdata, coordinate_system=f"slide{k}", tile_size=64)
+    return parts
+
+
+@pytest.fixture(scope="module")
+def fitted(slides, encoder):
+    """Trained on the first, validated on the second."""
+    model = SIGMMA({"a": slides[0], "b": slides[1]}, encoder(input_size=32), n_latent=32)
+    model.train(8, 64, {"val": ["b/cell_circles"]}, lr=3e-3, enable_progress_bar=False)
+    return model
+
+
+@pytest.fixture(scope="module")
+def unseen(slides):
+    return slides[2]
+
+
+@pytest.fixture(scope="module")
+def alone(unseen):
+    """The image of the third."""
+    sdata = sd.SpatialData(images={"he_image": unseen["he_image"]})
+    SIGMMA.setup_spatialdata(sdata, table_key=None, coordinate_system="slide3", microns_per_pixel=0.5, tile_size=64)
+    return sdata
+
+
+@pytest.fixture(scope="module")
+def saved(fitted, tmp_path_factory):
+    path = tmp_path_factory.mktemp("predict") / "model"
+    fitted.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(saved, alone, encoder):
+    return SIGMMA.load(saved, alone, encoder(input_size=32))
+
+
+def made_up(n=40, g=6, d=5, n_slides=1, seed=0):
+    """A reference whose first genes follow the embeddings; three quarters of its tiles train."""
+    rng = np.random.default_rng(seed)
+    image, transcriptome = ({s: rng.normal(size=(n, d)).astype(np.float32) for s in SCALES} for _ in range(2))
+    expression = 2 + image["micro"] @ rng.normal(size=(d, g)) + 0.3 * rng.normal(size=(n, g))
+    slide, train = np.arange(n) % n_slides, np.arange(n) < 3 * n // 4
+    genes = [f"g{k}" for k in range(g)]
+    return Reference(genes, 500.0, expression.astype(np.float16), image, transcriptome, slide, train)
+
+
+class TestRetrieval:
+    @pytest.mark.parametrize("scale", [*SCALES, "all"])
+    def test_equals_a_loop_over_tiles(self, scale, monkeypatch, rng):
+        monkeypatch.setattr(predict_module, "QUERIES", 7)  # 20 queries in parts
+        reference = made_up()
+        image = {s: rng.normal(size=(20, 5)).astype(np.float32) for s in SCALES}
+        found = predict(image, reference, "retrieval", scale, 4, 0.2)
+        scales = SCALES if scale == "all" else (scale,)
+        for i in range(20):
+            cosine = np.zeros(30)
+            for j in range(30):
+                for s in scales:
+                    a, b = image[s][i].astype(float), reference.transcriptome[s][j].astype(float)
+                    cosine[j] += a @ b / np.linalg.norm(a) / np.linalg.norm(b) / len(scales)
+            nearest = np.argsort(cosine)[-4:]
+            weights = np.exp(cosine[nearest] / 0.2)
+            expected = weights @ reference.expression[nearest].astype(float) / weights.sum()
+            np.testing.assert_allclose(found[i], expected, rtol=1e-4)
+
+    def test_one_neighbour_is_copied_and_more_than_there_are_is_all(self):
+        keys, expression = np.eye(3, dtype=np.float32), np.array([[1.0, 2], [3, 4], [5, 7]], np.float32)
+        np.testing.assert_array_equal(retrieve(keys[[2, 0]], keys, expression, 1, 0.07), expression[[2, 0]])
+        weights = softmax(np.array([1, 0, 0]) / 0.5)
+        np.testing.assert_allclose(
+            retrieve(keys[:1] * 9, keys, expression, 50, 0.5)[0], weights @ expression, rtol=1e-6
+        )
+
+    def test_lies_between_the_lowest_and_the_highest_training_tile(self, rng):
+        reference = made_up()
+        found = predict({s: rng.normal(size=(9, 5)) for s in SCALES}, reference, "retrieval", "all", 10, 0.07)
+        train = reference.expression[reference.train].astype(np.float32)
+        assert (found >= train.min(0) - 1e-5).all()
+        assert (found <= train.max(0) + 1e-5).all()
+
+
+class TestRidge:
+    @pytest.mark.parametrize("genes", [2, 1000])
+    def test_equals_scaler_pca_and_the_penalty_of_least_leave_one_out_error(self, genes, monkeypatch, rng):
+        monkeypatch.setattr(predict_module, "GENES", genes)
+        x, query, y = rng.normal(size=(30, 5)), rng.normal(size=(7, 5)), rng.normal(2, 1, size=(30, 5))
+        y[:, 0] += x[:, 1]
+        scaler = StandardScaler().fit(x)
+        pca = PCA().fit(scaler.transform(x))
+        z, z_query = (pca.transform(scaler.transform(part)) for part in (x, query))
+        found = ridge(query, x, y)
+        for gene in range(5):
+            errors = []
+            for alpha in ALPHAS:
+                left_out = [
+                    Ridge(alpha).fit(np.delete(z, i, 0), np.delete(y[:, gene], i)).predict(z[[i]])[0] for i in range(30)
+                ]
+                errors.append(((left_out - y[:, gene]) ** 2).mean())
+            expected = Ridge(ALPHAS[np.argmin(errors)]).fit(z, y[:, gene]).predict(z_query)
+            np.testing.assert_allclose(found[:, gene], expected, rtol=1e-5)
+
+    def test_a_single_gene(self, rng):
+        x, y = rng.normal(size=(30, 5)), rng.normal(size=(30, 2))
+        np.testing.assert_allclose(ridge(x, x, y[:, :1]), ridge(x, x, y)[:, :1], rtol=1e-5)
+
+    def test_its_reliability_is_the_score_of_the_probe(self, fitted):
+        """Against evaluate_expression, which reads the counts of the slide."""
+        model = fitted
+        probe = model.evaluate_expression(split="val")["pcc"]
+        var = model.predict_expression(method="ridge").var
+        np.testing.assert_allclose(var["reliability"][probe.index], probe, atol=5e-3)  # counts here at half precision
+        assert set(var["reliability_n_tiles"]) == {(model.data.roles["b/cell_circles"] == "val").sum()}
+
+
+class TestReliability:
+    def test_by_hand(self):
+        """Three validation tiles whose nearest training tile is known."""
+        eye = np.eye(3, dtype=np.float32)
+        keys = {s: np.concatenate([eye, eye]) for s in SCALES}
+        train, held = [[1, 1, 5], [2, 3, 5], [4, 2, 5]], [[1, 3, 1], [2, 2, 2], [3, 1, 3]]
+        reference = Reference(
+            ["a", "b", "constant"],
+            1.0,
+            np.array(train + held, np.float16),
+            keys,
+            keys,
+            np.zeros(6, int),
+            np.arange(6) < 3,
+        )
+        with pytest.warns(ExpressionWarning, match="reliability of 1 of 3 genes is not known.* constant .*: constant"):
+            found = reliability(reference, "retrieval", "all", 1, 0.07)
+        # a: predicted 1, 2, 4 for 1, 2, 3; b: predicted 1, 3, 2 for 3, 2, 1.
+        np.testing.assert_allclose(found["reliability"], [3 / np.sqrt(2 * 14 / 3), -0.5, np.nan])
+        assert found.index.tolist() == ["a", "b", "constant"]
+        assert found["reliability_n_tiles"].tolist() == [3, 3, 3]
+
+    def test_is_the_mean_over_slides_within_each(self):
+        reference = made_up(n=80, n_slides=2)
+        shifted = reference.expression + (4 * reference.slide)[:, None].astype(
+            np.float16
+        )  # no credit for telling slides
+        reference = replace(reference, expression=shifted)
+        found = reliability(reference, "retrieval", "micro", 5, 0.1)
+        expected = []
+        for s in (0, 1):
+            here = ~reference.train & (reference.slide == s)
+            image = {name: values[here] for name, values in reference.image.items()}
+            expected.append(
+                pearson(shifted[here].astype(float), predict(image, reference, "retrieval", "micro", 5, 0.1))
+            )
+        np.testing.assert_allclose(found["reliability"], np.mean(expected, axis=0), rtol=1e-5)
+
+    def test_tells_what_can_be_predicted_from_what_cannot(self, rng):
+        reference = made_up(n=200, g=4)
+        expression = reference.expression.copy()
+        expression[:, 2:] = rng.normal(size=(200, 2))
+        found = reliability(replace(reference, expression=expression), "ridge", "all", 0, 0.07)["reliability"]
+        assert (found[:2] > 0.8).all()
+        assert (found[2:].abs() < 0.4).all()
+
+    @pytest.mark.parametrize("n_held", [0, 2])
+    def test_too_few_validation_tiles_give_nan_and_a_reason(self, n_held):
+        reference = replace(made_up(), train=np.arange(40) < 40 - n_held)
+        with pytest.warns(ExpressionWarning, match=rf"No slide has 3 validation tiles \({n_held} in all\)"):
+            found = reliability(reference, "retrieval", "all", 5, 0.07)
+        assert found["reliability"].isna().all()
+        assert (found["reliability_n_tiles"] == 0).all()
+
+
+class TestHeOnly:
+    @pytest.mark.parametrize("method", ["retrieval", "ridge"])
+    def test_an_unseen_slide_is_predicted_better_than_by_the_gene_mean(self, fitted, unseen, alone, method):
+        model = fitted
+        found = model.predict_expression(alone, method)
+        (embedded, which), *_ = chosen = chosen_tiles(model, unseen, "all")
+        counts = chosen_counts(model, chosen, list(found.var_names))
+        truth = log_expression(counts, found.uns["sigmma"]["library"]).toarray()
+        np.testing.assert_allclose(found.obsm["spatial"], embedded.tiles.origins + embedded.tiles.side / 2)
+        predicted = found.X[which].astype(float)
+        pcc = pearson(truth, predicted)
+        assert pcc.mean() > 0.25  # of the gene mean it is undefined
+        # Reliability, measured on one slide, orders the genes of another.
+        assert np.corrcoef(found.var["reliability"], pcc)[0, 1] > 0.5
+        if method == "retrieval":
+            # The donor's stain and batch move whole genes; apart from that the error is below the gene mean's.
+            p, t = predicted - predicted.mean(0), truth - truth.mean(0)
+            assert (((p - t) ** 2).mean(0) < (t**2).mean(0)).mean() > 0.6
+
+    def test_saved_and_loaded_without_any_table(self, fitted, alone, loaded):
+        model = fitted
+        for options in ({}, {"method": "ridge", "scale": "meso"}, {"scale": "macro", "n_neighbors": 3}):
+            a, b = model.predict_expression(alone, **options), loaded.predict_expression(**options)
+            np.testing.assert_array_equal(a.X, b.X)
+            assert a.var.equals(b.var)
+            assert a.obs.equals(b.obs)
+            assert a.X.dtype == np.float32
+            assert np.isfinite(a.X).all()
+        assert set(b.obs["split"]) == {"unseen"}
+
+    def test_a_model_loaded_on_an_image_is_saved_as_it_was(self, fitted, unseen, saved, loaded, tmp_path):
+        loaded.save(tmp_path / "again")
+        first, again = (json.loads((path / "model.json").read_text()) for path in (saved, tmp_path / "again"))
+        assert first == again
+        assert first["setup"]["table_key"] == "table"
+        assert (tmp_path / "again" / "weights.safetensors").read_bytes() == (saved / "weights.safetensors").read_bytes()
+        # It still embeds cells of another object.
+        a, b = (m.get_latent_representation(unseen) for m in (fitted, loaded))
+        np.testing.assert_array_equal(a, b)
+
+    def test_embeddings_of_every_scale(self, fitted, unseen, alone, loaded, tmp_path):
+        for scale in (*SCALES, "all"):
+            found = loaded.get_tile_representation(scale=scale)
+            expected = fitted.get_tile_representation(unseen, scale=scale)
+            np.testing.assert_allclose(found.X, expected.X, atol=1e-5)
+            assert found.n_vars == 32 * (3 if scale == "all" else 1)
+        with pytest.raises(SetupError, match="no cells to embed"):
+            loaded.get_latent_representation()
+        loaded.write_embeddings()
+        tiles = alone["sigmma_tiles"]
+        assert set(tiles.obsm) == {"spatial", *(f"image_{s}" for s in SCALES)}
+        for scale in SCALES:
+            np.testing.assert_array_equal(tiles.obsm[f"image_{scale}"], loaded.get_tile_representation(scale=scale).X)
+        assert len(alone["sigmma_tiles_he_image"]) == tiles.n_obs
+        assert tiles.uns["sigmma"]["microns_per_pixel"] == 0.5
+        assert "table_key" not in tiles.uns["sigmma"]
+        alone.write(tmp_path / "alone.zarr")
+        again = sd.read_zarr(tmp_path / "alone.zarr")
+        np.testing.assert_array_equal(again["sigmma_tiles"].obsm["image_meso"], tiles.obsm["image_meso"])
+
+    def test_an_image_that_was_never_set_up_is_refused_with_the_call_to_make(self, fitted, unseen, saved, encoder):
+        bare = sd.SpatialData(images={"he_image": unseen["he_image"]})
+        words = r"holds no table and was never set up.*table_key=None, microns_per_pixel=…, tile_size=64\S*, grids=\(4, 2, 1\)"
+        with pytest.raises(SetupError, match=words):
+            SIGMMA.load(saved, bare, encoder(input_size=32))
+        with pytest.raises(SetupError, match=words):
+            fitted.predict_expression(bare)
+        assert not bare.attrs.get("sigmma")
+
+
+def test_what_is_returned(fitted, tmp_path):
+    model = fitted
+    found = model.predict_expression(n_neighbors=7)
+    tiles = model.get_tile_representation()
+    assert found.obs.equals(tiles.obs)
+    np.testing.assert_array_equal(found.obsm["spatial"], tiles.obsm["spatial"])
+    assert found.var_names.tolist() == model.sdata["a"]["table"].var_names.tolist()
+    told = found.uns["sigmma"]
+    assert (told["method"], told["scale"], told["n_neighbors"]) == ("retrieval", "all", 7)
+    # The library is the median total of the training tiles.
+    totals = np.array(
+        [counts.sum() for counts in chosen_counts(model, chosen_tiles(model, None, "train"), list(found.var_names))]
+    )
+    assert told["library"] == np.median(totals)
+    assert told["n_train"] == len(totals)
+    found.write_h5ad(tmp_path / "expression.h5ad")
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "expression.h5ad").X, found.X)
+
+
+def test_reference_holds_the_embeddings_and_counts_of_its_tiles(fitted):
+    model = fitted
+    model.predict_expression()
+    reference = model._reference
+    role = np.concatenate([model.data.roles[f"{name}/cell_circles"] for name in "ab"])
+    kept = np.flatnonzero(np.isin(role, ("train", "val")))
+    np.testing.assert_array_equal(reference.train, role[kept] == "train")
+    np.testing.assert_array_equal(reference.slide, (role[kept] == "val").astype(int))
+    for modality in ("image", "transcriptome"):
+        expected = model.get_tile_representation(modality=modality, scale="meso").X[kept]
+        np.testing.assert_allclose(getattr(reference, modality)["meso"], expected, atol=1e-5)
+
+
+def test_training_on_makes_a_new_reference(tiny, encoder):
+    model = SIGMMA(tiny, encoder(input_size=32), n_latent=8)
+    for _ in range(2):
+        model.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
+        assert model._reference is None
+        with pytest.warns(ExpressionWarning, match="No slide has 3 validation tiles"):
+            model.predict_expression()
+        now = model.get_tile_representation(scale="micro").X[model.data.roles["cell_circles"] == "train"]
+        np.testing.assert_allclose(model._reference.image["micro"], now, atol=1e-5)
+
+
+def test_without_counts_a_model_is_saved_with_a_warning(tiny, encoder, tmp_path):
+    table = tiny["table"].copy()
+    table.obsm["X_mine"] = np.random.default_rng(0).normal(size=(table.n_obs, 3))
+    table.X = None
+    sdata = sd.SpatialData(
+        images={"he_image": tiny["he_image"]}, shapes={"cell_circles": tiny["cell_circles"]}, tables={"table": table}
+    )
+    SIGMMA.setup_spatialdata(sdata, features_key="X_mine", tile_size=64)
+    model = SIGMMA(sdata, encoder(input_size=32), n_latent=8)
+    model.train(max_epochs=1, split="none", batch_size=16, enable_progress_bar=False)
+    with pytest.raises(SetupError, match="raw counts"):
+        model.predict_expression()
+    with pytest.warns(ExpressionWarning, match="saved without expression to predict from: The table has no X"):
+        model.save(tmp_path / "model")
+    image = sd.SpatialData(images={"he_image": tiny["he_image"]})
+    SIGMMA.setup_spatialdata(image, table_key=None, microns_per_pixel=0.5, tile_size=64)
+    bare = SIGMMA.load(tmp_path / "model", image, encoder(input_size=32))
+    assert bare.get_tile_representation().n_vars == 8
+    with pytest.raises(SetupError, match="carries no expression to predict from"):
+        bare.predict_expression()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"method": "knn"}, "method='knn' is not one of 'retrieval', 'ridge'"),
+        ({"scale": "mirco"}, "scale='mirco'"),
+        ({"n_neighbors": 0}, "n_neighbors=0"),
+    ],
+)
+def test_refusals_before_any_compute(fitted, options, words):
+    with pytest.raises(SetupError, match=words):
+        fitted.predict_expression(**options)
+
+
+def test_a_reference_of_too_few_tiles_has_no_ridge(loaded, monkeypatch):
+    few = replace(loaded._reference, train=np.arange(len(loaded._reference.train)) < 2)
+    monkeypatch.setattr(loaded, "_reference", few)
+    with pytest.raises(SetupError, match="Ridge needs 3 training tiles or more, the model has 2"):
+        loaded.predict_expression(method="ridge")
+    with pytest.warns(ExpressionWarning, match="genes is not known"):  # two tiles share their zeros
+        assert loaded.predict_expression().n_vars == 120
+
+
+def test_a_reference_costs_no_more_than_is_said(fitted, saved):
+    reference = fitted._reference
+    n = len(reference.train)
+    with_it = (saved / "weights.safetensors").stat().st_size
+    weights = sum(v.numel() * v.element_size() for v in fitted.module.state_dict().values())
+    nodes = fitted.data.nodes
+    others = weights + nodes.mean.nbytes + nodes.components.nbytes
+    assert with_it - others == pytest.approx(n * (2 * 120 + 24 * 32), rel=0.25)  # and a header of some kB
+    assert reference.expression.dtype == np.float16
