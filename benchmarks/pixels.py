@@ -95,7 +95,7 @@ def ours(sdata: spatialdata.SpatialData, size: int = TILE) -> Reader:
     _, height, width = sdata["he"].shape
     corners = tile_corners(height)
     nobody = np.empty(0, np.int64)
-    slide = Slide("he", sdata, "he", "global", None, 0.5, width, height, nobody, np.empty((0, 2)), "he")
+    slide = Slide("he", sdata, "he", "global", None, 0.5, width, height, nobody, np.empty((0, 2)), "he", None, None)
     crops = np.column_stack([corners, np.full(len(corners), TILE)]).astype(float)
 
     def read():

@@ -16,8 +16,9 @@ COUNTS = {"n_latent": 1, "n_neighs": 1, "min_cells": 1, "lora_rank": 1, "last_k"
 
 FLAGS = ("cell_covariates", "symmetric_edges", "learn_temperature")
 
-COLDEST, WARMEST = 0.01, 0.5
-"""Bounds of a learned temperature; CLIP's own is the lower one."""
+MIN_TEMPERATURE = 0.01
+MAX_TEMPERATURE = 0.5
+"""Bounds of a learned temperature; the lower one is CLIP's."""
 
 LARGEST_SEED = 2**32 - 1
 """Of NumPy's and scikit-learn's generators."""
@@ -41,6 +42,9 @@ class Config:
     cells
         ``"graph"``, the cell graph (the method), or ``"genes"``, one vector of the tile's pooled, log-normalised counts at
         every scale (Table 4). Such a model embeds tiles, not cells.
+    node_features
+        ``"pca"`` of log-normalised counts, ``"obsm"`` for the embedding that ``features_key`` names, or a name of your own;
+        ``"auto"`` takes the embedding if there is one.
     edges
         ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` keeps
         the spatial edges alone (Table 4).
@@ -65,6 +69,8 @@ class Config:
     loss_weights
         Weight of each scale's loss, fine to coarse; ``None`` weighs all 1, ``(0, 0, 1)`` aligns the macro scale alone
         (Table 4). A scale of weight 0 has no tile embedding.
+    objective
+        Contrastive objective of each scale: ``"infonce"`` (the paper), or a name of your own.
     temperature, learn_temperature
         τ of InfoNCE (0.07), and whether each scale learns its own from there, within 0.01 and 0.5 (our choice).
     negatives
@@ -103,6 +109,7 @@ class Config:
 
     n_latent: int = 128
     cells: Literal["graph", "genes"] = "graph"
+    node_features: str = "auto"
     edges: Literal["sampled", "full", "none"] = "sampled"
     cell_covariates: bool = True
     standardise: Literal["slide", "training"] = "slide"
@@ -112,6 +119,7 @@ class Config:
     radius: float | None = None
     min_cells: int = 5
     loss_weights: tuple[float, ...] | None = None
+    objective: str = "infonce"
     temperature: float = 0.07
     learn_temperature: bool = False
     negatives: Literal["within_slide", "pooled"] = "within_slide"
@@ -151,10 +159,10 @@ class Config:
         for value in self.edge_temperatures:
             require_positive(value, "edge_temperature")
         require_positive(self.temperature, "temperature")
-        if self.learn_temperature and not COLDEST <= self.temperature <= WARMEST:
+        if self.learn_temperature and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             raise SetupError(
-                f"temperature={self.temperature} cannot be learned from: with learn_temperature=True it must lie within {COLDEST} "
-                f"and {WARMEST}."
+                f"temperature={self.temperature} cannot be learned from: with learn_temperature=True it must lie within {MIN_TEMPERATURE} "
+                f"and {MAX_TEMPERATURE}."
             )
         if self.radius is not None:
             require_positive(self.radius, "radius")

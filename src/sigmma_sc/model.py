@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import is_number, require_choice, require_divides, require_positive, require_whole
+from sigmma_sc._checks import require_choice, require_divides, require_positive
 from sigmma_sc.config import Config
-from sigmma_sc.errors import ExistsError, NotTrainedError, SetupError
-from sigmma_sc.tissue.setup import Setup, common_setup, get_table, objects_of, register, stored_setup
-from sigmma_sc.features.data import TissueData
+from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
+from sigmma_sc.registration.check import warn_unregistered
+from sigmma_sc.tissue.setup import Setup, common_setup, objects_of, slides_of, store_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
 
     import torch
     from anndata import AnnData
-    from spatialdata import SpatialData
+    from numpy.typing import NDArray
+    from scvi.train import Trainer
     from xarray import Dataset
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.nn.towers import TwoTowers
-    from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.features.data import TissueData
+    from sigmma_sc.infer.embed import Embedder, SlideEmbedding
     from sigmma_sc.infer.reference import Reference
-
-    Tissue = SpatialData | dict[str, SpatialData]
+    from sigmma_sc.nn.towers import TwoTowers
+    from sigmma_sc.nn.trainable import TrainableEncoder
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
 
 
 class SIGMMA:
@@ -45,21 +49,21 @@ class SIGMMA:
         Width of the shared space and of the cell embeddings (our choice; the paper is silent).
     preset
         ``"paper"`` for the method as published, as far as it is known: the image encoder is trained as a whole, cells are told
-        apart by their profiles alone, and slides are not standardised one by one. Switches that are given go before it.
+        apart by their profiles alone, and slides are not standardised one by one. Options that are given override it.
     cache_dir
         Folder that keeps the encoder's patch features from one session to the next, as float16. Models share it, and may use
         it at the same time. Features are known by image, encoder and crop; the page *Method* tells what that covers. It is
         not saved with the model.
-    **switches
+    **options
         Any other field of :class:`sigmma_sc.Config`: ``edges``, ``n_neighs``, ``radius``, ``regime``, ``loss_weights``,
         ``temperature``, ``negatives``, ``seed`` …
 
     Raises
     ------
     SetupError
-        A switch does not exist or is out of range.
+        An option does not exist or is out of range.
     EncoderError
-        The encoder cannot be had, or not be used as the switches say.
+        The encoder cannot be had, or not be used as the options ask.
 
     Examples
     --------
@@ -80,29 +84,26 @@ class SIGMMA:
         *,
         preset: Literal["paper"] | None = None,
         cache_dir: str | Path | None = None,
-        **switches: Any,
+        **options: Any,
     ):
         from sigmma_sc.encoders.encoder import get_encoder
+        from sigmma_sc.encoders.tuning import require_tunable
+        from sigmma_sc.features.data import TissueData
+        from sigmma_sc.nn.objectives import OBJECTIVES
+        from sigmma_sc.train.fit import Trained
 
         self.sdata = sdata
         self.setup = common_setup(sdata)
-        self.config = Config.of({"n_latent": n_latent, **switches}, self.setup.grids, preset)
+        self.config = Config.of({"n_latent": n_latent, **options}, self.setup.grids, preset)
+        require_choice(self.config.objective, tuple(OBJECTIVES), "objective")
         self.image_encoder = get_encoder(image_encoder)
         if self.config.regime != "frozen":
-            from sigmma_sc.encoders.tuning import require_tunable
-
             require_tunable(self.image_encoder, self.config)
         for size in self.config.crop_sizes or ():
             self.image_encoder.allow(size)
-        self.data = TissueData(self.setup, self.image_encoder, self.config, cache_dir)
-        self.options: dict[str, Any] = {}  # of methods that are built on this one
-        self.module = None
-        self.trainer = None
-        self.history_: dict[str, pd.DataFrame] | None = None
-        self.is_trained_ = False
-        self.epochs_ = 0
+        self._slides = slides_of(sdata)
+        self._state = Trained(TissueData(self.setup, self.image_encoder, self.config, cache_dir))
         self._reference: Reference | None = None
-        self._slides = self.data.slides(sdata)
 
     @staticmethod
     def setup_spatialdata(
@@ -164,8 +165,8 @@ class SIGMMA:
             features_key=features_key, sample_key=sample_key, microns_per_pixel=microns_per_pixel,
             tile_size=tile_size, grids=tuple(grids),
         )  # fmt: skip
-        for one in objects_of(sdata).values():
-            register(one, setup)
+        for slide in store_setup(sdata, setup):
+            warn_unregistered(slide)
 
     def train(
         self,
@@ -250,33 +251,66 @@ class SIGMMA:
         3
         """
         from sigmma_sc.train.fit import fit
+        from sigmma_sc.train.options import TrainOptions
 
-        tuning = {"encoder_lr": encoder_lr, "augment": augment, "chunk_size": chunk_size}
-        require_whole(max_epochs, "max_epochs")
-        require_whole(batch_size, "batch_size")
-        if batch_size < 2:
-            raise SetupError(f"batch_size={batch_size} leaves no negatives; use at least 2, better 64 or more.")
-        require_positive(lr, "lr")
-        if not is_number(weight_decay) or weight_decay < 0:
-            raise SetupError(f"weight_decay={weight_decay!r} must be 0 or more.")
-        if encoder_lr is not None:
-            require_positive(encoder_lr, "encoder_lr")
-        if chunk_size is not None:
-            require_whole(chunk_size, "chunk_size")
-        for name, value in tuning.items():
-            if value and self.config.regime == "frozen":
-                raise SetupError(
-                    f"{name}={value!r} is for an image encoder in training, and this one is frozen. Make the model with "
-                    "regime='lora', 'last_k' or 'full'."
-                )
-        tuning["augment"] = self.config.regime != "frozen" if augment is None else augment
-        stride = self.setup.tile_size / self.setup.grids[0] if stride is None else stride
-        require_divides(stride, self.setup.tile_size)
-        fit(
-            self, split, stride, batch_size, {"lr": lr, "weight_decay": weight_decay}, tuning, checkpoint_dir, ckpt_path,
-            max_epochs=max_epochs, accelerator=accelerator, devices=devices, precision=precision,
-            early_stopping=early_stopping, early_stopping_patience=early_stopping_patience, **trainer_kwargs,
+        options = TrainOptions(
+            max_epochs=max_epochs, batch_size=batch_size, split=split, accelerator=accelerator, devices=devices,
+            precision=precision, stride=stride, lr=lr, weight_decay=weight_decay, encoder_lr=encoder_lr, augment=augment,
+            chunk_size=chunk_size, early_stopping=early_stopping, early_stopping_patience=early_stopping_patience,
+            checkpoint_dir=checkpoint_dir, ckpt_path=ckpt_path, trainer=trainer_kwargs,
         )  # fmt: skip
+        slides = slides_of(self.sdata, self.setup)
+        self._state = fit(self._state, slides, self._towers, options.completed(self.config, self.setup))
+        self._slides = slides
+        self._reference = None  # its embeddings are those of the weights before
+
+    @property
+    def data(self) -> TissueData:
+        """Tissue of the model: features, and roles of tiles.
+
+        >>> model.data.roles.split
+        'blocks'
+        """
+        return self._state.data
+
+    @property
+    def module(self) -> TwoTowers | None:
+        """The towers; ``None`` before training.
+
+        >>> model.module.aligned
+        ('micro', 'meso', 'macro')
+        """
+        return self._state.towers
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """Trainer of the last call of :meth:`train`.
+
+        >>> model.trainer is None or model.trainer.current_epoch > 0
+        True
+        """
+        return self._state.trainer
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether there are trained towers.
+
+        >>> model.is_trained
+        True
+        """
+        return self._state.towers is not None
+
+    @property
+    def embedder(self) -> Embedder:
+        """What embeds slides with the trained towers.
+
+        >>> slides = model.resolve()
+        >>> [embedding.slide.name for embedding in model.embedder.slides(slides, images=False)]
+        ['cell_circles']
+        """
+        from sigmma_sc.infer.embed import Embedder
+
+        return Embedder(self.data, self._trained())
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
@@ -286,7 +320,7 @@ class SIGMMA:
         >>> len(loss), bool(loss.iloc[-1] < loss.iloc[0])
         (120, True)
         """
-        return self.history_ or {}
+        return self._state.history
 
     @property
     def device(self) -> torch.device:
@@ -307,11 +341,11 @@ class SIGMMA:
         >>> model.device.type
         'cpu'
         """
-        self.module.to(device)
+        self._trained().to(device)
 
     def get_latent_representation(
         self, sdata: Tissue | None = None, scale: str = "micro", stride: float | None = None
-    ) -> Any:
+    ) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
         """Cell embeddings of one scale.
 
         Parameters
@@ -336,18 +370,24 @@ class SIGMMA:
         >>> model.get_latent_representation(scale="all").shape  # micro, meso and macro
         (5000, 192)
         """
-        from sigmma_sc.store.write import cell_matrices
+        from sigmma_sc.store.write import by_object, cell_matrices
 
-        if not self._trained().embedded:
+        embedded = self._trained().embedded
+        if not embedded:
             raise SetupError("A model with cells='genes' embeds tiles, not cells. Use get_tile_representation().")
-        require_choice(scale, (*self.module.embedded, "all"), "scale")
-        embeddings = self._embed(sdata, images=False, stride=stride)
-        tissue = objects_of(self.sdata if sdata is None else sdata)
+        require_choice(scale, (*embedded, "all"), "scale")
+        slides = self.resolve(sdata)
+        if any(slide.region is None for slide in slides):
+            raise SetupError("The object was set up with table_key=None and has no cells to embed.")
+        if stride is not None:
+            require_divides(stride, self.setup.tile_size)
+        tissue = self.sdata if sdata is None else sdata
         out = {}
-        for name, one in tissue.items():
-            cells = cell_matrices(self, one, embeddings)
+        embeddings = self.embedder.slides(slides, images=False, stride=stride)
+        for name, group in zip(objects_of(tissue), by_object(embeddings), strict=True):
+            cells = cell_matrices(group)
             out[name] = np.concatenate(list(cells.values()), axis=1) if scale == "all" else cells[scale]
-        return out if isinstance(self.sdata if sdata is None else sdata, dict) else next(iter(out.values()))
+        return out if isinstance(tissue, dict) else next(iter(out.values()))
 
     def get_tile_representation(
         self, sdata: Tissue | None = None, modality: Literal["image", "transcriptome"] = "image", scale: str = "macro"
@@ -379,19 +419,23 @@ class SIGMMA:
         """
         from anndata import AnnData
 
-        from sigmma_sc.store.write import at_scale, tile_obs
+        from sigmma_sc.infer.scales import at_scale
+        from sigmma_sc.infer.tiles import centres_of, tile_obs
 
         require_choice(modality, ("image", "transcriptome"), "modality")
         require_choice(scale, (*self._trained().aligned, "all"), "scale")
-        embeddings = self._embed(sdata, images=modality == "image", cells=modality == "transcriptome")
-        if modality == "transcriptome" and any(e.slide.region is None for e in embeddings):
+        cells = modality == "transcriptome"
+        slides = self.resolve(sdata, cells)
+        if cells and any(slide.region is None for slide in slides):
             raise SetupError(
                 "modality='transcriptome' needs cells, and the object was set up with table_key=None. Use modality='image'."
             )
-        matrix = np.concatenate([at_scale(getattr(e, modality), scale) for e in embeddings])
-        obs = pd.concat([tile_obs(self, e) for e in embeddings])
-        centres = np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])
-        return AnnData(X=matrix, obs=obs, obsm={"spatial": centres})
+        embeddings = self.embedder.slides(slides, images=not cells, cells=cells)
+        return AnnData(
+            X=np.concatenate([at_scale(e.tower(modality), scale) for e in embeddings]),
+            obs=pd.concat([tile_obs(self.data, e.slide) for e in embeddings]),
+            obsm={"spatial": centres_of(embeddings)},
+        )
 
     def get_attention(
         self, tiles: Sequence[str], sdata: Tissue | None = None, when: Literal["before", "after"] = "after"
@@ -435,9 +479,15 @@ class SIGMMA:
         """
         from sigmma_sc.infer.attention import tile_attention
 
-        self._trained()
+        towers = self._trained()
         require_choice(when, ("before", "after"), "when")
-        return tile_attention(self, tiles, self._resolve(sdata, cells=False), when)
+        encoder = self.image_encoder
+        if when == "after" and towers.encoder is not None:  # the model trains a copy: its own encoder is as it came
+            encoder = towers.encoder.encoder
+        # A whole tile is a crop of the coarsest grid, and reaches the encoder at its size.
+        side = (self.config.crop_sizes or (encoder.input_size,))[-1]
+        maps = tile_attention(encoder, self.resolve(sdata, cells=False), tiles, side, self.device)
+        return maps.assign_attrs(when=when)
 
     def write_embeddings(
         self, sdata: Tissue | None = None, overwrite: bool = False, stride: float | None = None
@@ -470,25 +520,28 @@ class SIGMMA:
         >>> sdata["sigmma_tiles"].n_obs
         121
         """
-        from sigmma_sc.store.write import cell_matrices, existing_keys, tile_obs, write_cells, write_tiles
+        from sigmma_sc.infer.tiles import tile_obs
+        from sigmma_sc.store.write import by_object, cell_matrices, existing_keys, write_cells, write_tiles
 
-        tissue = objects_of(self.sdata if sdata is None else sdata)
-        found = [key for one in tissue.values() for key in existing_keys(one, stored_setup(one) or self.setup)]
+        if stride is not None:
+            require_divides(stride, self.setup.tile_size)
+        slides = self.resolve(sdata)
+        found = []
+        for slide in {id(slide.sdata): slide for slide in slides}.values():
+            found += existing_keys(slide.sdata, slide.setup)
         if found and not overwrite:
             raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
-        embeddings = self._embed(sdata, stride=stride)
-        for one in tissue.values():
-            here = [e for e in embeddings if e.slide.sdata is one]
-            setup = stored_setup(one) or self.setup
+        for group in by_object(self.embedder.slides(slides, stride=stride)):
+            slide = group[0].slide
             params = {
-                **setup.to_json(),
+                **slide.setup.to_json(),
                 **self.config.to_json(),
                 "image_encoder": self.image_encoder.name,
                 "inference_stride": stride,
             }
-            if any(e.slide.region is not None and e.cells for e in here):
-                write_cells(get_table(one, setup), cell_matrices(self, one, here), params)
-            write_tiles(one, here, [tile_obs(self, e) for e in here], params)
+            if slide.table is not None and group[0].cells:
+                write_cells(slide.table, cell_matrices(group), params)
+            write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], params)
 
     def evaluate_retrieval(self, sdata: Tissue | None = None, split: str = "test") -> pd.DataFrame:
         """Cross-modal retrieval among the tiles of each slide (Task 2, paper section 6.2; METHOD: evaluation).
@@ -514,16 +567,40 @@ class SIGMMA:
         >>> bool(table["recall@10%"].mean() > table["chance@10%"].mean())
         True
         """
+        from sigmma_sc.infer.evaluate import slide_names
+        from sigmma_sc.infer.scales import joined
         from sigmma_sc.metrics.retrieval import retrieval_table
-        from sigmma_sc.infer.evaluate import chosen_tiles
 
-        chosen = chosen_tiles(self, sdata, split)
-        image, transcriptome = (
-            {s: np.concatenate([getattr(e, tower)[s][which] for e, which in chosen]) for s in self.module.aligned}
-            for tower in ("image", "transcriptome")
-        )
-        slide = np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])
-        return retrieval_table(image, transcriptome, slide)
+        chosen = self.embed_split(sdata, split)
+        return retrieval_table(joined(chosen, "image"), joined(chosen, "transcriptome"), slide_names(chosen))
+
+    def embed_split(
+        self, sdata: Tissue | None = None, split: str = "test"
+    ) -> list[tuple[SlideEmbedding, NDArray[np.int64]]]:
+        """Embed slides in both towers, for the tiles that an evaluation scores.
+
+        Parameters
+        ----------
+        sdata
+            Another object; all its tiles are chosen unless it was trained on.
+        split
+            ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
+
+        Returns
+        -------
+        Each embedded slide, with positions of its chosen tiles.
+
+        Examples
+        --------
+        >>> [(embedding.slide.name, len(tiles)) for embedding, tiles in model.embed_split()]
+        [('cell_circles', 17)]
+        """
+        from sigmma_sc.infer.tiles import scored_tiles
+
+        self._trained()
+        slides = self.resolve(sdata)
+        tiles = scored_tiles(self.data, slides, split, other=sdata is not None)
+        return list(zip(self.embedder.slides(slides), tiles, strict=True))
 
     def evaluate_expression(
         self, sdata: Tissue | None = None, split: str = "test", protocol: str = "default"
@@ -555,10 +632,23 @@ class SIGMMA:
         >>> sorted(name for name in scores if name.startswith("mse"))
         ['mse', 'mse_frozen', 'mse_gene_mean']
         """
-        from sigmma_sc.infer.evaluate import chosen_tiles, expression_table
+        from sigmma_sc.infer.evaluate import expression_table
+        from sigmma_sc.infer.tiles import scored_tiles
 
         require_choice(protocol, ("default", "hest"), "protocol")
-        return expression_table(self, chosen_tiles(self, None, "train"), chosen_tiles(self, sdata, split), protocol)
+        embedder = self.embedder
+        trained_on = self.resolve()
+        train_tiles = scored_tiles(self.data, trained_on, "train", other=False)
+        slides = trained_on if sdata is None else self.resolve(sdata)
+        test_tiles = scored_tiles(self.data, slides, split, other=sdata is not None)
+        train = embedder.slides(trained_on, cells=False)
+        test = train if sdata is None else embedder.slides(slides, cells=False)
+        return expression_table(
+            embedder,
+            list(zip(train, train_tiles, strict=True)),
+            list(zip(test, test_tiles, strict=True)),
+            protocol,
+        )
 
     def predict_expression(
         self,
@@ -612,12 +702,26 @@ class SIGMMA:
         >>> bool(predicted.var.loc["EPCAM", "reliability"] > 0.5)
         True
         """
-        from sigmma_sc.infer.predict import predict_expression
+        from sigmma_sc.infer.predict import Prediction, predict_expression, require_enough, temperature_of
 
         require_choice(method, ("retrieval", "ridge"), "method")
-        require_choice(scale, (*self._trained().aligned, "all"), "scale")
+        towers = self._trained()
+        require_choice(scale, (*towers.aligned, "all"), "scale")
         require_positive(n_neighbors, "n_neighbors")
-        return predict_expression(self, sdata, method, scale, int(n_neighbors))
+        how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale))
+        trained_on = self.resolve(cells=False)
+        reference = self._reference_from(trained_on)
+        require_enough(reference, how)
+        slides = trained_on if sdata is None else self.resolve(sdata, cells=False)
+        return predict_expression(reference, self.embedder.slides(slides, cells=False), self.data, how)
+
+    def _reference_from(self, slides: Sequence[Slide]) -> Reference:
+        """Tiles to predict expression from: those that the model carries, else built from its own slides."""
+        from sigmma_sc.infer.reference import build_reference
+
+        if self._reference is None:
+            self._reference = build_reference(self.embedder, slides)
+        return self._reference
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Save to a folder: ``model.json`` and ``weights.safetensors``, no pickle; written beside and moved into place.
@@ -636,10 +740,37 @@ class SIGMMA:
         >>> sorted(os.listdir("saved"))
         ['model.json', 'weights.safetensors']
         """
-        from sigmma_sc.store.model import save
+        from sigmma_sc.encoders.fingerprint import identity_of
+        from sigmma_sc.store.model import SavedModel, is_writer, require_replaceable, write_model
 
-        self._trained()
-        save(self, path, overwrite)
+        towers = self._trained()
+        if not is_writer():
+            return
+        folder = require_replaceable(path, overwrite)
+        try:
+            reference = self._reference_from(self.resolve(cells=False))
+        except (SetupError, MissingKeyError) as error:
+            # A model without counts to predict is saved all the same.
+            reference = None
+            warnings.warn(
+                f"The model is saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2
+            )
+        encoder = self.image_encoder
+        write_model(
+            folder,
+            SavedModel(
+                setup=self.setup,
+                config=self.config.to_json(),
+                extra=self._state.extra,
+                encoder={**identity_of(encoder), "dim": encoder.dim, "spec": encoder.spec},
+                n_node_features=towers.n_node_features,
+                data=self.data.state(),
+                towers=towers.trained_state(),
+                history=self.history,
+                epochs=self._state.epochs,
+                reference=reference,
+            ),
+        )
 
     @classmethod
     def load(
@@ -677,52 +808,96 @@ class SIGMMA:
         >>> np.allclose(again.get_latent_representation(), model.get_latent_representation())
         True
         """
-        from sigmma_sc.store.model import load
+        from sigmma_sc.store.compatible import check_compatible, inherit_setup
+        from sigmma_sc.store.model import read_model, saved_encoder
 
-        return load(cls, path, sdata, image_encoder, cache_dir)
+        saved = read_model(path)
+        with inherit_setup(sdata, saved.setup) as inheriting:
+            encoder = saved_encoder(saved.encoder, image_encoder)
+            model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **saved.config, **saved.extra)
+            data = model.data
+            data.restore(saved.data)
+            check_compatible(model._slides, saved.setup, data.node_features)
+        towers = model._towers(saved.n_node_features, data)
+        towers.load_trained_state(saved.towers)
+        towers.eval()
+        if towers.encoder is not None:
+            data.use_encoder(towers.encoder.encoder)
+        if model.setup.table_key is None:
+            # What later objects are compared with, and what is saved again, is a setup with cells.
+            model.setup = data.setup = saved.setup
+        model._state = replace(model._state, towers=towers, history=saved.history, epochs=saved.epochs)
+        model._reference = saved.reference
+        for slide in model._slides:
+            if any(slide.sdata is one for one in inheriting):
+                warn_unregistered(slide)
+        return model
 
     def __repr__(self) -> str:
         slides = ", ".join(f"{s.name} ({len(s.rows):,} cells)" for s in self._slides)
         size, named = self.setup.tile_size, zip(self.setup.scales, self.setup.grids, strict=True)
-        aligned = self.module.aligned if self.is_trained_ else self.setup.scales
+        aligned = self.setup.scales if self.module is None else self.module.aligned
         scales = ", ".join(f"{n} {size / b:g} µm" for n, b in named if n in aligned)
-        state = f"trained, {self.epochs_} epoch{'s' * (self.epochs_ != 1)}" if self.is_trained_ else "not trained"
+        epochs = self._state.epochs
+        state = f"trained, {epochs} epoch{'s' * (epochs != 1)}" if self.is_trained else "not trained"
         cells = f"edges: {self.config.edges}" if self.config.cells == "graph" else "cells: pooled genes"
         return (
             f"{type(self).__name__} ({state})\n  slides: {slides}\n  scales: {scales}\n  image encoder: "
             f"{self.image_encoder.name} ({self.config.regime}), {cells}, n_latent: {self.config.n_latent}"
         )
 
-    def _towers(self, n_nodes: int) -> TwoTowers:
-        """Fresh towers for node features, or gene vectors, of this width."""
-        from sigmma_sc.store.model import build_towers
+    def resolve(self, sdata: Tissue | None = None, cells: bool = True) -> list[Slide]:
+        """Slides of an object, checked against the model; nothing is stored with the object.
 
-        return build_towers(self, n_nodes)
+        Parameters
+        ----------
+        sdata
+            Another object, which has the model's setup if it was never set up, but for its pixel size; ``None`` for the one
+            trained on.
+        cells
+            Whether cells are embedded, not images alone.
 
-    def _trained(self) -> Any:
-        if not self.is_trained_:
+        Raises
+        ------
+        SetupError
+            Object and model do not fit; the message names what differs.
+
+        Examples
+        --------
+        >>> [slide.name for slide in model.resolve()]
+        ['cell_circles']
+        """
+        from sigmma_sc.store.compatible import check_compatible, require_table
+
+        if sdata is None:
+            return slides_of(self.sdata, self.setup)
+        require_table(sdata, self.setup)
+        slides = slides_of(sdata, replace(self.setup, microns_per_pixel=None))
+        check_compatible(slides, self.setup, self.data.node_features, cells)
+        return slides
+
+    def _towers(self, n_node_features: int, data: TissueData) -> TwoTowers:
+        """Fresh towers for node features of this width."""
+        from sigmma_sc.nn.towers import Towers
+
+        setup = self.setup
+        encoder = self._trainable_encoder()
+        return Towers(self.image_encoder.dim, n_node_features, setup.grids, setup.scales, self.config, encoder)
+
+    def _trainable_encoder(self) -> TrainableEncoder | None:
+        """A copy of the image encoder to be trained; ``None`` where it is frozen."""
+        from sigmma_sc.encoders.tuning import tuned
+        from sigmma_sc.nn.trainable import TrainableEncoder
+
+        if self.config.regime == "frozen":
+            return None
+        encoder, grids = self.image_encoder, self.setup.grids
+        crop_sizes = self.config.crop_sizes or (encoder.input_size,) * len(grids)
+        return TrainableEncoder(tuned(encoder, self.config), grids, crop_sizes)
+
+    def _trained(self) -> TwoTowers:
+        if self.module is None:
             raise NotTrainedError(
                 "The model has not been trained. Call model.train() first, or SIGMMA.load(path, sdata)."
             )
         return self.module
-
-    def _resolve(self, sdata: Tissue | None, cells: bool) -> Tissue:
-        """The object to work on; one that was never set up takes the model's setup, but for its pixel size."""
-        from sigmma_sc.store.compatible import adopt, require_match
-
-        if sdata is None:
-            return self.sdata
-        adopt(sdata, replace(self.setup, microns_per_pixel=None))
-        genes = None if self.data.nodes is None else self.data.nodes.genes
-        require_match(self.setup, genes, self.module.n_nodes - self.config.cell_covariates, sdata, cells)
-        return sdata
-
-    def _embed(
-        self, sdata: Tissue | None, images: bool = True, cells: bool = True, stride: float | None = None
-    ) -> list[SlideEmbedding]:
-        from sigmma_sc.infer.embed import Embedder
-
-        module = self._trained()
-        if stride is not None:
-            require_divides(stride, self.setup.tile_size)
-        return Embedder(self.data, module).slides(self._resolve(sdata, cells), images, cells, stride)

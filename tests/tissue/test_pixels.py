@@ -24,7 +24,7 @@ def slide_of(pixels, dims=("c", "y", "x"), **kwargs):
     sdata = sd.SpatialData(images={"he": image})
     height, width = image_levels(sdata, "he")[0].shape[1:]
     empty = np.empty(0, np.int64)
-    return Slide("s", sdata, "he", "global", None, 0.5, width, height, empty, np.empty((0, 2)), "s")
+    return Slide("s", sdata, "he", "global", None, 0.5, width, height, empty, np.empty((0, 2)), "s", None, None)
 
 
 def read_all(slide, crops, size):

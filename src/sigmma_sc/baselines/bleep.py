@@ -9,11 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
+from sigmma_sc.nn.temperature import Temperature
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.features.data import TissueData
+    from sigmma_sc.nn.trainable import TrainableEncoder
+    from sigmma_sc.tissue.setup import Setup, Tissue
 
 
 class BLEEP(OneScale):
@@ -25,7 +30,7 @@ class BLEEP(OneScale):
 
     Parameters
     ----------
-    sdata, image_encoder, n_latent, cache_dir, **switches
+    sdata, image_encoder, n_latent, cache_dir, **options
         As for :class:`sigmma_sc.SIGMMA`.
     temperature
         Of logits, and inverse of that of targets.
@@ -44,18 +49,19 @@ class BLEEP(OneScale):
 
     def __init__(
         self,
-        sdata: Any,
+        sdata: Tissue,
         image_encoder: str | ImageEncoder = "resnet50",
         n_latent: int = 256,
         *,
         temperature: float = 1.0,
         cache_dir: str | Path | None = None,
-        **switches: Any,
+        **options: Any,
     ):
-        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, temperature=temperature, **switches)
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, temperature=temperature, **options)
 
-    def _towers(self, n_nodes: int) -> BLEEPTowers:
-        return BLEEPTowers(self, n_nodes)
+    def _towers(self, n_node_features: int, data: TissueData) -> BLEEPTowers:
+        encoder = self._trainable_encoder()
+        return BLEEPTowers(self.image_encoder.dim, n_node_features, self.setup, self.config, encoder)
 
 
 class BLEEPHead(nn.Module):
@@ -76,25 +82,14 @@ class BLEEPHead(nn.Module):
 class BLEEPTowers(OneScaleTowers):
     """Heads of image and genes."""
 
-    def __init__(self, model: BLEEP, n_genes: int):
-        super().__init__(model, n_genes)
-        config = model.config
-        self.temperature = config.temperature
-        self.image_head = BLEEPHead(model.image_encoder.dim, config.n_latent, config.dropout)
+    def __init__(self, n_image: int, n_genes: int, setup: Setup, config: Config, encoder: TrainableEncoder | None):
+        temperature = Temperature(1, config.temperature, learned=False)
+        super().__init__(n_image, n_genes, setup, soft_target_loss, temperature, encoder)
+        self.image_head = BLEEPHead(n_image, config.n_latent, config.dropout)
         self.gene_head = BLEEPHead(n_genes, config.n_latent, config.dropout)
 
-    @property
-    def temperatures(self) -> dict[str, Tensor]:
-        """τ of its scale."""
-        return {self.scales[0]: torch.tensor(self.temperature)}
 
-    def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Cross-entropy with soft targets, of its scale."""
-        scale = self.scales[0]
-        return {scale: soft_target_loss(out["image"][scale], out["transcriptome"][scale], self.temperature)}
-
-
-def soft_target_loss(image: Tensor, genes: Tensor, temperature: float) -> Tensor:
+def soft_target_loss(image: Tensor, genes: Tensor, temperature: Tensor | float) -> Tensor:
     """BLEEP's objective: targets are the softmax of the mean of both modalities' own similarities.
 
     Inner products, not cosines. The targets of an image are a column of those of the genes, as published; columns do not add
@@ -105,7 +100,7 @@ def soft_target_loss(image: Tensor, genes: Tensor, temperature: float) -> Tensor
     image, genes
         Paired embeddings, ``(n, d)``.
     temperature
-        τ of the logits.
+        τ of the logits, and inverse of that of the targets.
     """
     with torch.autocast(image.device.type, enabled=False):
         image, genes = (z if z.dtype == torch.float64 else z.float() for z in (image, genes))

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sigmma_sc._checks import require_choice
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
-from sigmma_sc.errors import SetupError
-from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.encoders.text import PRETRAINED, GeneSentenceTower, PretrainedText, text_tower
+from sigmma_sc.errors import SetupError
+from sigmma_sc.nn.objectives import info_nce
+from sigmma_sc.nn.temperature import Temperature
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder
-
-COLDEST = 0.01
-"""Smallest τ that CLIP learns."""
+    from sigmma_sc.features.data import TissueData
+    from sigmma_sc.nn.trainable import TrainableEncoder
+    from sigmma_sc.tissue.setup import Setup, Tissue
 
 
 class CLIP(OneScale):
@@ -32,7 +34,7 @@ class CLIP(OneScale):
 
     Parameters
     ----------
-    sdata, image_encoder, n_latent, cache_dir, **switches
+    sdata, image_encoder, n_latent, cache_dir, **options
         As for :class:`sigmma_sc.SIGMMA`. With ``image_encoder="plip"`` and ``text="plip"`` the towers are PLIP's own; ``regime``
         says what is trained of the image tower.
     text
@@ -62,53 +64,52 @@ class CLIP(OneScale):
 
     def __init__(
         self,
-        sdata: Any,
+        sdata: Tissue,
         image_encoder: str | ImageEncoder = "clip",
         n_latent: int = 512,
         *,
         text: str = "genes",
         text_weights: str | None = None,
         cache_dir: str | Path | None = None,
-        **switches: Any,
+        **options: Any,
     ):
         require_choice(text, ("genes", *PRETRAINED), "text")
         if text == "genes" and text_weights is not None:
             raise SetupError(
                 f"text_weights={text_weights!r} goes with text={', '.join(map(repr, PRETRAINED))}; text='genes' is from scratch."
             )
-        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **switches)
-        self.options = {"text": text, "text_weights": text_weights}
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **options)
+        self._state = replace(self._state, extra={"text": text, "text_weights": text_weights})
         self._text: PretrainedText | None = None
         if text != "genes":
             # Now, and not when all crops are encoded: weights that cannot be had are told of before any compute.
             with torch.random.fork_rng(devices=[]):
                 self._text = text_tower(text, text_weights, [])
 
-    def _towers(self, n_nodes: int) -> CLIPTowers:
-        return CLIPTowers(self, n_nodes)
+    def _towers(self, n_node_features: int, data: TissueData) -> CLIPTowers:
+        encoder = self._trainable_encoder()
+        tower: nn.Module
+        if self._text is None:
+            tower = GeneSentenceTower(n_node_features)
+        else:
+            tower = copy.deepcopy(self._text)  # the model's own stays as it came
+            tower.names = data.node_features.genes
+        return CLIPTowers(self.image_encoder.dim, n_node_features, self.setup, self.config, tower, encoder)
 
 
 class CLIPTowers(OneScaleTowers):
     """Linear maps of the image's feature and of the sentence's."""
 
-    def __init__(self, model: CLIP, n_genes: int):
-        super().__init__(model, n_genes)
-        n_latent = model.config.n_latent
-        if model._text is None:
-            tower: nn.Module = GeneSentenceTower(n_genes)
-        else:
-            tower = copy.deepcopy(model._text)  # the model's own stays as it came
-            tower.names = model.data.nodes.genes
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(model.config.temperature)))
-        self.image_head = nn.Linear(model.image_encoder.dim, n_latent, bias=False)
-        self.gene_head = nn.Sequential(tower, nn.Linear(tower.width, n_latent, bias=False))
-
-    @property
-    def temperatures(self) -> dict[str, Tensor]:
-        """τ of its scale, as learned."""
-        return {self.scales[0]: self.log_temperature.clamp_min(math.log(COLDEST)).exp()}
-
-    def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """InfoNCE, of its scale."""
-        scale = self.scales[0]
-        return {scale: info_nce(out["image"][scale], out["transcriptome"][scale], self.temperatures[scale])}
+    def __init__(
+        self,
+        n_image: int,
+        n_genes: int,
+        setup: Setup,
+        config: Config,
+        text: nn.Module,
+        encoder: TrainableEncoder | None,
+    ):
+        temperature = Temperature(1, config.temperature, learned=True)
+        super().__init__(n_image, n_genes, setup, info_nce, temperature, encoder)
+        self.image_head = nn.Linear(n_image, config.n_latent, bias=False)
+        self.gene_head = nn.Sequential(text, nn.Linear(text.width, config.n_latent, bias=False))

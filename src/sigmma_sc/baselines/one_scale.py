@@ -11,12 +11,16 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.towers import TwoTowers
-from sigmma_sc.store.model import build_backbone
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.nn.objectives import Objective
+    from sigmma_sc.nn.part import Part
+    from sigmma_sc.nn.temperature import Temperature
+    from sigmma_sc.nn.trainable import TrainableEncoder
+    from sigmma_sc.tissue.setup import Setup, Tissue
 
 
 class OneScale(SIGMMA):
@@ -29,21 +33,21 @@ class OneScale(SIGMMA):
 
     def __init__(
         self,
-        sdata: Any,
+        sdata: Tissue,
         image_encoder: str | ImageEncoder,
         n_latent: int,
         *,
         cache_dir: str | Path | None = None,
-        **switches: Any,
+        **options: Any,
     ):
         # As published: a vector of genes alone, and nothing done slide by slide.
         own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
         for name, value in own.items():
-            if switches.get(name, value) != value:
+            if options.get(name, value) != value:
                 raise SetupError(
-                    f"{name}={switches[name]!r} is not for {type(self).__name__}, which has {name}={value!r} as published."
+                    f"{name}={options[name]!r} is not for {type(self).__name__}, which has {name}={value!r} as published."
                 )
-        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**switches, **own})
+        super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**options, **own})
 
     def train(self, max_epochs: int = 240, **kwargs: Any) -> None:
         """As :meth:`sigmma_sc.SIGMMA.train`, with the published values where none are given.
@@ -55,42 +59,55 @@ class OneScale(SIGMMA):
 
 
 class OneScaleTowers(TwoTowers):
-    """The tile's coarsest crop, standardised, and its log-normalised counts.
+    """The tile's coarsest crop, standardised, and its pseudobulk profile.
 
     Parameters
     ----------
-    model
-        Whose towers.
-    n_genes
-        Length of the gene vector.
+    n_image, n_genes
+        Widths of patch features and of the profile.
+    setup
+        Setup, whose coarsest grid is taken.
+    objective
+        Loss of a batch.
+    temperature
+        τ of the objective.
+    encoder
+        Image encoder in training; ``None`` where it is frozen.
 
     Attributes
     ----------
     image_head, gene_head
-        Maps of the image's feature and of the gene vector into the shared space; subclasses set them.
+        Maps of the image's feature and of the profile into the shared space; subclasses set them.
     """
 
     image_head: nn.Module
     gene_head: nn.Module
 
-    def __init__(self, model: SIGMMA, n_genes: int):
-        super().__init__((model.setup.scales[-1],), n_genes, (1.0,), build_backbone(model))
-        self.n_crops = model.setup.grids[-1] ** 2
-        self.image_standardise = Standardise(model.image_encoder.dim, 10.0 if self.backbone is None else np.inf)
+    def __init__(
+        self,
+        n_image: int,
+        n_genes: int,
+        setup: Setup,
+        objective: Objective,
+        temperature: Temperature,
+        encoder: TrainableEncoder | None,
+    ):
+        super().__init__((setup.scales[-1],), n_genes, (1.0,), objective, temperature, encoder)
+        self.n_crops = setup.grids[-1] ** 2
+        self.image_standardise = Standardise(n_image, 10.0 if encoder is None else np.inf)
 
-    def fit(self, patches: Tensor, cells: Tensor, n_components: int = 0) -> None:
+    def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
         """Standardise the image feature."""
-        self.image_standardise.fit(patches[:, -self.n_crops :].float().mean(1))
+        self.image_standardise.fit(images[:, -self.n_crops :].float().mean(1))
 
-    def image_feature(self, batch: dict[str, Any]) -> Tensor:
+    def image_feature(self, part: Part) -> Tensor:
         """Feature of the tile's image, ``(n_tiles, d)``."""
-        patches = batch["patches"] if "patches" in batch else self.backbone(batch["pixels"])
-        return self.image_standardise(patches[:, -self.n_crops :].float().mean(1))
+        return self.image_standardise(self.patch_features(part)[:, -self.n_crops :].float().mean(1))
 
-    def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def embed_images(self, part: Part) -> dict[str, Tensor]:
         """Image embedding, ``(n_tiles, n_latent)``."""
-        return {self.scales[0]: self.image_head(self.image_feature(batch))}
+        return {self.scales[0]: self.image_head(self.image_feature(part))}
 
-    def embed_cells(self, batch: dict[str, Any], sample: bool | None = None) -> tuple[dict, dict[str, Tensor]]:
+    def embed_cells(self, part: Part, sample: bool | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """No cells, and the transcriptome's embedding, ``(n_tiles, n_latent)``."""
-        return {}, {self.scales[0]: self.gene_head(batch["genes"])}
+        return {}, {self.scales[0]: self.gene_head(part["profiles"])}

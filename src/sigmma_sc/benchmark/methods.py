@@ -10,9 +10,8 @@ import numpy as np
 
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.config import Config
-from sigmma_sc.model import SIGMMA
 from sigmma_sc.features.data import TissueData
-from sigmma_sc.infer.embed import Embedder
+from sigmma_sc.model import SIGMMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,9 +104,8 @@ class Random(Method):
     Examples
     --------
     >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={}, cache_dir=None)
-    >>> slide = model.data.slides(sdata)[0]
-    >>> tiles, _ = model.data.covering(slide)
-    >>> image, transcriptome = sg.benchmark.Random(case).embed(slide, tiles)
+    >>> slide = model.resolve()[0]
+    >>> image, transcriptome = sg.benchmark.Random(case).embed(slide, slide.tiles)
     >>> image["macro"].shape, transcriptome["macro"].shape
     ((121, 64), (121, 64))
     """
@@ -137,9 +135,8 @@ class Frozen(Method):
     --------
     >>> encoder = sg.ImageEncoder(lambda x: x.mean((2, 3)), name="mean colour", input_size=16)
     >>> case = sg.benchmark.Case(sdata, encoder, split="blocks", seed=0, switches={}, cache_dir=None)
-    >>> slide = model.data.slides(sdata)[0]
-    >>> tiles, _ = model.data.covering(slide)
-    >>> image, transcriptome = sg.benchmark.Frozen(case).embed(slide, tiles)
+    >>> slide = model.resolve()[0]
+    >>> image, transcriptome = sg.benchmark.Frozen(case).embed(slide, slide.tiles)
     >>> {scale: x.shape for scale, x in image.items()}, transcriptome
     ({'micro': (121, 3), 'meso': (121, 3), 'macro': (121, 3)}, None)
     """
@@ -213,14 +210,14 @@ class Alignment(Method):
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Both towers'."""
-        found = Embedder(self.model.data, self.model.module).tiles(slide, tiles)
+        found = self.model.embedder.tiles(slide, tiles)
         return found.image, found.transcriptome
 
     def embed_cells(self) -> dict[str, NDArray[np.float32]] | None:
         """Of every scale; NaN for cells off the image."""
         if not self.model.module.embedded:
             return None
-        found = self.model._embed(None, images=False)
+        found = self.model.embedder.slides(self.model.resolve(), images=False)
         out = {}
         for scale in self.model.module.embedded:
             parts = [np.where(e.covered[:, None], e.cells[scale], np.nan) for e in found]

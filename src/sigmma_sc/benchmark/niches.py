@@ -9,7 +9,6 @@ import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.setup import get_table, stored_setup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +46,7 @@ def niche_labels(method: Method, slides: Sequence[Slide], data: DataSpec, spec: 
     out["cell|slide"] = np.concatenate([np.full(len(s.rows), k) for k, s in enumerate(slides)])[some]
     out["cell|xy"] = np.concatenate([s.xy * s.microns_per_pixel for s in slides])[some]
     if data.reference is not None:
-        columns = [get_table(s.sdata, stored_setup(s.sdata)).obs[data.reference].iloc[s.rows] for s in slides]
+        columns = [s.table.obs[data.reference].iloc[s.rows] for s in slides]
         labels = pd.concat([column.astype(object) for column in columns], ignore_index=True)
         out["reference"] = np.where(labels.isna(), "", labels.astype(str)).astype(str)[some]
     return out

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from sigmma_sc._checks import require_positive
 from sigmma_sc._files import fresh_file
-from sigmma_sc.benchmark.trial import Cell, cell_path, require_same, run_cell, settings_of
 from sigmma_sc.benchmark.config import BenchmarkConfig, read_config
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.methods import METHODS
 from sigmma_sc.benchmark.report import write_report
 from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
 from sigmma_sc.benchmark.sources import encoder_of, load
-from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
+from sigmma_sc.benchmark.trial import Cell, cell_path, require_same, run_cell, settings_of
 from sigmma_sc.encoders.text import PRETRAINED, text_tower
+from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,13 +17,13 @@ from sigmma_sc.benchmark.niches import niche_labels
 from sigmma_sc.benchmark.sources import encoder_of, load, split_of
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, SetupError
+from sigmma_sc.features.data import TissueData
+from sigmma_sc.infer.predict import retrieve
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
-from sigmma_sc.tissue.setup import common_setup, get_table, stored_setup
+from sigmma_sc.tissue.counts import pooled_counts
+from sigmma_sc.tissue.setup import common_setup, slides_of
 from sigmma_sc.tissue.split import block_groups
-from sigmma_sc.features.data import TissueData
-from sigmma_sc.features.nodes import pooled_counts
-from sigmma_sc.infer.predict import retrieve
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +125,7 @@ def run_cell(
     arrays |= _ranks(embedded["test"], arrays["slide"])
     arrays |= _expression(parts, embedded)
     if config.niches and method.label in config.niches.methods:
-        arrays |= niche_labels(fitted, roles.slides(tissue), data, config.niches)
+        arrays |= niche_labels(fitted, slides_of(tissue), data, config.niches)
     meta = {
         "dataset": data.name,
         "split": split,
@@ -147,7 +147,7 @@ def _roles(tissue: Any, data: DataSpec, split: str, turn: int, seed: int) -> Tis
 
     setup = common_setup(tissue)
     roles = TissueData(setup, get_encoder("stain-stats"), Config.of({**data.switches, "seed": seed}, setup.grids))
-    slides = roles.slides(tissue)
+    slides = slides_of(tissue)
     roles.assign_roles(slides, split_of(split, [slide.sample for slide in slides], data.donors, turn))
     return roles
 
@@ -183,11 +183,10 @@ def _validation_score(method: Method, chosen: list[tuple[Slide, Tiles]]) -> floa
 def _tiles(roles: TissueData, tissue: Any, role: str) -> list[tuple[Slide, Tiles]]:
     """Tiles of a role, slide by slide."""
     out = []
-    for slide in roles.slides(tissue):
-        tiles, _ = roles.covering(slide)
-        which = np.flatnonzero(roles.roles_of(slide, len(tiles)) == role)
+    for slide in slides_of(tissue):
+        which = np.flatnonzero(roles.roles.of(slide) == role)
         if len(which):
-            out.append((slide, tiles.take(which)))
+            out.append((slide, slide.tiles.take(which)))
     return out
 
 
@@ -204,7 +203,7 @@ def _places(roles: TissueData, chosen: list[tuple[Slide, Tiles]]) -> dict[str, N
     """Slide of each test tile, and the spatial block of it that is drawn at once in intervals."""
     slides, blocks = [], []
     for slide, tiles in chosen:
-        every, _ = roles.covering(slide)
+        every = slide.tiles
         group = block_groups(every, roles.usable(slide, every))
         of_corner = dict(zip(map(tuple, np.round(every.origins, 3)), group, strict=True))
         slides.append(np.full(len(tiles), slide.name))
@@ -255,13 +254,11 @@ def _counts(parts: dict[str, list]) -> tuple[list[str], dict[str, Any]]:
     """Genes, and raw counts pooled over each tile's cells."""
     from scipy.sparse import vstack
 
-    first = parts["train"][0][0].sdata
-    genes = list(map(str, get_table(first, stored_setup(first)).var_names))
+    genes = list(map(str, parts["train"][0][0].table.var_names))
     out = {}
     for role, chosen in parts.items():
         pooled = []
         for slide, tiles in chosen:
-            setup = stored_setup(slide.sdata)
-            pooled.append(pooled_counts(get_table(slide.sdata, setup), slide.rows, tiles, genes, setup.layer))
+            pooled.append(pooled_counts(slide, tiles, genes))
         out[role] = vstack(pooled, format="csr")
     return genes, out

@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sigmma_sc._checks import require_package
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.registry import CLASS_AND_PATCHES, PROJECTED, REGISTRY, Entry
-from sigmma_sc.encoders.weights import fetch_weights, in_cache, load_weights, no_access, on_hub, read_weights, require_fit
+from sigmma_sc.encoders.weights import (
+    fetch_weights,
+    in_cache,
+    load_weights,
+    no_access,
+    on_hub,
+    read_weights,
+    require_fit,
+)
+from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from pathlib import Path

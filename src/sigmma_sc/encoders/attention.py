@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.architectures import Conch
+from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sigmma_sc._checks import require_positive
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.architectures import build_registered, build_timm, page_of
 from sigmma_sc.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, Three
+from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sigmma_sc._checks import require_package
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.encoder import ImageEncoder
+from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from sigmma_sc.config import Config

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.registry import REGISTRY
+from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

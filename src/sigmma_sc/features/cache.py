@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sigmma_sc._files import fresh_file, sweep
-from sigmma_sc.errors import CacheWarning
 from sigmma_sc.encoders.fingerprint import agree
+from sigmma_sc.errors import CacheWarning
 
 if TYPE_CHECKING:
     from collections.abc import Container

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from sigmma_sc.errors import MissingKeyError, SplitWarning, TissueWarning
+from sigmma_sc.errors import TissueWarning
+from sigmma_sc.features.moments import Moments
+from sigmma_sc.features.patches import PatchFeatures
+from sigmma_sc.features.registry import node_features_of
+from sigmma_sc.features.roles import Roles
+from sigmma_sc.features.tensors import GraphTensors, PatchTensors, PixelTensors, ProfileTensors, SlideTensors
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.graph import spatial_graph
-from sigmma_sc.tissue.identity import slide_identity
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
-from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
-from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
 from sigmma_sc.tissue.tilepixels import TilePixels
-from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles
-from sigmma_sc.train.batches import SlideTensors
-from sigmma_sc.features.patches import PatchFeatures
-from sigmma_sc.features.nodes import CountsPCA, GeneVectors, embedding_of, log_distance
-from sigmma_sc.features.moments import Moments
+from sigmma_sc.tissue.tiling import Tiles, crops_of_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
 
@@ -42,111 +42,82 @@ MIN_TISSUE = 0.05
 
 
 class TissueData:
-    """What a model knows of its tissue: setup, encoder, node features, and which tile played which role.
+    """The tissue of a model: setup, encoder, node features, and the role of each tile.
 
     Parameters
     ----------
     setup, encoder, config
-        Of the model.
+        Setup, image encoder and configuration of the model.
     cache_dir
-        Of patch features.
+        Folder of patch features.
+
+    Attributes
+    ----------
+    features
+        Patch features of the image encoder, trained if it was.
+    pretrained
+        Patch features of the image encoder as it came.
+    node_features
+        Features of cells or tiles.
+    roles
+        Roles of tiles.
+    training_moments
+        Mean and standard deviation of the training slides on average, by modality.
     """
 
     def __init__(self, setup: Setup, encoder: ImageEncoder, config: Config, cache_dir: str | Path | None = None):
-        self.setup, self.config, self.cache_dir = setup, config, cache_dir
-        self.pretrained = self.features = PatchFeatures(encoder, cache_dir=cache_dir)
-        self.nodes: CountsPCA | GeneVectors | None = None
-        self.split: str | dict[str, str | list[str]] | None = None
-        self.roles: dict[str, NDArray] = {}
-        self.identities: dict[str, str] = {}
-        self.typical: dict[str, Moments] = {}
-        self._seen, self._masks, self._moments = ByImage(), ByImage(), ByImage()
+        self.setup = setup
+        self.config = config
+        self.cache_dir = cache_dir
+        self.features = PatchFeatures(encoder, cache_dir=cache_dir)
+        self.pretrained = self.features
+        self.node_features = node_features_of(config, setup)
+        self.roles = Roles()
+        self.training_moments: dict[str, Moments] = {}
+        self._masks = ByImage()
+        self._moments = ByImage()
         self._graphs: dict[str, tuple[NDArray, csr_matrix]] = {}
 
-    def slides(self, tissue: Any) -> list[Slide]:
-        """Slides of an object or of objects by name, in order."""
-        if not isinstance(tissue, dict):
-            return resolve_slides(tissue, stored_setup(tissue) or self.setup)
-        return [
-            s for name, one in tissue.items() for s in resolve_slides(one, stored_setup(one) or self.setup, f"{name}/")
-        ]
+    def copy(self) -> TissueData:
+        """Data whose state can change without a change of this one's; what is computed of images is shared."""
+        data = copy.copy(self)
+        data.node_features = copy.copy(self.node_features)
+        data.roles = self.roles.copy()
+        data.training_moments = dict(self.training_moments)
+        return data
 
-    def covering(self, slide: Slide) -> tuple[Tiles, NDArray[np.int64]]:
-        """Tiles that cover a slide, and each cell's own."""
-        return covering_tiles(slide.xy, slide.width, slide.height, self.side(slide))
+    def state(self) -> dict[str, Any]:
+        """All that training changes, as JSON values and NumPy arrays; the image encoder's weights aside."""
+        moments = {kind: {"mean": m.mean, "std": m.std} for kind, m in self.training_moments.items()}
+        return {**self.roles.state(), "node_features": self.node_features.state(), "training_moments": moments}
 
-    def tile(self, slides: Sequence[Slide], name: str) -> tuple[Slide, Tiles]:
-        """Slide and tile of a name as in ``sigmma_tiles``, one of those that cover the slides.
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set what :meth:`state` gave."""
+        self.roles.restore(state)
+        self.node_features.restore(state["node_features"])
+        self.training_moments = {}
+        for kind, moments in state["training_moments"].items():
+            self.training_moments[kind] = Moments(np.asarray(moments["mean"]), np.asarray(moments["std"]))
 
-        Raises
-        ------
-        MissingKeyError
-            There is no such tile.
-        """
-        of, _, number = name.rpartition("_")
-        for slide in slides:
-            tiles, _ = self.covering(slide)
-            if slide.name == of and number.isdecimal() and int(number) < len(tiles):
-                return slide, tiles.take(np.array([int(number)]))
-        raise MissingKeyError(
-            f"Tile {name!r} does not exist. Tiles are named by slide and number, from {slides[0].name}_0 on, as the rows of "
-            f"get_tile_representation() are; slides: {', '.join(slide.name for slide in slides)}."
-        )
-
-    def side(self, slide: Slide) -> float:
-        """Side of a tile in px of the slide."""
-        return self.setup.tile_size / slide.microns_per_pixel
-
-    def tissue(self, slide: Slide, tiles: Tiles) -> NDArray[np.float64]:
+    def tissue_share(self, slide: Slide, tiles: Tiles) -> NDArray[np.float64]:
         """Share of each tile that is stained tissue."""
         mask: TissueMask = self._masks.get(slide, lambda: tissue_mask(slide))
         return mask.share(tiles.origins, tiles.side)
 
     def usable(self, slide: Slide, tiles: Tiles) -> NDArray[np.bool_]:
         """Tiles fit to be trained and scored on: enough cells, and not on bare glass."""
-        return (tiles.n_cells >= self.config.min_cells) & (self.tissue(slide, tiles) >= MIN_TISSUE)
+        return (tiles.n_cells >= self.config.min_cells) & (self.tissue_share(slide, tiles) >= MIN_TISSUE)
 
     def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
         """Decide which tiles of slides that were not trained on before train, validate and test."""
-        resolved = resolve_split(split, [slide.sample for slide in slides], self.config.seed)
-        roles = {}
-        for slide in slides:
-            tiles, _ = self.covering(slide)
-            usable = self.usable(slide, tiles)
-            if isinstance(resolved, str):
-                roles[slide.name] = split_slide(tiles, usable, resolved, self.config.seed)
-            else:
-                role = next((r for r, names in resolved.items() if slide.sample in names), "train")
-                if role == "train" and resolved.get("val") == BLOCKS:
-                    roles[slide.name] = split_slide(tiles, usable, BLOCKS, self.config.seed, test_share=0)
-                else:
-                    roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
-        asked = resolved != "none" if isinstance(resolved, str) else "val" in resolved
-        if asked and not any((role == "val").any() for role in roles.values()):
-            warnings.warn(
-                f"split={split!r} leaves no validation tile: there is no validation loss and no reliability of predictions. Use a smaller "
-                "tile_size or more slides.",
-                SplitWarning,
-                stacklevel=4,
-            )
-        self.split = resolved
-        self.roles = self.roles | roles
-        self.identities = self.identities | {slide.name: self._identity(slide) for slide in slides}
+        self.roles.assign(slides, split, self.config.seed, self.usable)
 
-    def _identity(self, slide: Slide) -> str:
-        return self._seen.get(slide, lambda: slide_identity(slide))
-
-    def knows(self, slide: Slide) -> bool:
-        """Whether the tiles of a slide were given roles: the slide itself, not another of its name."""
-        return slide.name in self.roles and self.identities[slide.name] == self._identity(slide)
-
-    def roles_of(self, slide: Slide, n_tiles: int) -> NDArray:
-        """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""
-        known = self.knows(slide) and len(self.roles[slide.name]) == n_tiles
-        return self.roles[slide.name] if known else np.full(n_tiles, "unseen")
+    def fit_node_features(self, slides: Sequence[Slide]) -> None:
+        """Fit node features on training tiles alone."""
+        self.node_features.fit([(slide, np.flatnonzero(self.roles.of(slide) == "train")) for slide in slides])
 
     def use_encoder(self, encoder: ImageEncoder) -> None:
-        """Take patch features from an encoder that was trained; those of the encoder as it came are :attr:`pretrained`."""
+        """Take patch features from an encoder that was trained."""
         self.features = PatchFeatures(encoder, cache_dir=self.cache_dir)
 
     def crops(self, tiles: Tiles) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
@@ -164,37 +135,16 @@ class TissueData:
         crops, index = crops_of_tiles(tiles, self.setup.grids)
         sizes = self.config.crop_sizes or (self.features.encoder.input_size,) * len(self.setup.grids)
         of_grid = dict(zip(self.setup.grids, sizes, strict=True))
-        return crops, np.array([of_grid[b] for b in np.round(tiles.side / crops[:, 2]).astype(int)], np.int64), index
+        grids = np.round(tiles.side / crops[:, 2]).astype(int)
+        return crops, np.array([of_grid[grid] for grid in grids], np.int64), index
 
     def patches(
         self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False
     ) -> tuple[torch.Tensor, NDArray[np.int64]]:
-        """Features of every distinct patch ``(n_crops, d)``, and which is which patch of each tile, ``(n_tiles, n_patches)``."""
+        """Features of every distinct patch ``(n_crops, d)``, and the patches of each tile, ``(n_tiles, n_patches)``."""
         crops, sizes, index = self.crops(tiles)
-        return (self.pretrained if pretrained else self.features)(slide, crops, device, sizes), index
-
-    def fit_nodes(self, slides: Sequence[Slide]) -> None:
-        """Fit what is made of the counts on the cells of training tiles alone."""
-        if self.config.cells == "graph" and self.setup.features_key is not None:
-            return
-        parts = []
-        for slide in slides:
-            tiles, own = self.covering(slide)
-            train = np.flatnonzero(self.roles_of(slide, len(tiles)) == "train")
-            table = get_table(slide.sdata, stored_setup(slide.sdata) or self.setup)
-            if self.config.cells == "genes":
-                parts.append((table, slide.rows, tiles.take(train)))
-            else:
-                parts.append((table, slide.rows[np.isin(own, train)]))
-        if self.config.cells == "genes":
-            self.nodes = GeneVectors.fit(parts, self.setup.layer, self.config.cell_covariates)
-        else:
-            self.nodes = CountsPCA.fit(parts, self.setup.layer, self.config.seed, self.config.cell_covariates)
-
-    @property
-    def n_components(self) -> int:
-        """Leading node features that are components of a PCA."""
-        return len(self.nodes.components) if isinstance(self.nodes, CountsPCA) else 0
+        features = self.pretrained if pretrained else self.features
+        return features(slide, crops, device, sizes), index
 
     def tensors(
         self,
@@ -205,76 +155,76 @@ class TissueData:
         cells: bool = True,
         pixels: bool = False,
     ) -> SlideTensors:
-        """Everything that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
-        out = SlideTensors(tiles, slide.xy, None, None, None, None)
-        by_slide = self.config.standardise == "slide"
-        if images and pixels:
-            out.pixels = TilePixels(slide, tiles.origins, tiles.side, self.setup.grids)
-        elif images:
-            out.patches, out.patch_index = self.patches(slide, tiles, device)
-            if by_slide and self.config.regime == "frozen":
-                out.patch_moments = self._patch_moments(slide, device)
-        if not cells or slide.region is None:
-            return out
-        setup = stored_setup(slide.sdata) or self.setup
-        table = get_table(slide.sdata, setup)
-        nodes = self.nodes
-        if isinstance(nodes, GeneVectors):
-            out.genes = nodes.transform(table, slide.rows, tiles, setup.layer)
-            if by_slide:
-                own = self._tiles_with_cells(slide)
-                out.gene_moments = self._own_or_typical(
-                    "genes", slide, len(own), lambda: Moments.of(nodes.transform(table, slide.rows, own, setup.layer))
-                )
-            return out
-        if nodes is None:
-            values = embedding_of(table, slide.rows, setup)
-        else:
-            values = nodes.transform(table, slide.rows, setup.layer)
-        if self.config.cell_covariates:
-            values = np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
-        out.nodes = torch.from_numpy(values)
-        if by_slide:
-            own = self._tiles_with_cells(slide)
-            out.node_moments = self._own_or_typical(
-                "nodes", slide, len(own), lambda: Moments.of(values, self.n_components)
-            )
-            out.nodes = out.node_moments(out.nodes)
-        out.adjacency = self._graph(slide)
-        return out
+        """All that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
+        image = self._image(slide, tiles, device, pixels) if images else None
+        transcriptome = self._transcriptome(slide, tiles) if cells and slide.region is not None else None
+        return SlideTensors(tiles, image, transcriptome)
 
-    def _tiles_with_cells(self, slide: Slide) -> Tiles:
-        every, _ = self.covering(slide)
-        return _chosen(every, every.n_cells >= self.config.min_cells)
+    @property
+    def _by_slide(self) -> bool:
+        return self.config.standardise == "slide"
+
+    def _image(self, slide: Slide, tiles: Tiles, device: torch.device, pixels: bool) -> TileTensors:
+        if pixels:
+            read = TilePixels(slide, tiles.origins, tiles.side, self.setup.grids)
+            return PixelTensors(read, self.features.encoder.dim)
+        patches, index = self.patches(slide, tiles, device)
+        moments = None
+        if self._by_slide and self.config.regime == "frozen":
+            moments = self._patch_moments(slide, device)
+        return PatchTensors(patches, index, moments)
+
+    def _transcriptome(self, slide: Slide, tiles: Tiles) -> TileTensors:
+        features = self.node_features
+        values = features(slide, tiles)
+        if features.per_tile:
+            moments = self._cell_moments(slide, lambda own: Moments.of(features(slide, own)))
+            return ProfileTensors(values, moments)
+        nodes = torch.from_numpy(values)
+        moments = self._cell_moments(slide, lambda own: Moments.of(values, features.n_components))
+        if moments is not None:
+            nodes = moments(nodes)
+        return GraphTensors(slide.xy, nodes, self._graph(slide), self.setup.grids, moments)
+
+    def _cell_moments(self, slide: Slide, make: Callable[[Tiles], Moments]) -> Moments | None:
+        """Moments of a slide's node features, from its tiles with enough cells; ``None`` where slides are not standardised."""
+        if not self._by_slide:
+            return None
+        tiles = _chosen(slide.tiles, slide.tiles.n_cells >= self.config.min_cells)
+        return self._moments_of_slide("cells", slide, len(tiles), lambda: make(tiles))
 
     def _patch_moments(self, slide: Slide, device: torch.device) -> Moments:
-        """Mean and spread of a frozen encoder's features over the tiles of an image that hold tissue, computed once."""
-        every, _ = self.covering(slide)
-        tiles = _chosen(every, self.tissue(slide, every) >= MIN_TISSUE)
+        """Moments of a frozen encoder's features over the tiles of an image that hold tissue, computed once."""
+        tiles = _chosen(slide.tiles, self.tissue_share(slide, slide.tiles) >= MIN_TISSUE)
+        sizes = [grid * grid for grid in self.setup.grids]
 
         def make() -> Moments:
-            return Moments.of_patches(*self.patches(slide, tiles, device), [b * b for b in self.setup.grids])
+            features, index = self.patches(slide, tiles, device)
+            return Moments.of_patches(features, index, sizes)
 
-        return self._own_or_typical("patches", slide, len(tiles), lambda: self._moments.get(slide, make))
+        return self._moments_of_slide("image", slide, len(tiles), lambda: self._moments.get(slide, make))
 
-    def _own_or_typical(self, kind: str, slide: Slide, n_tiles: int, own: Callable[[], Moments]) -> Moments:
-        """What a slide is centred and scaled by: itself or, for a new one of a few tiles, what training slides are on average."""
-        if n_tiles >= FEWEST_TILES or kind not in self.typical or self.knows(slide):
-            return own()
+    def _moments_of_slide(self, kind: str, slide: Slide, n_tiles: int, make: Callable[[], Moments]) -> Moments:
+        """Moments of a slide itself or, for a new one of a few tiles, of the training slides on average."""
+        if n_tiles >= FEWEST_TILES or kind not in self.training_moments or self.roles.has_roles(slide):
+            return make()
         warnings.warn(
-            f"Slide {slide.name!r} has {n_tiles} tile{'s' * (n_tiles != 1)} of tissue, too few to be centred and scaled by itself; it is by "
-            "the mean and spread of the slides trained on. Its stain and batch then show in the embeddings.",
+            f"Slide {slide.name!r} has {n_tiles} tile{'s' * (n_tiles != 1)} of tissue, too few to be centred and scaled by "
+            "itself. It is centred and scaled by the mean and standard deviation of the slides trained on. Its stain and batch "
+            "then show in the embeddings.",
             TissueWarning,
             stacklevel=2,
         )
-        return self.typical[kind]
+        return self.training_moments[kind]
 
-    def learn_typical(self, slides: Sequence[SlideTensors]) -> None:
-        """Remember what slides are centred and scaled by, on average, for those too small to tell."""
-        found = {
-            k: [m for one in slides if (m := one.moments_of(k)) is not None] for k in ("patches", "nodes", "genes")
-        }
-        self.typical = {kind: Moments.average(moments) for kind, moments in found.items() if moments}
+    def average_moments(self, slides: Sequence[SlideTensors]) -> None:
+        """Remember the average moments of training slides, for new slides that are too small to have their own."""
+        found: dict[str, list[Moments]] = {"image": [], "cells": []}
+        for slide in slides:
+            for kind, tensors in (("image", slide.image), ("cells", slide.transcriptome)):
+                if tensors is not None and tensors.moments is not None:
+                    found[kind].append(tensors.moments)
+        self.training_moments = {kind: Moments.average(moments) for kind, moments in found.items() if moments}
 
     def _graph(self, slide: Slide) -> csr_matrix:
         """Spatial graph of a slide, built once as long as its cells stay where they are."""

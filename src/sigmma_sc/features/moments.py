@@ -1,4 +1,4 @@
-"""Mean and spread of one slide's features, so that a stain or a batch says nothing."""
+"""Mean and standard deviation of one slide's features, by which stain and batch are removed."""
 
 from __future__ import annotations
 
@@ -27,54 +27,58 @@ class Moments:
     """
 
     mean: NDArray[np.float32]
-    spread: NDArray[np.float32]
+    std: NDArray[np.float32]
 
     @classmethod
     def of(cls, values: NDArray[np.float32] | csr_matrix, n_components: int = 0) -> Moments:
-        """Of features ``(n, d)``, as :class:`~sigmma_sc.nn.image.Standardise` takes them; a constant one keeps its scale."""
+        """Moments of features ``(n, d)``, as :class:`~sigmma_sc.nn.image.Standardise` takes them; a constant keeps its scale."""
         values = values.astype(np.float64)
         square = values.multiply(values) if issparse(values) else values**2
-        moments = cls._of_sums(values.shape[0], *(np.asarray(part.sum(axis=0)).ravel() for part in (values, square)))
+        total = np.asarray(values.sum(axis=0)).ravel()
+        moments = cls._of_sums(values.shape[0], total, np.asarray(square.sum(axis=0)).ravel())
         if n_components:
-            moments.spread[:n_components] = np.sqrt(moments.spread[:n_components] * moments.spread[:n_components].max())
+            moments.std[:n_components] = np.sqrt(moments.std[:n_components] * moments.std[:n_components].max())
         return moments
 
     @classmethod
     def of_patches(cls, features: torch.Tensor, index: NDArray[np.int64], sizes: list[int]) -> Moments:
-        """Of each grid's mean over its patches, repeated for every patch of the grid.
+        """Moments of each grid's mean over its patches, repeated for every patch of the grid.
 
         Parameters
         ----------
         features
-            Of distinct patches, ``(n_crops, d)``.
+            Features of distinct patches, ``(n_crops, d)``.
         index
-            Which is which patch of each tile, ``(n_tiles, n_patches)``.
+            Crop of each patch of each tile, ``(n_tiles, n_patches)``.
         sizes
             Patches of each grid.
         """
-        parts = []
+        means = []
+        stds = []
         for columns in np.split(index, np.cumsum(sizes)[:-1], axis=1):
             total = square = np.zeros(features.shape[1])
             for start in range(0, len(columns), FEW):
                 pooled = features[columns[start : start + FEW]].double().mean(1).numpy()
-                total, square = total + pooled.sum(0), square + (pooled**2).sum(0)
-            parts.append(cls._of_sums(len(columns), total, square))
-        mean, spread = (np.repeat([getattr(p, name) for p in parts], sizes, axis=0) for name in ("mean", "spread"))
-        return cls(mean, spread)
+                total = total + pooled.sum(0)
+                square = square + (pooled**2).sum(0)
+            moments = cls._of_sums(len(columns), total, square)
+            means.append(moments.mean)
+            stds.append(moments.std)
+        return cls(np.repeat(means, sizes, axis=0), np.repeat(stds, sizes, axis=0))
 
     @classmethod
     def average(cls, moments: Sequence[Moments]) -> Moments:
         """Mean of the means, and root of the mean variance."""
         mean = np.mean([m.mean for m in moments], axis=0, dtype=np.float64)
-        spread = np.sqrt(np.mean([m.spread.astype(np.float64) ** 2 for m in moments], axis=0))
-        return cls(mean.astype(np.float32), spread.astype(np.float32))
+        std = np.sqrt(np.mean([m.std.astype(np.float64) ** 2 for m in moments], axis=0))
+        return cls(mean.astype(np.float32), std.astype(np.float32))
 
     @classmethod
     def _of_sums(cls, n: int, total: NDArray[np.float64], square: NDArray[np.float64]) -> Moments:
         mean = total / n
-        spread = np.sqrt(np.maximum(square / n - mean**2, 0))
-        return cls(mean.astype(np.float32), np.where(spread > 1e-6, spread, 1).astype(np.float32))
+        std = np.sqrt(np.maximum(square / n - mean**2, 0))
+        return cls(mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32))
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Centred and scaled, of the same shape."""
-        return (values - self.mean) / self.spread
+        """Centred and scaled values, of the same shape."""
+        return (values - self.mean) / self.std

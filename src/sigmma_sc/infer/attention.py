@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from sigmma_sc.errors import SetupError
 from sigmma_sc.encoders.attention import cls_attention
-from sigmma_sc.tissue.pixels import read_crops
+from sigmma_sc.errors import SetupError
 from sigmma_sc.features.patches import CPU_BATCH
+from sigmma_sc.infer.tiles import tile_by_name
+from sigmma_sc.tissue.pixels import read_crops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,28 +19,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xarray import Dataset
 
+    from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.tissue.frame import Slide
 
-def tile_attention(model: Any, tiles: Sequence[str], tissue: Any, when: str) -> Dataset:
-    """Attention maps of named tiles; see :meth:`sigmma_sc.SIGMMA.get_attention`."""
+
+def tile_attention(
+    encoder: ImageEncoder, slides: Sequence[Slide], tiles: str | Sequence[str], side: int, device: torch.device
+) -> Dataset:
+    """Attention maps of named tiles; see :meth:`sigmma_sc.SIGMMA.get_attention`.
+
+    Parameters
+    ----------
+    encoder
+        Image encoder.
+    slides
+        Slides that hold the tiles.
+    tiles
+        Names of tiles.
+    side
+        Side in px at which a whole tile reaches the encoder.
+    device
+        Where to compute.
+    """
     from xarray import Dataset
 
     names = [tiles] if isinstance(tiles, str) else [str(name) for name in tiles]
     if not names:
         raise SetupError("tiles is empty. Name rows of get_tile_representation(), e.g. tiles.obs_names[:4].")
-    # The model trains a copy: its own encoder is as it came.
-    tuned = when == "after" and model.module.backbone is not None
-    encoder = model.module.backbone.encoder if tuned else model.image_encoder
-    slides = model.data.slides(tissue)
-    found = [model.data.tile(slides, name) for name in names]
-    # A whole tile is a crop of the coarsest grid, and reaches the encoder at its size.
-    side = (model.config.crop_sizes or (encoder.input_size,))[-1]
+    found = [tile_by_name(slides, name) for name in names]
     crops = np.array([(*tile.origins[0], tile.side) for _, tile in found])
     pixels = np.empty((len(names), side, side, 3), np.uint8)
     for slide in {slide.name: slide for slide, _ in found}.values():
         here = np.flatnonzero([one.name == slide.name for one, _ in found])
         for index, read in read_crops(slide, crops[here], side):
             pixels[here[index]] = read
-    encoder.to(model.device)
+    encoder.to(device)
     maps = [_maps(encoder, part) for part in np.split(pixels, range(CPU_BATCH, len(names), CPU_BATCH))]
     return Dataset(
         {
@@ -56,9 +70,9 @@ def tile_attention(model: Any, tiles: Sequence[str], tissue: Any, when: str) -> 
             "y0": ("tile", crops[:, 1]),
             "side": ("tile", crops[:, 2]),
         },
-        attrs={"image_encoder": encoder.name, "when": when},
+        attrs={"image_encoder": encoder.name},
     )
 
 
-def _maps(encoder: Any, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _maps(encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     return cls_attention(encoder, torch.from_numpy(pixels).permute(0, 3, 1, 2)).numpy()

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from sigmma_sc.errors import SetupError
+from sigmma_sc.nn.cellgraph import GraphTower
 from sigmma_sc.tissue.tiling import shifted_tiles
-from sigmma_sc.train.batches import part_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from sigmma_sc.features.data import TissueData
+    from sigmma_sc.features.tensors import SlideTensors
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
-    from sigmma_sc.train.batches import SlideTensors
-    from sigmma_sc.features.data import TissueData
+
+    Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 INFERENCE_TILES = 64
 
@@ -50,33 +53,41 @@ class SlideEmbedding:
     image: dict[str, NDArray[np.float32]]
     transcriptome: dict[str, NDArray[np.float32]]
 
+    def tower(self, name: str) -> dict[str, NDArray[np.float32]]:
+        """Tile embeddings of one tower by scale: ``"image"`` or ``"transcriptome"``."""
+        return {"image": self.image, "transcriptome": self.transcriptome}[name]
+
 
 class Embedder:
-    """Towers in evaluation, on the slides of their tissue.
+    """Towers in evaluation.
 
     Parameters
     ----------
     data
-        What the model knows of its tissue.
-    module
+        The model's tissue: features, roles and configuration.
+    towers
         The towers.
     """
 
-    def __init__(self, data: TissueData, module: TwoTowers):
-        self.data, self.module = data, module
-        self.device = next(module.parameters()).device
+    def __init__(self, data: TissueData, towers: TwoTowers):
+        self.data = data
+        self.towers = towers
+        self.device = next(towers.parameters()).device
 
     @torch.no_grad()
-    def slides(self, tissue: Any, images: bool, cells: bool, stride: float | None = None) -> list[SlideEmbedding]:
-        """Embed every slide of an object in one tower or both; only what is asked for is computed.
+    def slides(
+        self, slides: Sequence[Slide], images: bool = True, cells: bool = True, stride: float | None = None
+    ) -> list[SlideEmbedding]:
+        """Embed slides in one tower or both; only what is asked for is computed.
 
         With a ``stride`` in µm, a cell's embedding is the mean over the tiles of all grids moved by that step.
         """
+        embeddings = []
         with self._evaluating():
-            return [
-                self._slide(slide, *self.data.covering(slide), images, cells and slide.region is not None, stride)
-                for slide in self.data.slides(tissue)
-            ]
+            for slide in slides:
+                with_cells = cells and slide.region is not None
+                embeddings.append(self._slide(slide, slide.tiles, slide.tile_of_cell, images, with_cells, stride))
+        return embeddings
 
     @torch.no_grad()
     def tiles(self, slide: Slide, tiles: Tiles) -> SlideEmbedding:
@@ -85,22 +96,29 @@ class Embedder:
             return self._slide(slide, tiles, None, images=True, cells=True, stride=None)
 
     @torch.no_grad()
-    def edges(
-        self, slide: Slide, tiles: Tiles
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-        """Edges of each scale among the cells of some tiles: speaker and listener, as positions in ``tiles.cells``, and weight."""
+    def edges(self, slide: Slide, tiles: Tiles) -> list[Edges]:
+        """Edges of each scale among the cells of some tiles: source and target, as positions in ``tiles.cells``, and weight.
+
+        Raises
+        ------
+        SetupError
+            The towers have no cell graph.
+        """
+        tower = getattr(self.towers, "cell_tower", None)
+        if not isinstance(tower, GraphTower):
+            raise SetupError("A model with cells='genes' has no cell graph.")
+        out = []
         with self._evaluating():
             tensors = self.data.tensors(slide, tiles, self.device, images=False)
-            part = part_of(tensors, np.arange(len(tiles)), self.data.setup.grids, images=False)
-            part = move_data_to_device(part, self.device)
-            x = self.module.node_standardise(part["x"])
-            found = self.module.graph_tower.weights(x, part["layout"])
-        return [tuple(column.cpu().numpy() for column in scale) for scale in found]
+            part = move_data_to_device(tensors.part(np.arange(len(tiles))), self.device)
+            for source, target, weight in tower.weights(part):
+                out.append((source.cpu().numpy(), target.cpu().numpy(), weight.cpu().numpy()))
+        return out
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Evaluation mode; draws of Monte-Carlo evaluation come from the model's seed, and the user's random state stays as it was."""
-        self.module.eval()
+        """Evaluation mode; Monte-Carlo draws come from the model's seed, and the user's random state stays as it was."""
+        self.towers.eval()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.data.config.seed)
             yield
@@ -109,67 +127,81 @@ class Embedder:
         self,
         slide: Slide,
         tiles: Tiles,
-        own: NDArray[np.int64] | None,
+        tile_of_cell: NDArray[np.int64] | None,
         images: bool,
         cells: bool,
         stride: float | None,
     ) -> SlideEmbedding:
-        """Embed tiles, and the cells for which ``own`` names one of them; ``None`` keeps no cell's embedding."""
-        module, device = self.module, self.device
-        tensors = self.data.tensors(slide, tiles, device, images, cells)
-        keeps = cells and own is not None
-        own = np.full(len(slide.xy), -1) if own is None else own
-        out = SlideEmbedding(slide, tiles, own >= 0, {}, {}, {})
-        kinds = {
-            "image": (len(tiles) * images, module.aligned),
-            "transcriptome": (len(tiles) * cells, module.aligned),
-            "cells": (len(slide.xy) * keeps, module.embedded),
-        }
-        for kind, (n, scales) in kinds.items():
-            getattr(out, kind).update({s: np.zeros((n, self.data.config.n_latent), np.float32) for s in scales})
+        """Embed tiles, and the cells for which ``tile_of_cell`` names one of them; ``None`` keeps no cell's embedding."""
+        towers = self.towers
+        tensors = self.data.tensors(slide, tiles, self.device, images, cells)
+        keeps = cells and tile_of_cell is not None
+        if tile_of_cell is None:
+            tile_of_cell = np.full(len(slide.xy), -1)
+        out = SlideEmbedding(
+            slide,
+            tiles,
+            covered=tile_of_cell >= 0,
+            cells=self._zeros(len(slide.xy) * keeps, towers.embedded),
+            image=self._zeros(len(tiles) * images, towers.aligned),
+            transcriptome=self._zeros(len(tiles) * cells, towers.aligned),
+        )
         for which in _chunks(len(tiles)):
             if images:
-                z = module.embed_images({"patches": tensors.patch_batch(which).to(device)})
-                for s in module.aligned:
-                    out.image[s][which] = z[s].cpu().numpy()
+                part = move_data_to_device(tensors.image.part(tiles, which), self.device)
+                for scale, z in towers.embed_images(part).items():
+                    if scale in out.image:
+                        out.image[scale][which] = z.cpu().numpy()
             if cells:
-                position, h, z = self._cells(tensors, which)
-                for s in module.aligned:
-                    out.transcriptome[s][which] = z[s]
-                # A cell that stands in two tiles, where the last column is shifted, takes its own tile's embedding.
-                mine = own[position] == np.repeat(which, tiles.n_cells[which])
-                for s in module.embedded if keeps else ():
-                    out.cells[s][position[mine]] = h[s][mine]
+                h, z = self._cells(tensors, tiles, which)
+                for scale in out.transcriptome:
+                    out.transcriptome[scale][which] = z[scale]
+                # A cell that lies in two tiles, where the last column is shifted, takes its own tile's embedding.
+                position = tiles.take(which).cells
+                mine = tile_of_cell[position] == np.repeat(which, tiles.n_cells[which])
+                for scale in towers.embedded if keeps else ():
+                    out.cells[scale][position[mine]] = h[scale][mine]
         if keeps and stride is not None:
             self._average(tensors, out, stride)
         return out
 
+    def _zeros(self, n: int, scales: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        return {scale: np.zeros((n, self.data.config.n_latent), np.float32) for scale in scales}
+
     def _cells(
-        self, tensors: SlideTensors, which: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], dict[str, NDArray], dict[str, NDArray]]:
-        """Cells of some tiles, their embeddings, and the tiles' own."""
-        part = move_data_to_device(part_of(tensors, which, self.data.setup.grids, images=False), self.device)
-        n_draws = self.data.config.mc_samples if self.data.config.edges == "sampled" else 0
-        draws = [self.module.embed_cells(part, sample=True) for _ in range(n_draws)]
-        draws = draws or [self.module.embed_cells(part)]
-        h, z = (
-            {s: (sum(draw[k][s] for draw in draws) / len(draws)).cpu().numpy() for s in draws[0][k]} for k in (0, 1)
-        )
-        return tensors.tiles.take(which).cells, h, z
+        self, tensors: SlideTensors, tiles: Tiles, which: NDArray[np.int64]
+    ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
+        """Embeddings of the cells of some tiles, and the tiles' own, by scale."""
+        config = self.data.config
+        part = move_data_to_device(tensors.transcriptome.part(tiles, which), self.device)
+        n_draws = config.mc_samples if config.edges == "sampled" else 0
+        if n_draws == 0:
+            h, z = self.towers.embed_cells(part)
+            return _mean([h]), _mean([z])
+        draws = [self.towers.embed_cells(part, sample=True) for _ in range(n_draws)]
+        return _mean([h for h, _ in draws]), _mean([z for _, z in draws])
 
     def _average(self, tensors: SlideTensors, out: SlideEmbedding, stride: float) -> None:
         """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
-        side, per_side = tensors.tiles.side, round(self.data.setup.tile_size / stride)
+        side = out.tiles.side
+        per_side = round(self.data.setup.tile_size / stride)
         steps = np.arange(per_side) * side / per_side
         shifts = [np.array([x, y]) for x in steps for y in steps if x or y]
+        covered = np.flatnonzero(out.covered)
         for shift in shifts:
-            moved = replace(tensors, tiles=shifted_tiles(tensors.xy, np.flatnonzero(out.covered), side, shift))
-            for which in _chunks(len(moved.tiles)):
-                position, h, _ = self._cells(moved, which)
-                for s in self.module.embedded:
-                    out.cells[s][position] += h[s]
-        for s in self.module.embedded:
-            out.cells[s] /= len(shifts) + 1
+            tiles = shifted_tiles(out.slide.xy, covered, side, shift)
+            for which in _chunks(len(tiles)):
+                h, _ = self._cells(tensors, tiles, which)
+                position = tiles.take(which).cells
+                for scale in out.cells:
+                    out.cells[scale][position] += h[scale]
+        for scale in out.cells:
+            out.cells[scale] /= len(shifts) + 1
+
+
+def _mean(draws: list[dict[str, torch.Tensor]]) -> dict[str, NDArray]:
+    """Mean over draws by scale."""
+    return {scale: (sum(draw[scale] for draw in draws) / len(draws)).cpu().numpy() for scale in draws[0]}
 
 
 def _chunks(n: int) -> list[NDArray[np.int64]]:

@@ -1,94 +1,78 @@
-"""Which tiles are scored, and Task 1 on them: expression from image embeddings."""
+"""Task 1 on tiles: expression from image embeddings (paper, section 6.1)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from sigmma_sc._checks import require_choice
-from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.expression import expression_probe
-from sigmma_sc.tissue.setup import get_table, stored_setup
-from sigmma_sc.features.nodes import pooled_counts
+from sigmma_sc.tissue.counts import pooled_counts
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
-    from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.infer.embed import Embedder, SlideEmbedding
 
     Chosen = list[tuple[SlideEmbedding, NDArray[np.int64]]]
 
 
-def chosen_tiles(model: Any, sdata: Any, split: str) -> Chosen:
-    """Embedded slides, each with its tiles of a split that hold tissue and enough cells.
+def expression_table(embedder: Embedder, train: Chosen, test: Chosen, protocol: str) -> pd.DataFrame:
+    """Per gene figures of the aligned embedding, the frozen encoder and the gene mean.
 
-    Of a slide that was not trained on, every such tile is chosen, whatever the split.
+    Parameters
+    ----------
+    embedder
+        Towers and tissue.
+    train, test
+        Embedded slides, and positions of the tiles to fit on and to score.
+    protocol
+        ``"default"`` or ``"hest"``.
     """
-    require_choice(split, ("train", "val", "test", "all"), "split")
-    model._trained()
-    chosen = []
-    for slide in model.data.slides(model._resolve(sdata, cells=True)):
-        if slide.region is None:
-            raise SetupError(
-                f"Image {slide.image_key!r} has no cells to score it by; set up with table_key=… to evaluate."
-            )
-        tiles, _ = model.data.covering(slide)
-        role, usable = model.data.roles_of(slide, len(tiles)), model.data.usable(slide, tiles)
-        everything = split == "all" or (sdata is not None and (role == "unseen").all())
-        chosen.append(np.flatnonzero(usable if everything else usable & (role == split)))
-    if not any(map(len, chosen)):
-        raise SetupError(
-            f"No tile belongs to split={split!r}: the model was trained with split={model.data.split!r}, and a tile needs "
-            f"{model.config.min_cells} cells and stained tissue. split='all' takes every tile that has them."
+    genes = [str(name) for name in train[0][0].slide.table.var_names]
+    train_counts = chosen_counts(train, genes)
+    test_counts = chosen_counts(test, genes)
+    slides = slide_names(test)
+
+    def score(train_features: NDArray, test_features: NDArray) -> pd.DataFrame:
+        return expression_probe(
+            train_features, train_counts, test_features, test_counts, genes, protocol=protocol, groups=slides
         )
-    return list(zip(model._embed(sdata), chosen, strict=True))
+
+    aligned = score(_aligned(train), _aligned(test))
+    frozen = score(_frozen(embedder, train), _frozen(embedder, test))
+    return aligned.assign(pcc_frozen=frozen["pcc"].to_numpy(), mse_frozen=frozen["mse"].to_numpy())
 
 
-def expression_table(model: Any, train: Chosen, test: Chosen, protocol: str) -> pd.DataFrame:
-    """Per gene figures of the aligned embedding, the frozen encoder and the gene mean."""
-    first = get_table(train[0][0].slide.sdata, stored_setup(train[0][0].slide.sdata) or model.setup)
-    genes = list(map(str, first.var_names))
-    train_counts, test_counts = (chosen_counts(model, part, genes) for part in (train, test))
-    slides = np.concatenate([np.full(len(which), e.slide.name) for e, which in test])
-    tables = [
-        expression_probe(
-            features(model, train),
-            train_counts,
-            features(model, test),
-            test_counts,
-            genes,
-            protocol=protocol,
-            groups=slides,
-        )
-        for features in (_aligned, _frozen)
-    ]
-    return tables[0].assign(pcc_frozen=tables[1]["pcc"].to_numpy(), mse_frozen=tables[1]["mse"].to_numpy())
+def slide_names(chosen: Chosen) -> NDArray:
+    """Slide of each tile, ``(n_tiles,)``."""
+    return np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])
 
 
-def _aligned(model: Any, chosen: Chosen) -> NDArray[np.float32]:
-    return np.concatenate([np.concatenate([z[which] for z in e.image.values()], axis=1) for e, which in chosen])
-
-
-def _frozen(model: Any, chosen: Chosen) -> NDArray[np.float32]:
-    """Features of the encoder as it came: mean over each grid, grids side by side."""
-    sizes = np.cumsum([b * b for b in model.setup.grids])[:-1]
-    out = []
+def _aligned(chosen: Chosen) -> NDArray[np.float32]:
+    parts = []
     for e, which in chosen:
-        features, index = model.data.patches(e.slide, e.tiles.take(which), model.device, pretrained=True)
-        patches = features.float().numpy()[index]
-        out.append(np.concatenate([part.mean(axis=1) for part in np.split(patches, sizes, axis=1)], axis=1))
-    return np.concatenate(out)
+        parts.append(np.concatenate([z[which] for z in e.image.values()], axis=1))
+    return np.concatenate(parts)
 
 
-def chosen_counts(model: Any, chosen: Chosen, genes: list[str]) -> csr_matrix:
+def _frozen(embedder: Embedder, chosen: Chosen) -> NDArray[np.float32]:
+    """Features of the encoder as it came: mean over each grid, grids side by side."""
+    data = embedder.data
+    sizes = np.cumsum([grid * grid for grid in data.setup.grids])[:-1]
+    parts = []
+    for e, which in chosen:
+        features, index = data.patches(e.slide, e.tiles.take(which), embedder.device, pretrained=True)
+        patches = np.split(features.float().numpy()[index], sizes, axis=1)
+        parts.append(np.concatenate([part.mean(axis=1) for part in patches], axis=1))
+    return np.concatenate(parts)
+
+
+def chosen_counts(chosen: Chosen, genes: list[str]) -> csr_matrix:
     """Raw counts pooled over each tile's cells, ``(n_tiles, n_genes)``."""
     from scipy.sparse import vstack
 
-    pooled = []
-    for e, which in chosen:
-        table = get_table(e.slide.sdata, stored_setup(e.slide.sdata) or model.setup)
-        pooled.append(pooled_counts(table, e.slide.rows, e.tiles.take(which), genes, model.setup.layer))
+    pooled = [pooled_counts(e.slide, e.tiles.take(which), genes) for e, which in chosen]
     return vstack(pooled, format="csr")

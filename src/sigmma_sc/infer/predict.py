@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,17 +13,21 @@ from scipy.special import softmax
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import ExpressionWarning, SetupError
+from sigmma_sc.infer.scales import at_scale, joined, unit
+from sigmma_sc.infer.tiles import centres_of, tile_obs
 from sigmma_sc.metrics.expression import fit_probe, pearson
-from sigmma_sc.infer.reference import reference_of
-from sigmma_sc.store.write import at_scale, tile_obs
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from sigmma_sc.features.data import TissueData
+    from sigmma_sc.infer.embed import SlideEmbedding
     from sigmma_sc.infer.reference import Reference
-
-    Embedding = dict[str, NDArray[np.float32]]
+    from sigmma_sc.infer.scales import Scales
+    from sigmma_sc.nn.towers import TwoTowers
 
 QUERIES = 2048
 """Tiles compared with all training tiles at once."""
@@ -34,45 +39,78 @@ FEWEST = 3
 """Tiles that a correlation needs to mean anything, and a probe to be fitted."""
 
 
-def predict_expression(model: Any, tissue: Any, method: str, scale: str, n_neighbors: int) -> AnnData:
-    """Predict the expression of every tile; see :meth:`sigmma_sc.SIGMMA.predict_expression`."""
+@dataclass(frozen=True)
+class Prediction:
+    """How expression is predicted; see :meth:`sigmma_sc.SIGMMA.predict_expression`.
+
+    Attributes
+    ----------
+    method
+        ``"retrieval"`` or ``"ridge"``.
+    scale
+        One scale, or ``"all"``.
+    n_neighbors
+        Training tiles that retrieval averages.
+    temperature
+        τ of the retrieval's weights.
+    """
+
+    method: str
+    scale: str
+    n_neighbors: int
+    temperature: float
+
+
+def predict_expression(
+    reference: Reference, embeddings: Sequence[SlideEmbedding], data: TissueData, how: Prediction
+) -> AnnData:
+    """Predict the expression of every tile of embedded slides.
+
+    Raises
+    ------
+    SetupError
+        There are too few training tiles for ridge.
+    """
     from anndata import AnnData
 
-    reference = reference_of(model)
-    arguments = (reference, method, scale, n_neighbors, temperature_of(model, scale))
-    n_train = int(reference.train.sum())
-    if method == "ridge" and n_train < FEWEST:
-        raise SetupError(
-            f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use method='retrieval'."
-        )
-    embeddings = model._embed(tissue, cells=False)
-    image = {s: np.concatenate([e.image[s] for e in embeddings]) for s in model.module.aligned}
-    used = {"method": method, "scale": scale, "library": reference.library, "n_train": n_train}
+    n_train = require_enough(reference, how)
+    image = joined([(e, np.arange(len(e.tiles))) for e in embeddings], "image")
+    used = {"method": how.method, "scale": how.scale, "library": reference.library, "n_train": n_train}
+    if how.method == "retrieval":
+        used["n_neighbors"] = how.n_neighbors
     return AnnData(
-        X=predict(image, *arguments),
-        obs=pd.concat([tile_obs(model, e) for e in embeddings]),
-        var=reliability(*arguments),
-        obsm={"spatial": np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])},
-        uns={_keys.UNS: used | ({"n_neighbors": n_neighbors} if method == "retrieval" else {})},
+        X=predict(image, reference, how),
+        obs=pd.concat([tile_obs(data, e.slide) for e in embeddings]),
+        var=reliability(reference, how),
+        obsm={"spatial": centres_of(embeddings)},
+        uns={_keys.UNS: used},
     )
 
 
-def temperature_of(model: Any, scale: str) -> float:
+def require_enough(reference: Reference, how: Prediction) -> int:
+    """Number of training tiles; raise :class:`SetupError` if ridge needs more."""
+    n_train = int(reference.train.sum())
+    if how.method == "ridge" and n_train < FEWEST:
+        raise SetupError(
+            f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use method='retrieval'."
+        )
+    return n_train
+
+
+def temperature_of(towers: TwoTowers, scale: str) -> float:
     """τ of one scale, or the mean over all."""
-    return float(np.mean([float(t) for s, t in model.module.temperatures.items() if scale in (s, "all")]))
+    return float(np.mean([float(t) for s, t in towers.temperatures.items() if scale in (s, "all")]))
 
 
-def predict(
-    image: Embedding, reference: Reference, method: str, scale: str, n_neighbors: int, temperature: float
-) -> NDArray[np.float32]:
+def predict(image: Scales, reference: Reference, how: Prediction) -> NDArray[np.float32]:
     """Log expression ``(m, n_genes)`` of tiles with image embeddings ``(m, d)`` by scale, from training tiles alone."""
     train = reference.train
     expression = reference.expression[train].astype(np.float32)
-    if method == "ridge":
-        keys, query = (_side_by_side(values, scale) for values in (reference.image, image))
-        return ridge(query, keys[train], expression)
-    keys, query = (at_scale(values, scale) for values in (reference.transcriptome, image))
-    return retrieve(query, keys[train], expression, n_neighbors, temperature)
+    if how.method == "ridge":
+        keys = _side_by_side(reference.image, how.scale)
+        return ridge(_side_by_side(image, how.scale), keys[train], expression)
+    keys = at_scale(reference.transcriptome, how.scale)
+    return retrieve(at_scale(image, how.scale), keys[train], expression, how.n_neighbors, how.temperature)
 
 
 def retrieve(
@@ -104,7 +142,8 @@ def retrieve(
     -------
     ``(m, n_genes)``.
     """
-    query, keys = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (query, keys))
+    query = unit(query)
+    keys = unit(keys)
     n = min(n_neighbors, len(keys))
     out = np.empty((len(query), expression.shape[1]), np.float32)
     for start in range(0, len(query), QUERIES):
@@ -120,7 +159,8 @@ def retrieve(
 def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.float32]:
     """Predictions ``(m, n_genes)`` of the probe of :mod:`sigmma_sc.metrics.expression`, fitted to every gene."""
     out = np.empty((len(query), expression.shape[1]), np.float32)
-    keys, query = keys.astype(np.float64), query.astype(np.float64)
+    keys = keys.astype(np.float64)
+    query = query.astype(np.float64)
     for start in range(0, out.shape[1], GENES):
         some = slice(start, start + GENES)
         probe = fit_probe(keys, expression[:, some].astype(np.float64))
@@ -128,17 +168,19 @@ def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.floa
     return out
 
 
-def reliability(reference: Reference, method: str, scale: str, n_neighbors: int, temperature: float) -> pd.DataFrame:
+def reliability(reference: Reference, how: Prediction) -> pd.DataFrame:
     """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
 
     Returns
     -------
     Indexed by gene: ``reliability``, NaN where it is undefined, of which a warning tells; ``reliability_n_tiles``.
     """
-    held, rows, slides = ~reference.train, [], []
+    held = ~reference.train
+    rows = []
+    slides = []
     if held.sum() >= FEWEST:
         image = {name: values[held] for name, values in reference.image.items()}
-        predicted = predict(image, reference, method, scale, n_neighbors, temperature).astype(np.float64)
+        predicted = predict(image, reference, how).astype(np.float64)
         measured, slide = reference.expression[held].astype(np.float64), reference.slide[held]
         slides = [s for s in np.unique(slide) if (slide == s).sum() >= FEWEST]
         rows = [pearson(measured[slide == s], predicted[slide == s]) for s in slides]
@@ -167,6 +209,6 @@ def _warn_undefined(mean: pd.Series, n_held: int, any_slide: bool) -> None:
         )
 
 
-def _side_by_side(values: Embedding, scale: str) -> NDArray[np.float32]:
+def _side_by_side(values: Scales, scale: str) -> NDArray[np.float32]:
     """Embeddings of one scale, or of all as they are, which is what the probe of Task 1 sees."""
     return np.concatenate(list(values.values()), axis=1) if scale == "all" else values[scale]

@@ -9,13 +9,17 @@ import numpy as np
 import torch
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.metrics.expression import log_expression, median_total
-from sigmma_sc.tissue.setup import get_table, stored_setup
-from sigmma_sc.infer.embed import Embedder
 from sigmma_sc.infer.evaluate import chosen_counts
+from sigmma_sc.infer.scales import joined
+from sigmma_sc.metrics.expression import log_expression, median_total
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
+
+    from sigmma_sc.infer.embed import Embedder
+    from sigmma_sc.tissue.frame import Slide
 
 PREFIX = "reference."
 """Of its tensors among those of a saved model."""
@@ -50,47 +54,43 @@ class Reference:
     train: NDArray[np.bool_]
 
 
-def reference_of(model: Any) -> Reference:
-    """A model's reference: the one it carries, else built from the object that it works on.
+def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
+    """Reference from the slides that a model was trained on.
 
     Raises
     ------
     SetupError
-        The object holds none of the training tiles, or no raw counts.
+        The slides hold none of the training tiles, or no raw counts.
     """
-    if model._reference is None:
-        model._reference = _build(model)
-    return model._reference
-
-
-def _build(model: Any) -> Reference:
-    data, chosen, roles = model.data, [], []
-    embedder = Embedder(data, model.module)
-    for slide in data.slides(model.sdata):
-        tiles, _ = data.covering(slide)
-        role = data.roles_of(slide, len(tiles))
+    chosen = []
+    roles = []
+    for slide in slides:
+        role = embedder.data.roles.of(slide)
         which = np.flatnonzero(np.isin(role, ("train", "val")))
         if len(which):
             # Only these: the others may never have been encoded.
-            chosen.append((embedder.tiles(slide, tiles.take(which)), np.arange(len(which))))
+            chosen.append((embedder.tiles(slide, slide.tiles.take(which)), np.arange(len(which))))
             roles.append(role[which])
     if not chosen:
         raise SetupError(
             "The model carries no expression to predict from, and its object holds none of the tiles it was trained on. Load "
             "it on the object it was trained on, save it again, and load that."
         )
+    if chosen[0][0].slide.table is None:
+        raise SetupError("The object was set up with table_key=None and has no counts to predict from.")
     train = np.concatenate(roles) == "train"
-    first = chosen[0][0].slide.sdata
-    genes = list(map(str, get_table(first, stored_setup(first) or model.setup).var_names))
-    counts = chosen_counts(model, chosen, genes)
+    genes = [str(name) for name in chosen[0][0].slide.table.var_names]
+    counts = chosen_counts(chosen, genes)
     library = median_total(counts[train])
-    image, transcriptome = (
-        {s: np.concatenate([getattr(e, tower)[s] for e, _ in chosen]) for s in model.module.aligned}
-        for tower in ("image", "transcriptome")
+    return Reference(
+        genes=genes,
+        library=library,
+        expression=log_expression(counts, library).astype(np.float32).toarray().astype(np.float16),
+        image=joined(chosen, "image"),
+        transcriptome=joined(chosen, "transcriptome"),
+        slide=np.repeat(np.arange(len(chosen)), [len(which) for _, which in chosen]),
+        train=train,
     )
-    slide = np.repeat(np.arange(len(chosen)), [len(which) for _, which in chosen])
-    expression = log_expression(counts, library).astype(np.float32).toarray().astype(np.float16)
-    return Reference(genes, library, expression, image, transcriptome, slide, train)
 
 
 def describe_reference(reference: Reference) -> dict[str, Any]:
@@ -100,20 +100,28 @@ def describe_reference(reference: Reference) -> dict[str, Any]:
 
 def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
     """Expression, embeddings, slides and roles."""
-    arrays = {name: getattr(reference, name) for name in ("expression", "slide", "train")}
-    for tower in ("image", "transcriptome"):
-        arrays |= {f"{tower}.{scale}": values for scale, values in getattr(reference, tower).items()}
+    arrays = {"expression": reference.expression, "slide": reference.slide, "train": reference.train}
+    for scale, values in reference.image.items():
+        arrays[f"image.{scale}"] = values
+    for scale, values in reference.transcriptome.items():
+        arrays[f"transcriptome.{scale}"] = values
     return {PREFIX + name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
 
 
 def restore_reference(
     described: dict[str, Any], tensors: dict[str, torch.Tensor], scales: tuple[str, ...]
 ) -> Reference:
-    """Take up what :func:`describe_reference` and :func:`reference_tensors` gave."""
+    """Rebuild what :func:`describe_reference` and :func:`reference_tensors` gave."""
 
     def array(name: str) -> NDArray:
         return tensors[PREFIX + name].numpy().copy()
 
-    image, transcriptome = ({s: array(f"{tower}.{s}") for s in scales} for tower in ("image", "transcriptome"))
-    parts = (array("expression"), image, transcriptome, array("slide"), array("train"))
-    return Reference(described["genes"], described["library"], *parts)
+    return Reference(
+        genes=described["genes"],
+        library=described["library"],
+        expression=array("expression"),
+        image={scale: array(f"image.{scale}") for scale in scales},
+        transcriptome={scale: array(f"transcriptome.{scale}") for scale in scales},
+        slide=array("slide"),
+        train=array("train"),
+    )

@@ -8,12 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import softmax
 
+from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.pairs import CellLayout, EdgeWeights, at_least_single
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sigmma_sc.config import Config
     from sigmma_sc.nn.pairs import Bucket
+    from sigmma_sc.nn.part import Part
+
+    Edges = tuple[Tensor, Tensor, Tensor]
 
 
 class EdgeSampler(nn.Module):
@@ -42,33 +47,35 @@ class EdgeSampler(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
         self.symmetric = symmetric
 
-    def parts(self, h: Tensor) -> Tensor:
-        """Hidden layer's parts of each cell, as listener and as speaker, ``(n_cells, 2 n_hidden)``."""
+    def hidden(self, h: Tensor) -> Tensor:
+        """Contributions of each cell to the hidden layer, as target and as source, ``(n_cells, 2 n_hidden)``."""
         return torch.cat([self.target(h), self.source(h)], 1)
 
-    def forward(self, parts: Tensor, weights: Tensor | None, candidates: Tensor, temperature: float | None) -> Tensor:
+    def forward(self, hidden: Tensor, weights: Tensor | None, candidates: Tensor, temperature: float | None) -> Tensor:
         """Edge weights ``(n, p, p)`` of blocks after the addition; see :class:`~sigmma_sc.nn.pairs.EdgeWeights`."""
-        a, b = parts.to(candidates.dtype).chunk(2, -1)
-        return EdgeWeights.apply(a, b, self.weight, self.bias, weights, candidates, temperature, self.symmetric)
+        target, source = hidden.to(candidates.dtype).chunk(2, -1)
+        return EdgeWeights.apply(
+            target, source, self.weight, self.bias, weights, candidates, temperature, self.symmetric
+        )
 
 
 class WeightedSAGE(nn.Module):
     """GraphSAGE with edge weights: act(W_self h_v + W_nbr · Σ w_uv h_u / max(Σ w_uv, 1)) (paper, section 4).
 
-    The paper has a mean, which leaves open what a cell with no neighbour hears. A cell that hears half an edge hears half of what
-    it says, which is the mean over draws of that edge. A small number beside the sum would make it all of it, and the gradient of
-    an edge to a cell without any as large as that number is small.
+    The paper has a mean, which leaves cells without neighbours open. An edge of weight one half passes half of its message, which
+    is the mean over draws of that edge. A small number beside the sum would pass all of it. The gradient of an edge to a cell
+    without neighbours would then be the inverse of that number.
     """
 
     def __init__(self, n_input: int, n_output: int):
         super().__init__()
-        self.own = nn.Linear(n_input, n_output)
+        self.root = nn.Linear(n_input, n_output)
         self.neighbours = nn.Linear(n_input, n_output, bias=False)
 
-    def forward(self, h: Tensor, heard: Tensor) -> Tensor:
+    def forward(self, h: Tensor, messages: Tensor) -> Tensor:
         """Update ``h`` ``(n_cells, d)`` by Σ w_uv [h_u, 1], ``(n_cells, d + 1)``."""
-        mean = heard[:, :-1] / heard[:, -1:].clamp_min(1)
-        return nn.functional.gelu(self.own(h) + self.neighbours(mean))
+        mean = messages[:, :-1] / messages[:, -1:].clamp_min(1)
+        return nn.functional.gelu(self.root(h) + self.neighbours(mean))
 
 
 class AttentionPool(nn.Module):
@@ -149,24 +156,24 @@ class CellGraphTower(nn.Module):
         cells = [h for h, _ in self._scales(x, layout, sample)]
         return cells, [pool(h, layout.tile, layout.n_tiles) for pool, h in zip(self.pools, cells, strict=True)]
 
-    def weights(self, x: Tensor, layout: CellLayout, sample: bool | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Edges of each scale: speaking cell, listening cell and weight, ``(n_edges,)`` each, those of weight 0 left out."""
-        out = []
+    def weights(self, x: Tensor, layout: CellLayout, sample: bool | None = None) -> list[Edges]:
+        """Edges of each scale: source cell, target cell and weight, ``(n_edges,)`` each, those of weight 0 left out."""
+        edges = []
         for _, graph in self._scales(x, layout, sample):
-            parts = []
+            sources = [layout.cell[:0]]
+            targets = [layout.cell[:0]]
+            weights = [x[:0, 0]]
             for bucket, w in graph.items():
                 cell = layout.blocks(layout.cell, bucket)
                 block, target, source = w.nonzero(as_tuple=True)
-                parts.append((cell[block, source], cell[block, target], w[block, target, source]))
-            # What a padded slot says or hears is no edge.
-            parts = [torch.cat(part) for part in zip(*parts, strict=True)] or [
-                layout.cell[:0],
-                layout.cell[:0],
-                x[:0, 0],
-            ]
-            real = torch.maximum(parts[0], parts[1]) < len(x)
-            out.append(tuple(part[real] for part in parts))
-        return out
+                sources.append(cell[block, source])
+                targets.append(cell[block, target])
+                weights.append(w[block, target, source])
+            source = torch.cat(sources)
+            target = torch.cat(targets)
+            real = torch.maximum(source, target) < len(x)  # padded slots have no edges
+            edges.append((source[real], target[real], torch.cat(weights)[real]))
+        return edges
 
     def _scales(
         self, x: Tensor, layout: CellLayout, sample: bool | None
@@ -178,16 +185,63 @@ class CellGraphTower(nn.Module):
         adds = self.edges != "none"
         candidates = {b: layout.candidates(b).to(kind) for b in layout.buckets} if adds else {}
         for k, layer in enumerate(self.layers):
-            reached = layout.reached(k if adds else 0)
-            said = layout.spread(torch.cat([h, h.new_ones(len(h), 1)], 1), reached)
+            active = layout.active_buckets(k if adds else 0)
+            # The ones beside the embeddings sum up to the weight of a cell's edges.
+            source = layout.to_slots(torch.cat([h, h.new_ones(len(h), 1)], 1), active)
             if k > 0 and self.samplers:
                 sampler = self.samplers[k - 1]
                 draws = self.training if sample is None else sample
                 temperature = self.edge_temperature if draws else None
-                for bucket, parts in layout.spread(sampler.parts(h), reached).items():
-                    graph[bucket] = sampler(parts, graph.get(bucket), candidates[bucket], temperature)
+                for bucket, hidden in layout.to_slots(sampler.hidden(h), active).items():
+                    graph[bucket] = sampler(hidden, graph.get(bucket), candidates[bucket], temperature)
             elif k > 0 and adds:
-                graph |= {bucket: candidates[bucket] for bucket in said}
-            heard = {bucket: w.to(said[bucket].dtype) @ said[bucket] for bucket, w in graph.items()}
-            h = layer(h, layout.gathered(heard, h.new_zeros(1, h.shape[1] + 1)))
+                graph |= {bucket: candidates[bucket] for bucket in source}
+            messages = {}
+            for bucket, w in graph.items():
+                messages[bucket] = w.to(source[bucket].dtype) @ source[bucket]
+            h = layer(h, layout.from_slots(messages, h.new_zeros(1, h.shape[1] + 1)))
             yield h, graph
+
+
+class GraphTower(nn.Module):
+    """The cell-graph encoder on standardised node features.
+
+    Parameters
+    ----------
+    n_features
+        Width of the node features.
+    n_scales
+        Number of grids.
+    config
+        Options of the method.
+    """
+
+    embeds_cells = True
+
+    def __init__(self, n_features: int, n_scales: int, config: Config):
+        super().__init__()
+        self.n_output = config.n_latent
+        self.fits = config.standardise == "training"  # otherwise features come standardised, slide by slide
+        self.standardise = Standardise(n_features)
+        self.graph = CellGraphTower(
+            n_features,
+            config.n_latent,
+            n_scales,
+            config.edges,
+            config.edge_temperatures[0],
+            config.dropout,
+            config.symmetric_edges,
+        )
+
+    def fit(self, features: Tensor, n_components: int = 0) -> None:
+        """Standardise by node features of training cells ``(n, d)``, if slides are not standardised one by one."""
+        if self.fits:
+            self.standardise.fit(features, n_components)
+
+    def forward(self, part: Part, sample: bool | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Embeddings of cells ``(n_cells, n_output)`` and tiles ``(n_tiles, n_output)`` of each scale."""
+        return self.graph(self.standardise(part["x"]), part["layout"], sample)
+
+    def weights(self, part: Part) -> list[Edges]:
+        """Edges of each scale; see :meth:`CellGraphTower.weights`."""
+        return self.graph.weights(self.standardise(part["x"]), part["layout"])

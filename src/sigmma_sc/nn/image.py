@@ -21,7 +21,7 @@ class Standardise(nn.Module):
         super().__init__()
         self.bound = bound
         self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("std", torch.ones(n_features))
 
     @torch.no_grad()
     def fit(self, features: Tensor, n_components: int = 0) -> None:
@@ -32,14 +32,14 @@ class Standardise(nn.Module):
         """
         features = features.double()
         self.mean.copy_(features.mean(0))
-        spread = features.std(0, correction=0)
+        std = features.std(0, correction=0)
         if n_components:
-            spread[:n_components] = (spread[:n_components] * spread[:n_components].max()).sqrt()
-        self.scale.copy_(torch.where(spread > 1e-6, spread, 1.0))
+            std[:n_components] = (std[:n_components] * std[:n_components].max()).sqrt()
+        self.std.copy_(torch.where(std > 1e-6, std, 1.0))
 
     def forward(self, features: Tensor) -> Tensor:
         """Centre, scale, and bound outliers."""
-        return ((features.float() - self.mean) / self.scale).clamp(-self.bound, self.bound)
+        return ((features.float() - self.mean) / self.std).clamp(-self.bound, self.bound)
 
 
 class ImageTower(nn.Module):

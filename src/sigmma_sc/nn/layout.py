@@ -43,30 +43,42 @@ def cell_layout(
     counts = np.diff(indptr)
     tile = np.repeat(np.arange(len(counts)), counts)
     n = len(tile)
-    buckets, cells, finer, slot, start = [], [], [], [], 0
+    buckets: list[Bucket] = []
+    cells = [np.zeros(0, np.int64)]
+    inner = [np.zeros(0, np.float32)]
+    slot = []
+    start = 0
     units = np.arange(n)
     micro = np.zeros(0, bool)
     # Where there is a single grid, its blocks hold the spatial edges.
     for shell, block in enumerate(blocks[1:] if len(blocks) > 1 else blocks):
-        before, units = units, tile * (block.max(initial=0) + 1) + block
+        before = units
+        units = tile * (block.max(initial=0) + 1) + block
         mine = np.full(n, -1)
         for index in _buckets(units, spread[min(shell, len(spread) - 1)], max_pairs):
             buckets.append(Bucket(shell, *index.shape, start))
             there = index < n
             mine[index[there]] = start + np.flatnonzero(there)
             cells.append(index.ravel())
-            # A slot of padding is no cell's: whatever it is paired with, its row of zeros says nothing. Numbers are small, so that
+            # A slot of padding is no cell's: whatever it is paired with, its row of zeros sends no message. Numbers are small, so that
             # floats hold them.
             number = np.append(before, 0)[index]
-            finer.append((number - number[:, :1]).ravel().astype(np.float32))
+            inner.append((number - number[:, :1]).ravel().astype(np.float32))
             start += index.size
         slot.append(mine)
         if shell == 0:
             micro = _adjacency(buckets, mine, source, target)
-    slot = np.stack(slot)
-    slot[slot < 0] = start
-    flat = [np.concatenate([*part, np.zeros(0, kind)]) for part, kind in ((cells, np.int64), (finer, np.float32))]
-    return CellLayout(tuple(buckets), *(torch.from_numpy(a) for a in (*flat, slot, micro, tile)), len(counts))
+    slots = np.stack(slot)
+    slots[slots < 0] = start
+    return CellLayout(
+        buckets=tuple(buckets),
+        cell=torch.from_numpy(np.concatenate(cells)),
+        inner_block=torch.from_numpy(np.concatenate(inner)),
+        slot=torch.from_numpy(slots),
+        micro=torch.from_numpy(micro),
+        tile=torch.from_numpy(tile),
+        n_tiles=len(counts),
+    )
 
 
 def _buckets(units: NDArray[np.int64], spread: float, max_pairs: int) -> list[NDArray[np.int64]]:
@@ -75,7 +87,10 @@ def _buckets(units: NDArray[np.int64], spread: float, max_pairs: int) -> list[ND
     _, first, sizes = np.unique(units[order], return_index=True, return_counts=True)
     by_size = np.argsort(sizes, kind="stable")
     by_size = by_size[sizes[by_size] > 1]
-    first, sizes, out, begin = first[by_size], sizes[by_size], [], 0
+    first = first[by_size]
+    sizes = sizes[by_size]
+    out: list[NDArray[np.int64]] = []
+    begin = 0
     padded = np.append(order, len(units))
     while begin < len(sizes):
         end = begin + int(np.searchsorted(sizes[begin:], max(4, spread * sizes[begin]), side="right"))
@@ -95,10 +110,13 @@ def _adjacency(
     out = np.zeros(int(areas.sum()), bool)
     if not len(source):
         return out
-    starts, sizes = (np.array([getattr(b, name) for b in buckets], dtype=np.int64) for name in ("start", "size"))
-    v, u = slot[target], slot[source]
+    starts = np.array([b.start for b in buckets], dtype=np.int64)
+    sizes = np.array([b.size for b in buckets], dtype=np.int64)
+    v = slot[target]
+    u = slot[source]
     bucket = np.searchsorted(starts, v, side="right") - 1
-    before, size = (np.cumsum(areas) - areas)[bucket], sizes[bucket]
+    before = (np.cumsum(areas) - areas)[bucket]
+    size = sizes[bucket]
     # Row v of the bucket's blocks, one under the other, and u's column in its block.
     out[before + (v - starts[bucket]) * size + (u - starts[bucket]) % size] = True
     return out

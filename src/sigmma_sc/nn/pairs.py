@@ -29,7 +29,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class CellLayout:
-    """The cells of a batch of tiles in slots; prepared on the host, so that the tower needs no look at any value.
+    """The cells of a batch of tiles in slots; prepared on the host, so that the tower never reads a value.
 
     Attributes
     ----------
@@ -37,13 +37,13 @@ class CellLayout:
         The blocks, bucket after bucket, shell after shell. Blocks of a single cell hold no pair and are left out.
     cell
         Cell of each slot, ``(n_slots,)``; padding is ``n_cells``, a row of zeros.
-    finer
+    inner_block
         Number of each slot's block in the shell before within its own block, ``(n_slots,)`` float32: a pair that shares it
         belongs there. In the first shell the number of the cell.
     slot
         Slot of each cell in each shell, ``(n_shells, n_cells)``; ``n_slots`` where it has none.
     micro
-        Spatial edges, a 0/1 matrix a block of the first shell, flat, bool; row v holds what v listens to.
+        Spatial edges, a 0/1 matrix a block of the first shell, flat, bool; row v holds the sources of target v.
     tile
         Tile of each cell, ``(n_cells,)``.
     n_tiles
@@ -52,7 +52,7 @@ class CellLayout:
 
     buckets: tuple[Bucket, ...]
     cell: Tensor
-    finer: Tensor
+    inner_block: Tensor
     slot: Tensor
     micro: Tensor
     tile: Tensor
@@ -60,14 +60,14 @@ class CellLayout:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> CellLayout:
         """Move to a device; Lightning's batch transfer calls this."""
-        names = ("cell", "finer", "slot", "micro", "tile")
+        names = ("cell", "inner_block", "slot", "micro", "tile")
         return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
 
-    def reached(self, scale: int) -> list[Bucket]:
+    def active_buckets(self, scale: int) -> list[Bucket]:
         """Buckets whose pairs can be edges at a scale: at the first the spatial edges, in the first shell."""
         return [bucket for bucket in self.buckets if bucket.shell <= max(0, scale - 1)]
 
-    def spread(self, cells: Tensor, buckets: list[Bucket]) -> dict[Bucket, Tensor]:
+    def to_slots(self, cells: Tensor, buckets: list[Bucket]) -> dict[Bucket, Tensor]:
         """Rows of ``cells`` ``(n_cells, d)`` in the slots of the first buckets, ``(n, size, d)`` each."""
         sizes = [bucket.n * bucket.size for bucket in buckets]
         slots = torch.cat([cells, cells.new_zeros(1, cells.shape[1])]).index_select(0, self.cell[: sum(sizes)])
@@ -75,8 +75,8 @@ class CellLayout:
         parts = slots.split(sizes) if buckets else ()
         return {b: part.unflatten(0, (b.n, b.size)) for b, part in zip(buckets, parts, strict=True)}
 
-    def gathered(self, slots: dict[Bucket, Tensor], zero: Tensor) -> Tensor:
-        """Sum over shells of each cell's slots, ``(n_cells, d)``, for what :meth:`spread` gave; ``zero`` is a row of zeros."""
+    def from_slots(self, slots: dict[Bucket, Tensor], zero: Tensor) -> Tensor:
+        """Sum over shells of each cell's slots, ``(n_cells, d)``, for what :meth:`to_slots` gave; ``zero`` is a row of zeros."""
         rows = torch.cat([*(part.flatten(0, 1) for part in slots.values()), zero])
         # A cell that has no slot in a shell finds the zeros.
         places = self.slot[: 1 + max((bucket.shell for bucket in slots), default=0)].clamp_max(len(rows) - 1)
@@ -88,9 +88,9 @@ class CellLayout:
 
     def candidates(self, bucket: Bucket) -> Tensor:
         """Pairs of a bucket that can be edges as 0/1, ``(n, size, size)`` float: no cell with itself, no pair of an earlier shell."""
-        finer = self.blocks(self.finer, bucket)
+        inner_block = self.blocks(self.inner_block, bucket)
         # Whole numbers: what is not equal differs by one at least. Several times faster than a comparison.
-        return (finer[:, :, None] - finer[:, None, :]).abs_().clamp_max_(1)
+        return (inner_block[:, :, None] - inner_block[:, None, :]).abs_().clamp_max_(1)
 
     def spatial(self, bucket: Bucket, dtype: torch.dtype) -> Tensor:
         """Spatial edges of a bucket of the first shell, ``(n, size, size)``."""
@@ -135,9 +135,9 @@ class EdgeWeights(torch.autograd.Function):
         Parameters
         ----------
         ctx
-            Of autograd.
+            Context of autograd.
         a, b
-            Listening and speaking cells' parts of the hidden layer, ``(n, p, k)``.
+            Contributions of target and source cells to the hidden layer, ``(n, p, k)``.
         c, d
             Weights ``(k,)`` and bias of the output.
         weights
@@ -149,10 +149,11 @@ class EdgeWeights(torch.autograd.Function):
         symmetric
             One score and one draw for both directions of a pair.
         """
-        heard, said = a.permute(2, 0, 1).contiguous(), -b.permute(2, 0, 1).contiguous()
+        target = a.permute(2, 0, 1).contiguous()
+        source = -b.permute(2, 0, 1).contiguous()
         score = ((b * c).sum(-1) + d)[:, None, :].expand(-1, a.shape[1], -1).clone()
         for some in _groups(len(c), score):
-            largest = torch.maximum(heard[some, :, :, None], said[some, :, None, :])
+            largest = torch.maximum(target[some, :, :, None], source[some, :, None, :])
             score.view(-1).addmv_(largest.flatten(1).T, c[some])
         if symmetric:
             score = (score + score.mT) / 2
@@ -180,16 +181,19 @@ class EdgeWeights(torch.autograd.Function):
             through.div_(ctx.temperature)
         if ctx.symmetric:
             through = (through + through.mT) / 2
-        heard, said = a.permute(2, 0, 1).contiguous(), b.permute(2, 0, 1).contiguous()
-        of_heard, of_said = torch.empty_like(heard), torch.empty_like(said)
+        target = a.permute(2, 0, 1).contiguous()
+        source = b.permute(2, 0, 1).contiguous()
+        of_target = torch.empty_like(target)
+        of_source = torch.empty_like(source)
         for some in _groups(len(c), through):
-            hidden = heard[some, :, :, None] + said[some, :, None, :]
+            hidden = target[some, :, :, None] + source[some, :, None, :]
             # The gradient where the hidden unit is active, zero elsewhere.
             part = torch.ops.aten.threshold_backward(through.expand_as(hidden), hidden, 0)
-            torch.sum(part, 3, out=of_heard[some])
-            torch.sum(part, 2, out=of_said[some])
-        of_c = (of_heard * heard + of_said * said).sum((1, 2))
-        da, db = ((c[:, None, None] * part).permute(1, 2, 0) for part in (of_heard, of_said))
+            torch.sum(part, 3, out=of_target[some])
+            torch.sum(part, 2, out=of_source[some])
+        of_c = (of_target * target + of_source * source).sum((1, 2))
+        da = (c[:, None, None] * of_target).permute(1, 2, 0)
+        db = (c[:, None, None] * of_source).permute(1, 2, 0)
         return da, db, of_c, through.sum(), of_weights, None, None, None
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from sigmma_sc.config import COLDEST, WARMEST
-from sigmma_sc.nn.cellgraph import CellGraphTower
-from sigmma_sc.nn.genes import GeneVectorTower
-from sigmma_sc.nn.image import ImageTower, Standardise
-from sigmma_sc.nn.losses import info_nce
+from sigmma_sc.nn.cellgraph import GraphTower
+from sigmma_sc.nn.image import ImageTower
+from sigmma_sc.nn.objectives import OBJECTIVES
+from sigmma_sc.nn.pseudobulk import PseudobulkTower
+from sigmma_sc.nn.temperature import Temperature
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sigmma_sc.config import Config
-    from sigmma_sc.nn.trainable import Backbone
+    from sigmma_sc.nn.objectives import Objective
+    from sigmma_sc.nn.part import Part
+    from sigmma_sc.nn.trainable import TrainableEncoder
+
+    Scales = dict[str, Tensor]
 
 
 class ProjectionHead(nn.Module):
@@ -36,26 +42,40 @@ class ProjectionHead(nn.Module):
 class TwoTowers(nn.Module):
     """What any pair of towers has in common: parts of a batch in, one dict out, losses by scale.
 
-    Subclasses give :meth:`embed_images`, :meth:`embed_cells`, :meth:`fit` and :meth:`losses`.
+    Subclasses give :meth:`embed_images`, :meth:`embed_cells` and :meth:`fit`.
 
     Parameters
     ----------
     scales
         Names of the scales that have embeddings.
-    n_nodes
-        Width of node features, or of gene vectors.
+    n_node_features
+        Width of the node features, or of the profile of a tile.
     weights
         Weight of each scale's loss.
-    backbone
+    objective
+        Loss of one scale.
+    temperature
+        τ of each scale.
+    encoder
         Image encoder in training; ``None`` where patch features come ready made.
     """
 
     def __init__(
-        self, scales: tuple[str, ...], n_nodes: int, weights: tuple[float, ...], backbone: Backbone | None = None
+        self,
+        scales: tuple[str, ...],
+        n_node_features: int,
+        weights: tuple[float, ...],
+        objective: Objective,
+        temperature: Temperature,
+        encoder: TrainableEncoder | None = None,
     ):
         super().__init__()
-        self.scales, self.n_nodes, self.backbone = scales, n_nodes, backbone
+        self.scales = scales
+        self.n_node_features = n_node_features
         self.weights = dict(zip(scales, weights, strict=True))
+        self.objective = objective
+        self.temperature = temperature
+        self.encoder = encoder
 
     @property
     def aligned(self) -> tuple[str, ...]:
@@ -68,141 +88,150 @@ class TwoTowers(nn.Module):
         return ()
 
     @property
-    def temperatures(self) -> dict[str, Tensor]:
+    def temperatures(self) -> Scales:
         """τ of each scale."""
+        return dict(zip(self.scales, self.temperature(), strict=True))
+
+    def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
+        """Standardise by features of the training tiles.
+
+        Parameters
+        ----------
+        images
+            Patch features, ``(n, n_patches, d)``.
+        cells
+            Node features of cells, or profiles of tiles, ``(n, d)``.
+        n_components
+            Leading node features that are components of one PCA.
+        """
         raise NotImplementedError
 
-    def forward(self, parts: list[dict[str, Any]]) -> dict[str, dict[str, Tensor]]:
+    def embed_images(self, part: Part) -> Scales:
+        """Image embedding of each scale, ``(n_tiles, n_latent)``."""
+        raise NotImplementedError
+
+    def embed_cells(self, part: Part, sample: bool | None = None) -> tuple[Scales, Scales]:
+        """Cell embeddings ``(n_cells, n_latent)``, if there are cells, and tile embeddings ``(n_tiles, n_latent)`` by scale.
+
+        ``sample`` draws edges, or weighs pairs by their probability; ``None`` draws in training only.
+        """
+        raise NotImplementedError
+
+    def anneal(self, edge_temperature: float) -> None:
+        """Set τ of the edge sampler, where there is one."""
+
+    def patch_features(self, part: Part) -> Tensor:
+        """Patch features of a part ``(n_tiles, n_patches, d)``, ready made or encoded from its pixels."""
+        if self.encoder is not None and "pixels" in part:
+            return self.encoder(part["pixels"])
+        return part["patches"]
+
+    def forward(self, parts: Sequence[Part]) -> dict[str, Scales]:
         """Embed a batch of paired tiles in both towers; each part of it holds tiles of one slide."""
-        image = [self.embed_images(part) for part in parts]
-        transcriptome = [self.embed_cells(part)[1] for part in parts]
-        return {
-            name: {scale: torch.cat([part[scale] for part in tower]) for scale in self.scales}
-            for name, tower in (("image", image), ("transcriptome", transcriptome))
-        }
+        images = [self.embed_images(part) for part in parts]
+        transcriptomes = [self.embed_cells(part)[1] for part in parts]
+        return {"image": self._joined(images), "transcriptome": self._joined(transcriptomes)}
 
-    def bound(self) -> None:
-        """Bring parameters back within their bounds after a step."""
+    def _joined(self, parts: Sequence[Scales]) -> Scales:
+        out = {}
+        for scale in self.scales:
+            out[scale] = torch.cat([part[scale] for part in parts])
+        return out
 
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
+    def losses(self, out: dict[str, Scales]) -> Scales:
+        """Loss of each scale."""
+        losses = {}
+        for scale, temperature in self.temperatures.items():
+            losses[scale] = self.objective(out["image"][scale], out["transcriptome"][scale], temperature)
+        return losses
+
+    def total(self, losses: Scales) -> Tensor:
         """The objective: the weighted sum over the scales (paper, section 5.3)."""
-        return torch.stack([self.weights[s] * losses[s] for s in self.scales]).sum()
+        return torch.stack([self.weights[scale] * losses[scale] for scale in self.scales]).sum()
 
-    def own_state(self) -> dict[str, Tensor]:
-        """State without what is frozen of the image encoder, which never changes."""
+    def trained_state(self) -> Scales:
+        """State without the frozen weights of the image encoder, which never change."""
         frozen = set()
-        if self.backbone is not None:
-            learned = {name for name, p in self.backbone.named_parameters() if p.requires_grad}
-            frozen = {f"backbone.{name}" for name in self.backbone.state_dict() if name not in learned}
+        if self.encoder is not None:
+            learned = {name for name, p in self.encoder.named_parameters() if p.requires_grad}
+            frozen = {f"encoder.{name}" for name in self.encoder.state_dict() if name not in learned}
         return {name: value for name, value in self.state_dict().items() if name not in frozen}
 
-    def load_own_state(self, state: dict[str, Tensor]) -> None:
-        """Take up :meth:`own_state`."""
+    def load_trained_state(self, state: Scales) -> None:
+        """Load what :meth:`trained_state` gave."""
         missing, unexpected = self.load_state_dict(state, strict=False)
-        needed = self.own_state().keys() & set(missing)
+        needed = self.trained_state().keys() & set(missing)
         if needed or unexpected:
             raise ValueError(f"The state lacks {sorted(needed)} and has {sorted(unexpected)} too many.")
 
 
 class Towers(TwoTowers):
-    """Image tower f and cell-graph tower g with a projection head a scale.
+    """Image tower f and transcriptome tower g with a projection head a scale.
 
     Parameters
     ----------
-    n_image, n_nodes
-        Width of patch features; width of node features, or of gene vectors.
+    n_image
+        Width of patch features.
+    n_node_features
+        Width of node features, or of the profile of a tile.
     grids
         Blocks per side of each scale, fine to coarse.
     scales
         Names of the scales.
     config
-        Switches of the method.
-    backbone
+        Options of the method.
+    encoder
         Image encoder in training; ``None`` where patch features come ready made.
     """
 
     def __init__(
         self,
         n_image: int,
-        n_nodes: int,
+        n_node_features: int,
         grids: tuple[int, ...],
         scales: tuple[str, ...],
         config: Config,
-        backbone: Backbone | None = None,
+        encoder: TrainableEncoder | None = None,
     ):
-        super().__init__(scales, n_nodes, config.weights(len(scales)), backbone)
+        temperature = Temperature(len(scales), config.temperature, config.learn_temperature)
+        objective = OBJECTIVES[config.objective]
+        super().__init__(scales, n_node_features, config.weights(len(scales)), objective, temperature, encoder)
         n_latent, dropout = config.n_latent, config.dropout
-        start = torch.full((len(scales),), math.log(config.temperature))
-        self.log_temperature = nn.Parameter(start, requires_grad=config.learn_temperature)
-        self.image_tower = ImageTower(n_image, grids, 10.0 if backbone is None else math.inf)
+        self.image_tower = ImageTower(n_image, grids, 10.0 if encoder is None else math.inf)
         self.image_heads = nn.ModuleList([ProjectionHead(n_image, n_latent, dropout) for _ in grids])
+        self.cell_tower: PseudobulkTower | GraphTower
         if config.cells == "genes":
-            self.gene_tower = GeneVectorTower(n_nodes, len(grids), dropout)
+            self.cell_tower = PseudobulkTower(n_node_features, len(grids), dropout)
         else:
-            self.node_standardise = Standardise(n_nodes)
-            self.fits_nodes = config.standardise == "training"  # otherwise they come standardised, slide by slide
-            self.graph_tower = CellGraphTower(
-                n_nodes,
-                n_latent,
-                len(grids),
-                config.edges,
-                config.edge_temperatures[0],
-                dropout,
-                config.symmetric_edges,
-            )
-            n_nodes = n_latent
-        self.graph_heads = nn.ModuleList([ProjectionHead(n_nodes, n_latent, dropout) for _ in grids])
+            self.cell_tower = GraphTower(n_node_features, len(grids), config)
+        n_output = self.cell_tower.n_output
+        self.cell_heads = nn.ModuleList([ProjectionHead(n_output, n_latent, dropout) for _ in grids])
 
     @property
     def embedded(self) -> tuple[str, ...]:
         """Scales that have cell embeddings: all up to the coarsest with a loss, which passes through the finer ones."""
-        if hasattr(self, "gene_tower"):
+        if not self.cell_tower.embeds_cells:
             return ()
         return self.scales[: self.scales.index(self.aligned[-1]) + 1]
 
-    @property
-    def temperatures(self) -> dict[str, Tensor]:
-        """τ of each scale."""
-        return dict(zip(self.scales, self.log_temperature.exp(), strict=True))
+    def anneal(self, edge_temperature: float) -> None:
+        """Set τ of the edge sampler, where there is one."""
+        if isinstance(self.cell_tower, GraphTower):
+            self.cell_tower.graph.edge_temperature = edge_temperature
 
-    def fit(self, patches: Tensor, cells: Tensor, n_components: int = 0) -> None:
-        """Standardise by patch features ``(n, n_patches, d)`` and node features, or gene vectors, of the training tiles.
+    def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
+        """Standardise by patch features ``(n, n_patches, d)`` and node features or profiles ``(n, d)`` of the training tiles."""
+        self.image_tower.fit(images)
+        self.cell_tower.fit(cells, n_components)
 
-        The leading ``n_components`` node features are components of one PCA.
-        """
-        self.image_tower.fit(patches)
-        if hasattr(self, "gene_tower"):
-            self.gene_tower.standardise.fit(cells)
-        elif self.fits_nodes:
-            self.node_standardise.fit(cells, n_components)
-
-    def embed_images(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def embed_images(self, part: Part) -> Scales:
         """Image embedding of each scale, ``(n_tiles, n_latent)``."""
-        patches = batch["patches"] if "patches" in batch else self.backbone(batch["pixels"])
-        pooled = self.image_tower(patches)
-        return {name: head(z) for name, head, z in zip(self.scales, self.image_heads, pooled, strict=True)}
+        return self._projected(self.image_heads, self.image_tower(self.patch_features(part)))
 
-    def embed_cells(
-        self, batch: dict[str, Any], sample: bool | None = None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Cell embeddings ``(n_cells, n_latent)``, if there are cells, and tile embeddings ``(n_tiles, n_latent)`` of each scale.
+    def embed_cells(self, part: Part, sample: bool | None = None) -> tuple[Scales, Scales]:
+        """Cell embeddings ``(n_cells, n_latent)``, if there are cells, and tile embeddings ``(n_tiles, n_latent)`` by scale."""
+        cells, tiles = self.cell_tower(part, sample)
+        return dict(zip(self.scales, cells, strict=False)), self._projected(self.cell_heads, tiles)
 
-        ``sample`` draws edges, or weighs pairs by their probability; ``None`` draws in training only.
-        """
-        if "genes" in batch:
-            cells, tiles = [], self.gene_tower(batch["genes"])
-        else:
-            x = self.node_standardise(batch["x"])
-            cells, tiles = self.graph_tower(x, batch["layout"], sample)
-        heads = zip(self.scales, self.graph_heads, tiles, strict=True)
-        return dict(zip(self.scales, cells, strict=False)), {name: head(z) for name, head, z in heads}
-
-    @torch.no_grad()
-    def bound(self) -> None:
-        """Keep a learned τ within its bounds; clamped where it is used, it would have no gradient to come back by."""
-        if self.log_temperature.requires_grad:
-            self.log_temperature.clamp_(math.log(COLDEST), math.log(WARMEST))
-
-    def losses(self, out: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """InfoNCE of each scale."""
-        return {s: info_nce(out["image"][s], out["transcriptome"][s], self.temperatures[s]) for s in self.scales}
+    def _projected(self, heads: nn.ModuleList, pooled: Sequence[Tensor]) -> Scales:
+        return {scale: head(z) for scale, head, z in zip(self.scales, heads, pooled, strict=True)}

@@ -18,7 +18,7 @@ STAIN_JITTER = 0.15
 """Standard deviation of the factors of haematoxylin and eosin (our choice)."""
 
 
-class Backbone(nn.Module):
+class TrainableEncoder(nn.Module):
     """An image encoder in training, over every patch of every grid.
 
     The contrastive batch needs the features of all its crops at once, thousands of them. They are computed chunk by chunk;
@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         self.encoder, self.grids, self.crop_sizes = encoder.eval(), grids, crop_sizes
         self.chunk_size, self.augment = 32, False
 
-    def train(self, mode: bool = True) -> Backbone:
+    def train(self, mode: bool = True) -> TrainableEncoder:
         """Keep the encoder in evaluation mode; ``mode`` only says whether tiles are augmented."""
         super().train(mode)
         self.encoder.eval()
@@ -93,13 +93,13 @@ def turned(tiles: Tensor) -> Tensor:
     return tiles
 
 
-def restained(tiles: Tensor, spread: float = STAIN_JITTER) -> Tensor:
+def restained(tiles: Tensor, std: float = STAIN_JITTER) -> Tensor:
     """Tiles ``(t, 3, p, p)`` uint8, the haematoxylin and the eosin of each multiplied by random factors.
 
     As Tellez et al. 2018 jitter stains: colours are unmixed in optical density (Ruifrok & Johnston 2001), and mixed again.
     """
     unmix = unmixing_matrix().to(tiles.device)
-    factors = 1 + spread * torch.randn(len(tiles), 3, device=tiles.device)
+    factors = 1 + std * torch.randn(len(tiles), 3, device=tiles.device)
     factors[:, 2] = 1  # what neither stain explains stays
     # One 3 × 3 map a tile: amounts = unmix · density, density' = unmix⁻¹ · (factors ∘ amounts).
     change = torch.linalg.inv(unmix) @ (factors[:, :, None] * unmix)

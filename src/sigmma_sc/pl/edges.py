@@ -1,4 +1,4 @@
-"""The cell graph of one tile at every scale: who listens to whom."""
+"""The cell graph of one tile at every scale."""
 
 from __future__ import annotations
 
@@ -71,19 +71,18 @@ def edges(
     import matplotlib.pyplot as plt
     from matplotlib.collections import LineCollection
 
-    from sigmma_sc.infer.embed import Embedder
+    from sigmma_sc.infer.tiles import tile_by_name
 
-    if not model._trained().embedded:
-        raise SetupError("A model with cells='genes' has no cell graph.")
+    embedder = model.embedder
     if not 0 <= threshold <= 1:
         raise SetupError(f"threshold={threshold!r} must lie in [0, 1].")
-    slide, one = model.data.tile(model.data.slides(model._resolve(sdata, cells=True)), tile)
+    slide, one = tile_by_name(model.resolve(sdata), tile)
     if one.n_cells[0] < 2:
         raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells; choose one with two or more.")
     xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
     side = one.side * slide.microns_per_pixel
-    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby, model.setup).iloc[one.cells])
-    graphs = Embedder(model.data, model.module).edges(slide, one)
+    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby).iloc[one.cells])
+    graphs = embedder.edges(slide, one)
     near = _pairs(*graphs[0], len(xy)) > 0
     size = (3.6 * len(graphs) + 0.8, 4.0)
     figure, axes = plt.subplots(1, len(graphs), figsize=size, squeeze=False, layout="constrained")

@@ -9,7 +9,8 @@ import numpy as np
 from sigmma_sc._checks import require_positive
 from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.pp.registration import checked_slides, overlay_windows
+from sigmma_sc.registration.check import checked_slides
+from sigmma_sc.registration.windows import overlay_windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sigmma_sc._checks import require_choice, require_positive
+from sigmma_sc._checks import require_choice, require_key, require_positive
 from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.retrieval import tile_ranks
 from sigmma_sc.pl._cells import colours_of, each_colour
@@ -87,15 +87,16 @@ def retrieval(
     'image→transcriptome, all: 17 tiles of cell_circles'
     """
     require_choice(direction, ("image→transcriptome", "transcriptome→image"), "direction")
-    require_choice(scale, (*model._trained().aligned, "all"), "scale")
+    require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
     require_positive(n_hits, "n_hits")
     named = None if isinstance(tiles, (int, np.integer)) else [tiles] if isinstance(tiles, str) else list(tiles)
     if named is None:
         require_positive(tiles, "tiles")
-    labels = {}
-    for slide in model.data.slides(model._resolve(sdata, cells=True)) if groupby is not None else ():
-        labels[slide.name] = obs_of_slide(slide, groupby, model.setup)
+    if groupby is not None:
+        for slide in model.resolve(sdata):
+            require_key(groupby, slide.table.obs, "column")
     e, which, names = _pool(model, sdata, split, named)
+    labels = None if groupby is None else obs_of_slide(e.slide, groupby)
     ranks, similarity = _compare(e, which, direction, scale)
     if named is None:
         order = np.argsort(ranks, kind="stable")
@@ -104,7 +105,7 @@ def retrieval(
         queries = names.get_indexer(named)
     hits = np.argsort(-similarity(queries), axis=1, kind="stable")[:, : int(n_hits)]
     captions = [f"{names[q]}\npartner ranks {ranks[q]} of {len(which)}" for q in queries]
-    figure = _gallery(e, which[np.column_stack([queries, hits])], captions, labels.get(e.slide.name))
+    figure = _gallery(e, which[np.column_stack([queries, hits])], captions, labels)
     figure.suptitle(f"{direction}, {scale}: {len(which)} tiles of {e.slide.name}", fontsize=10)
     finish(figure, show, save)
     return figure
@@ -114,11 +115,10 @@ def _pool(
     model: Any, sdata: Any, split: str, named: list[str] | None
 ) -> tuple[SlideEmbedding, NDArray[np.int64], pd.Index]:
     """The slide that queries and candidates come from, which of its tiles they are, and their names."""
-    from sigmma_sc.infer.evaluate import chosen_tiles
-    from sigmma_sc.store.write import tile_obs
+    from sigmma_sc.infer.tiles import tile_obs
 
-    for e, which in chosen_tiles(model, sdata, split):
-        names = tile_obs(model, e).index[which]
+    for e, which in model.embed_split(sdata, split):
+        names = tile_obs(model.data, e.slide).index[which]
         if len(which) > 1 and (named is None or set(named) <= set(names)):
             return e, which, names
     among = f" with {', '.join(named)} among them" if named else ""
@@ -129,13 +129,16 @@ def _compare(
     e: SlideEmbedding, which: NDArray[np.int64], direction: str, scale: str
 ) -> tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], NDArray[np.float32]]]:
     """Rank of each tile's partner, as it is scored, and a function that compares some of the tiles with all."""
-    from sigmma_sc.store.write import at_scale
+    from sigmma_sc.infer.scales import at_scale, unit
 
-    towers = {name: {s: z[which] for s, z in getattr(e, name).items()} for name in ("image", "transcriptome")}
+    towers = {}
+    for name in ("image", "transcriptome"):
+        towers[name] = {s: z[which] for s, z in e.tower(name).items()}
     scale = next(iter(e.image)) if len(e.image) == 1 else scale
-    ranks = tile_ranks(*towers.values(), np.zeros(len(which)))[0][direction, scale]
-    query, candidates = (at_scale(towers[name], scale) for name in direction.split("→"))
-    query, candidates = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (query, candidates))
+    ranks = tile_ranks(towers["image"], towers["transcriptome"], np.zeros(len(which)))[0][direction, scale]
+    source, target = direction.split("→")
+    query = unit(at_scale(towers[source], scale))
+    candidates = unit(at_scale(towers[target], scale))
     return ranks, lambda some: query[some] @ candidates.T
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.features.data import TissueData
+    from sigmma_sc.tissue.frame import Slide
 
 
 def encode_patches(
@@ -131,8 +131,8 @@ def _encode_share(
     world: int,
 ) -> None:
     from sigmma_sc.config import Config
-    from sigmma_sc.tissue.setup import common_setup
     from sigmma_sc.features.data import TissueData
+    from sigmma_sc.tissue.setup import common_setup, slides_of
 
     setup = common_setup(sdata)
     config = Config.of({} if crop_sizes is None else {"crop_sizes": tuple(crop_sizes)}, setup.grids)
@@ -141,7 +141,7 @@ def _encode_share(
     stride = setup.tile_size / setup.grids[0] if stride is None else stride
     require_divides(stride, setup.tile_size)
     data = TissueData(setup, encoder, config, cache_dir)
-    for slide in data.slides(sdata):
+    for slide in slides_of(sdata):
         crops, sizes = _needed(data, slide, stride)
         share = np.array_split(np.lexsort((crops[:, 0], crops[:, 1])), world)[rank]
         if len(share):
@@ -152,9 +152,9 @@ def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.f
     """Distinct crops of the tiles that cover a slide, and of those that training may take."""
     from sigmma_sc.tissue.tiling import lattice_tiles
 
-    tiles = [data.covering(slide)[0]]
+    tiles = [slide.tiles]
     if slide.region is not None:
-        lattice = lattice_tiles(slide.xy, slide.width, slide.height, data.side(slide), stride / slide.microns_per_pixel)
+        lattice = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
         tiles.append(lattice.take(np.flatnonzero(data.usable(slide, lattice))))
     found = [data.crops(part)[:2] for part in tiles]
     crops, sizes = (np.concatenate([part[k] for part in found]) for k in (0, 1))

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from sigmma_sc.errors import SetupError
-from sigmma_sc.registration.haematoxylin import Zoom
-from sigmma_sc.registration.check import lattice_pitch, registration
-from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of
+from sigmma_sc.registration.check import checked_slides
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
-
-    from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.registration.check import Registration
 
 
 def check_registration(sdata: SpatialData | dict[str, SpatialData], seed: int = 0) -> pd.DataFrame:
@@ -77,57 +66,3 @@ def check_registration(sdata: SpatialData | dict[str, SpatialData], seed: int = 
             "advice": found.advice,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
-
-
-def checked_slides(
-    sdata: SpatialData | dict[str, SpatialData], seed: int = 0, only: str | None = None
-) -> Iterator[tuple[Slide, Registration]]:
-    """Each slide of an object, or of objects by name, with what its check found; ``only`` one if its name is given."""
-    for prefix, one in {f"{k}/": v for k, v in sdata.items()}.items() if isinstance(sdata, dict) else [("", sdata)]:
-        setup = stored_setup(one)
-        if setup is None:
-            raise SetupError("The object has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
-        if setup.table_key is None:
-            raise SetupError(
-                "The object was set up with table_key=None: without cells there is no registration to check."
-            )
-        for slide in resolve_slides(one, setup, prefix):
-            if only in (None, slide.name):
-                yield slide, registration(slide, totals_of(setup, slide), seed=seed)
-
-
-def overlay_windows(
-    slide: Slide, n_windows: int, window: float | None, seed: int
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], float]]:
-    """Squares of the image around random cells, with the cells in them.
-
-    Parameters
-    ----------
-    slide
-        Slide with cells.
-    n_windows
-        Number of squares, fewer if the image holds fewer cells.
-    window
-        Side in µm; by default 100, or five bins where that is more.
-    seed
-        Of the choice of cells.
-
-    Yields
-    ------
-    pixels
-        RGB ``(side, side, 3)``.
-    points
-        Cells from the upper left corner, µm, ``(n, 2)``.
-    extent
-        Side in µm.
-    """
-    if window is None:
-        window = float(np.fmax(100.0, 5 * lattice_pitch(slide.xy) * slide.microns_per_pixel))
-    zoom = Zoom.of(slide, window / 400)
-    side = max(1, round(window / zoom.microns))
-    under = np.flatnonzero(slide.under_image)
-    for cell in np.random.default_rng(seed).permutation(under)[:n_windows]:
-        corner = np.floor(slide.xy[cell] / zoom.px).astype(np.int64) - side // 2
-        points = (slide.xy / zoom.px - corner) * zoom.microns
-        inside = ((points >= 0) & (points < side * zoom.microns)).all(axis=1)
-        yield zoom.pixels(corner, side), points[inside], side * zoom.microns

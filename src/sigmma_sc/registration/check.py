@@ -7,18 +7,22 @@ a cell can only show that they lie on tissue.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc.registration.haematoxylin import Match, match
+from sigmma_sc.errors import RegistrationWarning, SetupError
+from sigmma_sc.registration.haematoxylin import Match, measure_shift
+from sigmma_sc.tissue.setup import slides_of, totals_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
     from sigmma_sc.tissue.frame import Slide
 
@@ -91,7 +95,7 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
     coarse = 10.0 if np.isfinite(pitch) and pitch > FINE_PITCH else 1.0
 
     def look(xy: NDArray[np.float64]) -> Match:
-        return match(slide, xy, weigh, n_windows, seed, coarse)
+        return measure_shift(slide, xy, weigh, n_windows, seed, coarse)
 
     found = look(slide.xy)
     blind = coarse > 1 or (np.isfinite(pitch) and totals is None)
@@ -106,6 +110,27 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
         told = f"image and cells are not registered; they fit better if {better}. {MEND}"
         return Registration(MISREGISTERED, told, found)
     return Registration(*_without_peak(found, np.isfinite(pitch), blind), found)
+
+
+def warn_unregistered(slide: Slide) -> None:
+    """Warn if the nuclei of a slide do not lie under its cells."""
+    if slide.region is None:
+        return
+    report = registration(slide, totals_of(slide))
+    if report.verdict in (MISREGISTERED, SHIFTED):
+        warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=3)
+
+
+def checked_slides(
+    tissue: SpatialData | dict[str, SpatialData], seed: int = 0, only: str | None = None
+) -> Iterator[tuple[Slide, Registration]]:
+    """Each slide of an object, or of objects by name, with its report; ``only`` one if its name is given."""
+    slides = slides_of(tissue)
+    if any(slide.region is None for slide in slides):
+        raise SetupError("The object was set up with table_key=None: without cells there is no registration to check.")
+    for slide in slides:
+        if only in (None, slide.name):
+            yield slide, registration(slide, totals_of(slide), seed=seed)
 
 
 def lattice_pitch(xy: NDArray[np.float64]) -> float:

@@ -75,7 +75,7 @@ class Match:
         return replace(self, score=nan, best_shift=(nan, nan), best_score=nan, agreement=nan)
 
 
-def match(
+def measure_shift(
     slide: Slide,
     xy: NDArray[np.float64],
     totals: Callable[[NDArray[np.int64]], NDArray[np.float64]] | None,

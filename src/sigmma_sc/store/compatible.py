@@ -2,49 +2,71 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+from sigmma_sc import _keys
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.setup import get_table, objects_of, register, stored_setup
+from sigmma_sc.tissue.setup import objects_of, stored_setup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from sigmma_sc.tissue.setup import Setup
+    from spatialdata import SpatialData
+
+    from sigmma_sc.features.node_features import NodeFeatures
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Setup, Tissue
+
+INHERITED = ("tile_size", "grids")
 
 
-def adopt(tissue: Any, setup: Setup) -> None:
-    """Give a model's setup to those objects that were never set up.
+def require_table(tissue: Tissue, setup: Setup) -> list[SpatialData]:
+    """Objects that were never set up, and so inherit a model's setup.
 
     Raises
     ------
     SetupError
-        Such an object holds no table, so that nothing says how large its pixels are.
+        Such an object holds no table, so that nothing tells how large its pixels are.
     """
-    for name, one in objects_of(tissue).items():
-        if stored_setup(one) is not None:
+    inheriting = []
+    for name, sdata in objects_of(tissue).items():
+        if stored_setup(sdata) is not None:
             continue
-        if setup.table_key is not None and not one.tables:
+        if setup.table_key is not None and not sdata.tables:
             raise SetupError(
                 f"Object {name!r} holds no table and was never set up. Call SIGMMA.setup_spatialdata(sdata, image_key=…, "
                 f"table_key=None, microns_per_pixel=…, tile_size={setup.tile_size}, grids={setup.grids}) first."
             )
-        register(one, setup)
+        inheriting.append(sdata)
+    return inheriting
 
 
-def require_match(trained: Setup, genes: list[str] | None, n_features: int, tissue: Any, cells: bool = True) -> None:
-    """Compare an object's setup, and its genes or cell features where cells are embedded, with the model's.
+@contextmanager
+def inherit_setup(tissue: Tissue, setup: Setup) -> Iterator[list[SpatialData]]:
+    """Store a model's setup with the objects that have none; they are as before if the block ends with an error."""
+    inheriting = require_table(tissue, setup)
+    for sdata in inheriting:
+        sdata.attrs[_keys.SETUP] = setup.to_json()
+    try:
+        yield inheriting
+    except BaseException:
+        for sdata in inheriting:
+            del sdata.attrs[_keys.SETUP]
+        raise
+
+
+def check_compatible(slides: Sequence[Slide], trained: Setup, features: NodeFeatures, cells: bool = True) -> None:
+    """Compare the setup of slides, and their genes or cell features where cells are embedded, with the model's.
 
     Parameters
     ----------
+    slides
+        Slides of the object.
     trained
         Setup of the object that the model was trained on.
-    genes
-        Genes of its node features; ``None`` where they are an embedding of the user's.
-    n_features
-        Width of the user's embedding, where it is one.
-    tissue
-        Object or objects by name, set up.
+    features
+        Node features of the model.
     cells
         Whether cells are embedded, not images alone.
 
@@ -53,32 +75,25 @@ def require_match(trained: Setup, genes: list[str] | None, n_features: int, tiss
     SetupError
         Something differs; the message names all that does.
     """
-    for name, one in objects_of(tissue).items():
-        setup = stored_setup(one) or trained
-        wrong = [
-            f"{field} is {getattr(setup, field)!r} here and {getattr(trained, field)!r} in the model"
-            for field in ("tile_size", "grids")
-            if getattr(setup, field) != getattr(trained, field)
-        ]
-        if cells and setup.table_key is not None:
-            wrong += _cell_differences(setup, trained, genes, n_features, get_table(one, setup))
+    objects = {id(slide.sdata): slide for slide in reversed(slides)}
+    for slide in reversed(objects.values()):
+        wrong = []
+        for field in INHERITED:
+            here = getattr(slide.setup, field)
+            there = getattr(trained, field)
+            if here != there:
+                wrong.append(f"{field} is {here!r} here and {there!r} in the model")
+        if cells and slide.region is not None:
+            wrong += _cell_differences(slide, trained, features)
         if wrong:
             raise SetupError(
-                f"Object {name!r} does not fit the model: {'; '.join(wrong)}. Call SIGMMA.setup_spatialdata on it with the "
-                "model's values, or train a model on it."
+                f"Slide {slide.name!r} does not fit the model: {'; '.join(wrong)}. Call SIGMMA.setup_spatialdata on its object "
+                "with the model's values, or train a model on it."
             )
 
 
-def _cell_differences(
-    setup: Setup, trained: Setup, genes: list[str] | None, n_features: int, table: Any
-) -> Iterator[str]:
-    if setup.features_key != trained.features_key:
-        yield f"features_key is {setup.features_key!r} here and {trained.features_key!r} in the model"
-    elif genes is None:
-        width = table.obsm[setup.features_key].shape[1]
-        if width != n_features:
-            yield f"obsm[{setup.features_key!r}] has {width} columns here and {n_features} in the model"
+def _cell_differences(slide: Slide, trained: Setup, features: NodeFeatures) -> Iterator[str]:
+    if slide.setup.features_key != trained.features_key:
+        yield f"features_key is {slide.setup.features_key!r} here and {trained.features_key!r} in the model"
     else:
-        missing = sorted(set(genes) - set(table.var_names))
-        if missing:
-            yield f"{len(missing)} of {len(genes)} genes are missing, e.g. {', '.join(missing[:5])}"
+        yield from features.differences(slide)

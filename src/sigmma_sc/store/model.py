@@ -3,44 +3,85 @@
 from __future__ import annotations
 
 import json
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from sigmma_sc._files import fresh_folder, recover
-from sigmma_sc.errors import EncoderError, ExistsError, ExpressionWarning, MissingKeyError, SetupError
-from sigmma_sc.nn.trainable import Backbone
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
-from sigmma_sc.nn.towers import Towers
-from sigmma_sc.encoders.tuning import tuned
+from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
+from sigmma_sc.infer.reference import PREFIX, describe_reference, reference_tensors, restore_reference
 from sigmma_sc.tissue.setup import Setup
-from sigmma_sc.store.compatible import adopt, require_match
-from sigmma_sc.features.nodes import CountsPCA, GeneVectors
-from sigmma_sc.infer.reference import describe_reference, reference_of, reference_tensors, restore_reference
-from sigmma_sc.features.moments import Moments
+from sigmma_sc.train.history import history_from_json, history_to_json
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.features.data import TissueData
     from sigmma_sc.infer.reference import Reference
 
-FORMAT = 5
+FORMAT = 6
 JSON, WEIGHTS = "model.json", "weights.safetensors"
+IMAGE = f"{PREFIX}image."
+TENSOR = "__tensor__"  # no slide has this name
 
 ELSEWHERE = ("hf-hub:", "hf_hub:", "local-dir:")
 FILES_OF_TIMM = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
-def save(model: Any, path: str | Path, overwrite: bool) -> None:
-    """Write a model; a crash leaves the old one or the new one. Of several processes the first one writes."""
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class SavedModel:
+    """A model as a folder holds it.
 
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-        return
+    Attributes
+    ----------
+    setup, config
+        Setup of the object trained on, and options of the method as JSON values.
+    extra
+        Further arguments of the model's class.
+    encoder
+        How to load the image encoder and how to recognise it.
+    n_node_features
+        Width of the node features.
+    data
+        State of the tissue data.
+    towers
+        State of the towers.
+    history, epochs
+        Losses by epoch, and the number of epochs trained.
+    reference
+        Tiles to predict expression from; ``None`` for a model without counts.
+    """
+
+    setup: Setup
+    config: dict[str, Any]
+    extra: dict[str, Any]
+    encoder: dict[str, Any]
+    n_node_features: int
+    data: dict[str, Any]
+    towers: dict[str, torch.Tensor]
+    history: dict[str, pd.DataFrame]
+    epochs: int
+    reference: Reference | None
+
+
+def is_writer() -> bool:
+    """Whether this process is the one of several that writes."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
+
+
+def require_replaceable(path: str | Path, overwrite: bool) -> Path:
+    """Path of a folder to write a model to, which does not exist or holds a model that may be replaced.
+
+    Raises
+    ------
+    ExistsError
+        It exists and may not be replaced, or holds something else.
+    """
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
@@ -50,136 +91,87 @@ def save(model: Any, path: str | Path, overwrite: bool) -> None:
         raise ExistsError(
             f"{path} holds more than a saved model ({', '.join(others)}), which would be lost. Choose another path."
         )
-    reference = _reference_or_none(model)
-    described, tensors = _describe(model), _tensors(model)
-    described["reference"] = None if reference is None else describe_reference(reference)
-    tensors |= {} if reference is None else reference_tensors(reference)
+    return path
+
+
+def write_model(path: Path, saved: SavedModel) -> None:
+    """Write a model; a crash leaves the old one or the new one."""
+    from safetensors.torch import save_file
+
+    tensors = {f"towers.{name}": value.detach().cpu().contiguous() for name, value in saved.towers.items()}
+    described = {
+        "format": FORMAT,
+        "setup": saved.setup.to_json(),
+        "config": saved.config,
+        "extra": saved.extra,
+        "encoder": saved.encoder,
+        "n_node_features": saved.n_node_features,
+        "data": _without_arrays(saved.data, "data", tensors),
+        "history": history_to_json(saved.history),
+        "epochs": saved.epochs,
+        "reference": None,
+    }
+    if saved.reference is not None:
+        described["reference"] = describe_reference(saved.reference)
+        tensors |= reference_tensors(saved.reference)
     with fresh_folder(path) as folder:
         (folder / JSON).write_text(json.dumps(described, indent=1))
         save_file(tensors, folder / WEIGHTS)
 
 
-def _reference_or_none(model: Any) -> Reference | None:
-    """A model without counts to predict is saved all the same, with a warning."""
-    try:
-        return reference_of(model)
-    except (SetupError, MissingKeyError) as error:
-        warnings.warn(
-            f"The model is saved without expression to predict from: {error}", ExpressionWarning, stacklevel=4
-        )
-        return None
+def read_model(path: str | Path) -> SavedModel:
+    """Read a model; neither of its files can execute anything.
 
-
-def _describe(model: Any) -> dict[str, Any]:
-    encoder, data = model.image_encoder, model.data
-    return {
-        "format": FORMAT,
-        "setup": model.setup.to_json(),
-        "config": model.config.to_json(),
-        "options": model.options,
-        "encoder": {**identity_of(encoder), "dim": encoder.dim, "spec": encoder.spec},
-        "n_nodes": model.module.n_nodes,
-        **describe_data(data),
-        "history": history_to_json(model.history),
-        "epochs": model.epochs_,
-    }
-
-
-def describe_data(data: TissueData) -> dict[str, Any]:
-    """Split, roles of the tiles and genes, as plain JSON; the rest of it is in :func:`data_tensors`."""
-    return {
-        "split": data.split,
-        "roles": {slide: roles.tolist() for slide, roles in data.roles.items()},
-        "identities": data.identities,
-        "genes": None if data.nodes is None else data.nodes.genes,
-        "target_sum": None if data.nodes is None else data.nodes.target_sum,
-    }
-
-
-def data_tensors(data: TissueData) -> dict[str, torch.Tensor]:
-    """The PCA of the counts, if there is one, and by what slides are centred and scaled on average."""
-    arrays = {f"typical.{kind}.{m}": getattr(v, m) for kind, v in data.typical.items() for m in ("mean", "spread")}
-    if isinstance(data.nodes, CountsPCA):
-        arrays |= {f"nodes.{name}": getattr(data.nodes, name) for name in ("mean", "components")}
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def restore_data(data: TissueData, described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Take up what :func:`describe_data` and :func:`data_tensors` gave."""
-    data.split = described["split"]
-    data.roles = {slide: np.array(roles, dtype="<U6") for slide, roles in described["roles"].items()}
-    data.identities = described["identities"]
-    kinds = {name.split(".")[1] for name in tensors if name.startswith("typical.")}
-    data.typical = {k: Moments(*(tensors[f"typical.{k}.{m}"].numpy() for m in ("mean", "spread"))) for k in kinds}
-    totals = data.config.cell_covariates
-    if data.config.cells == "genes":
-        data.nodes = GeneVectors(described["genes"], described["target_sum"], totals)
-    elif described["genes"] is not None:
-        mean, components = (tensors[f"nodes.{name}"].numpy() for name in ("mean", "components"))
-        data.nodes = CountsPCA(described["genes"], described["target_sum"], mean, components, totals)
-
-
-def history_to_json(history: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Losses by epoch as plain JSON, exact to the last bit."""
-    return {
-        name: {"by": frame.index.name, "index": list(map(int, frame.index)), "values": list(map(float, frame[name]))}
-        for name, frame in history.items()
-    }
-
-
-def history_from_json(stored: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """Rebuild what :func:`history_to_json` gave."""
-    return {
-        name: pd.DataFrame({name: part["values"]}, pd.Index(part["index"], name=part["by"]))
-        for name, part in stored.items()
-    }
-
-
-def _tensors(model: Any) -> dict[str, torch.Tensor]:
-    weights = {f"module.{k}": v.detach().cpu().contiguous() for k, v in model.module.own_state().items()}
-    return {**weights, **data_tensors(model.data)}
-
-
-def load(
-    cls: type, path: str | Path, sdata: Any, image_encoder: ImageEncoder | None, cache_dir: str | Path | None
-) -> Any:
-    """Rebuild a model around an object; see :meth:`sigmma_sc.SIGMMA.load`."""
+    Raises
+    ------
+    MissingKeyError
+        The folder holds no model.
+    SetupError
+        The files are damaged, or of another version.
+    """
     described, tensors = _read(Path(path).expanduser())
-    setup, config = Setup.from_json(described["setup"]), described["config"]
-    adopt(sdata, setup)
-    require_match(setup, described["genes"], described["n_nodes"] - config["cell_covariates"], sdata)
-    encoder = _encoder(described["encoder"], image_encoder)
-    model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **config, **described["options"])
-    restore_data(model.data, described, tensors)
-    model.module = model._towers(described["n_nodes"])
-    model.module.load_own_state(
-        {k.removeprefix("module."): value for k, value in tensors.items() if k.startswith("module.")}
-    )
-    if model.module.backbone is not None:
-        model.data.use_encoder(model.module.backbone.encoder)
-    model.module.eval()
+    setup = Setup.from_json(described["setup"])
+    towers = {}
+    for name, value in tensors.items():
+        if name.startswith("towers."):
+            towers[name.removeprefix("towers.")] = value
+    reference = None
     if described["reference"] is not None:
-        model._reference = restore_reference(described["reference"], tensors, model.module.aligned)
-    if model.setup.table_key is None:
-        # What later objects are compared with, and what is saved again, is a setup with cells.
-        model.setup = model.data.setup = setup
-    model.history_, model.epochs_ = history_from_json(described["history"]), described["epochs"]
-    model.is_trained_ = True
-    return model
+        scales = tuple(name.removeprefix(IMAGE) for name in tensors if name.startswith(IMAGE))
+        reference = restore_reference(
+            described["reference"], tensors, tuple(scale for scale in setup.scales if scale in scales)
+        )
+    return SavedModel(
+        setup=setup,
+        config=described["config"],
+        extra=described["extra"],
+        encoder=described["encoder"],
+        n_node_features=described["n_node_features"],
+        data=_with_arrays(described["data"], tensors),
+        towers=towers,
+        history=history_from_json(described["history"]),
+        epochs=described["epochs"],
+        reference=reference,
+    )
 
 
-def build_towers(model: Any, n_nodes: int) -> Towers:
-    """Fresh towers as the model's configuration has them."""
-    setup = model.setup
-    return Towers(model.image_encoder.dim, n_nodes, setup.grids, setup.scales, model.config, build_backbone(model))
+def _without_arrays(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """JSON values of nested dicts; arrays go to ``tensors`` by their dotted name, which stands in their place."""
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
+        return {TENSOR: name}
+    if isinstance(value, dict):
+        return {key: _without_arrays(part, f"{name}.{key}", tensors) for key, part in value.items()}
+    return value
 
 
-def build_backbone(model: Any) -> Backbone | None:
-    """A copy of the model's image encoder to be trained; ``None`` where it is frozen."""
-    config, grids, encoder = model.config, model.setup.grids, model.image_encoder
-    if config.regime == "frozen":
-        return None
-    return Backbone(tuned(encoder, config), grids, config.crop_sizes or (encoder.input_size,) * len(grids))
+def _with_arrays(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Rebuild what :func:`_without_arrays` was given."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {TENSOR}:
+        return tensors[value[TENSOR]].numpy()
+    return {key: _with_arrays(part, tensors) for key, part in value.items()}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -194,7 +186,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
                 f"{path} holds no saved model ({name} is missing). Give the folder that model.save() wrote."
             )
     try:
-        described, tensors = json.loads((path / JSON).read_text()), load_file(path / WEIGHTS)
+        described = json.loads((path / JSON).read_text())
+        tensors = load_file(path / WEIGHTS)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise SetupError(
             f"The model saved in {path} is damaged, or was not written by model.save(): {error}."
@@ -207,7 +200,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return described, tensors
 
 
-def _encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:
+def saved_encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:
+    """The image encoder that a model was trained with: the one given, if it is that one, or loaded as described.
+
+    Raises
+    ------
+    EncoderError
+        It cannot be loaded, or is another one.
+    """
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
 
     if given is not None:

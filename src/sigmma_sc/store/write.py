@@ -10,17 +10,18 @@ import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import CoverageWarning, SetupError
-from sigmma_sc.tissue.setup import get_table, stored_setup
+from sigmma_sc.infer.tiles import centres_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
+    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from sigmma_sc.tissue.setup import Setup
     from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.tissue.setup import Setup
 
 
 def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
@@ -33,54 +34,44 @@ def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
     return found
 
 
-def cell_matrices(
-    model: Any, sdata: SpatialData, embeddings: Sequence[SlideEmbedding]
-) -> dict[str, NDArray[np.float32]]:
-    """Cell embeddings of every scale in the order of the object's table; NaN, and a warning, for cells off the image."""
-    setup = stored_setup(sdata) or model.setup
-    if setup.table_key is None:
+def cell_matrices(embeddings: Sequence[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:
+    """Cell embeddings of every scale in the order of the table, from all slides of one object.
+
+    Cells off the image get NaN, and a warning.
+
+    Raises
+    ------
+    SetupError
+        The object has no cells.
+    """
+    table = embeddings[0].slide.table
+    if table is None:
         raise SetupError("The object was set up with table_key=None and has no cells to embed.")
-    n = get_table(sdata, setup).n_obs
-    covered = np.zeros(n, bool)
-    out = {s: np.full((n, model.config.n_latent), np.nan, np.float32) for s in model.module.embedded}
+    covered = np.zeros(table.n_obs, bool)
+    out = {}
+    for scale, cells in embeddings[0].cells.items():
+        out[scale] = np.full((table.n_obs, cells.shape[1]), np.nan, np.float32)
     for e in embeddings:
-        if e.slide.sdata is sdata:
-            rows = e.slide.rows[e.covered]
-            covered[rows] = True
-            for s, matrix in out.items():
-                matrix[rows] = e.cells[s][e.covered]
+        rows = e.slide.rows[e.covered]
+        covered[rows] = True
+        for scale, matrix in out.items():
+            matrix[rows] = e.cells[scale][e.covered]
     if not covered.all():
         warnings.warn(
-            f"{(~covered).sum():,} of {n:,} cells do not lie under the image and get NaN embeddings. Keep the others with "
-            f"adata[adata.obs['{_keys.COVERED}']] after write_embeddings(), before scanpy's neighbours.",
+            f"{(~covered).sum():,} of {table.n_obs:,} cells do not lie under the image and get NaN embeddings. Keep the others "
+            f"with adata[adata.obs['{_keys.COVERED}']] after write_embeddings(), before scanpy's neighbours.",
             CoverageWarning,
             stacklevel=3,
         )
     return out
 
 
-def at_scale(values: dict[str, NDArray[np.float32]], scale: str) -> NDArray[np.float32]:
-    """Embeddings of one scale, or for ``"all"`` the unit vectors of every scale side by side."""
-    if scale != "all":
-        return values[scale]
-    parts = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in values.values()]
-    return np.concatenate(parts, axis=1)
-
-
-def tile_obs(model: Any, e: SlideEmbedding) -> pd.DataFrame:
-    """Slide, corner in px, number of cells, share of tissue and split of each tile."""
-    obs = pd.DataFrame(
-        {
-            "slide": e.slide.name,
-            "x": e.tiles.origins[:, 0],
-            "y": e.tiles.origins[:, 1],
-            "n_cells": e.tiles.n_cells,
-            "tissue": model.data.tissue(e.slide, e.tiles),
-            "split": model.data.roles_of(e.slide, len(e.tiles)).astype(object),
-        }
-    )
-    obs.index = pd.Index([f"{e.slide.name}_{k}" for k in range(len(obs))], dtype=object)
-    return obs.astype({"slide": "category", "split": "category"})
+def by_object(embeddings: Sequence[SlideEmbedding]) -> list[list[SlideEmbedding]]:
+    """Embeddings of the slides of each object, objects in order."""
+    groups: dict[int, list[SlideEmbedding]] = {}
+    for e in embeddings:
+        groups.setdefault(id(e.slide.sdata), []).append(e)
+    return list(groups.values())
 
 
 def write_cells(table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any]) -> None:
@@ -108,10 +99,10 @@ def write_tiles(
     obs = pd.concat(obs)
     for column in (_keys.REGION, "slide", "split"):
         obs[column] = pd.Categorical(obs[column].astype(object))
-    obsm = {"spatial": np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])}
+    obsm = {"spatial": centres_of(embeddings)}
     for tower in ("image", "transcriptome"):
-        for scale in getattr(embeddings[0], tower):
-            parts = [getattr(e, tower)[scale] for e in embeddings]
+        for scale in embeddings[0].tower(tower):
+            parts = [e.tower(tower)[scale] for e in embeddings]
             if all(len(part) == len(e.tiles) for part, e in zip(parts, embeddings, strict=True)):
                 obsm[f"{tower}_{scale}"] = np.concatenate(parts)
     table = AnnData(obs=obs, obsm=obsm, uns={_keys.UNS: _plain(params)})
@@ -123,7 +114,7 @@ def write_tiles(
     )
 
 
-def _squares(e: SlideEmbedding):
+def _squares(e: SlideEmbedding) -> GeoDataFrame:
     from geopandas import GeoDataFrame
     from shapely import box
     from spatialdata.models import ShapesModel

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.tiling import Tiles
+
+CHUNK = 50_000
+"""Cells whose counts are read at once."""
+
 GAP = 1000
 """Rows that are read along rather than skipped: opening another part of a file costs more."""
 
@@ -74,6 +80,74 @@ def take_rows(matrix: Any, rows: NDArray[np.int64]) -> csr_matrix:
     # Only slices are asked for: files are slow to give rows one by one.
     parts = [csr_matrix(matrix[some[0] : some[-1] + 1][some - some[0]]) for some in _slabs(rows, matrix.shape[1])]
     return vstack(parts, format="csr") if parts else csr_matrix((0, matrix.shape[1]), dtype=np.float32)
+
+
+def pooled_counts(slide: Slide, tiles: Tiles, genes: list[str]) -> csr_matrix:
+    """Raw counts summed over the cells of each tile of a slide, ``(n_tiles, n_genes)`` float32."""
+    from scipy.sparse import csr_matrix
+
+    ones = np.ones(len(tiles.cells), np.float32)
+    member = csr_matrix((ones, tiles.cells, tiles.indptr), shape=(len(tiles), len(slide.rows)))
+    where = positions(slide.table, genes)
+    total = csr_matrix((len(tiles), len(genes)), dtype=np.float32)
+    for some, counts in counts_of(slide.table, slide.rows, slide.setup.layer):
+        total = total + member[:, some] @ counts[:, where]
+    return total.tocsr()
+
+
+def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
+    """Columns of a table that hold ``genes``, matched by name."""
+    where = table.var_names.get_indexer(genes)
+    if (where < 0).any():
+        missing = [gene for gene, k in zip(genes, where, strict=True) if k < 0]
+        raise SetupError(
+            f"{len(missing)} of {len(genes)} genes the model is trained on are missing, e.g. {', '.join(missing[:5])}. "
+            "Bring the same panel, or train with features_key=… on an embedding that all slides share."
+        )
+    return where
+
+
+def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None) -> Iterator[tuple[slice, csr_matrix]]:
+    """Raw counts of some ascending rows, some at a time, whether the table holds them in memory, in a file or lazily.
+
+    Yields
+    ------
+    some
+        Which of ``rows``.
+    counts
+        Theirs, ``(n, n_genes)`` float32.
+
+    Raises
+    ------
+    SetupError
+        The values are no counts: negative, or not whole.
+    """
+    matrix = counts_by_rows(table, layer)
+    for start in range(0, len(rows), CHUNK):
+        some = slice(start, min(start + CHUNK, len(rows)))
+        counts = take_rows(matrix, rows[some]).astype(np.float32)
+        few = counts.data[:100_000]
+        if len(few) and (few.min() < 0 or not np.array_equal(few, np.round(few))):
+            where = "X" if layer is None else f"layers[{layer!r}]"
+            raise SetupError(
+                f"{where} holds {few[few != np.round(few)][:1] or few.min()} where raw counts are needed: it seems normalised "
+                "already. Pass layer=… for the raw counts, or features_key=… for an embedding."
+            )
+        yield some, counts
+
+
+def log_normalise(counts, target_sum: float):
+    """log1p of counts scaled to ``target_sum`` a cell; a cell without counts stays zero."""
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    scale = target_sum / np.maximum(totals, 1e-12)
+    logs = counts.copy()
+    logs.data = np.log1p(logs.data * np.repeat(scale, np.diff(logs.indptr)).astype(np.float32))
+    return logs
+
+
+def log_totals(counts: csr_matrix) -> NDArray[np.float32]:
+    """log1p of each row's total, ``(n,)``."""
+    return np.log1p(np.asarray(counts.sum(axis=1)).ravel()).astype(np.float32)
 
 
 def embedding_rows(table: AnnData, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:

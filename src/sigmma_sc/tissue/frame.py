@@ -7,17 +7,22 @@ cells, so positions always travel through the transforms and are never assumed a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sigmma_sc._checks import require_key
 from sigmma_sc.errors import PixelSizeError, SetupError
+from sigmma_sc.tissue.tiling import Tiles, covering_tiles
 
 if TYPE_CHECKING:
     import xarray as xr
+    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+
+    from sigmma_sc.tissue.setup import Setup
 
 MAX_ANISOTROPY = 1.01
 """Largest tolerated ratio of the two axis scales of an image transform."""
@@ -51,6 +56,10 @@ class Slide:
         Cell centroids in H&E px of level 0, ``(n_cells, 2)`` float64; a pixel's centre lies at +0.5.
     sample
         Donor or section the slide belongs to.
+    setup
+        How the object is read.
+    table
+        Table of the cells; ``None`` for a slide of H&E alone.
     """
 
     name: str
@@ -64,12 +73,33 @@ class Slide:
     rows: NDArray[np.int64]
     xy: NDArray[np.float64]
     sample: str
+    setup: Setup
+    table: AnnData | None
 
     @property
     def under_image(self) -> NDArray[np.bool_]:
         """Which cells lie under the image, ``(n_cells,)``."""
         x, y = self.xy.T
         return (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
+
+    @property
+    def side(self) -> float:
+        """Side of a tile in px."""
+        return self.setup.tile_size / self.microns_per_pixel
+
+    @property
+    def tiles(self) -> Tiles:
+        """Tiles that cover the image."""
+        return self._covering[0]
+
+    @property
+    def tile_of_cell(self) -> NDArray[np.int64]:
+        """Covering tile of each cell, ``(n_cells,)``; -1 for cells off the image."""
+        return self._covering[1]
+
+    @cached_property
+    def _covering(self) -> tuple[Tiles, NDArray[np.int64]]:
+        return covering_tiles(self.xy, self.width, self.height, self.side)
 
 
 def image_levels(sdata: SpatialData, image_key: str) -> list[xr.DataArray]:

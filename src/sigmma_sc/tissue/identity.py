@@ -10,13 +10,12 @@ import numpy as np
 from sigmma_sc.tissue.counts import embedding_rows
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.pixels import read_window
-from sigmma_sc.tissue.setup import get_table, totals_of
+from sigmma_sc.tissue.setup import totals_of
 
 if TYPE_CHECKING:
     from xarray import DataArray
 
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Setup
 
 WHOLE_PIXELS = 32_000_000
 """A level of no more pixels is read whole: half a second."""
@@ -74,16 +73,15 @@ def _add_windows(digest: Any, level: DataArray, n: int) -> None:
             digest.update(np.ascontiguousarray(window).data)
 
 
-def cells_identity(slide: Slide, setup: Setup) -> str:
+def cells_identity(slide: Slide) -> str:
     """SHA-256 over the positions of a slide's cells, the names of the genes, and the features or counts of 10,000 cells."""
-    table = get_table(slide.sdata, setup)
     # A thousandth of a pixel: another machine's arithmetic may move the last bits.
     digest = hashlib.sha256(np.round(slide.xy * 1000).astype(np.int64).data)
     some = np.unique(np.linspace(0, len(slide.rows) - 1, SAMPLED_CELLS).astype(np.int64))
-    if setup.features_key is not None:
-        values = embedding_rows(table, setup.features_key, slide.rows[some])
+    if slide.setup.features_key is not None:
+        values = embedding_rows(slide.table, slide.setup.features_key, slide.rows[some])
     else:
-        digest.update("\n".join(map(str, table.var_names)).encode())
-        values = totals_of(setup, slide)(some)
+        digest.update("\n".join(map(str, slide.table.var_names)).encode())
+        values = totals_of(slide)(some)
     digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    Tissue = SpatialData | dict[str, SpatialData]
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -56,26 +58,61 @@ class Setup:
         return _keys.scale_names(self.grids)
 
 
-def register(sdata: SpatialData, setup: Setup) -> list[Slide]:
-    """Check a setup against its object and store it there; nothing is stored if anything is wrong."""
+def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
+    """Check a setup against an object, or objects by name, and store it there; nothing is stored if anything is wrong."""
     _check_numbers(setup)
-    slides = resolve_slides(sdata, setup)
-    for slide in slides:
-        _warn_unregistered(setup, slide)
-    sdata.attrs[_keys.SETUP] = setup.to_json()
+    slides = []
+    for prefix, sdata in _prefixed(tissue):
+        slides += resolve_slides(sdata, setup, prefix)
+    for sdata in objects_of(tissue).values():
+        sdata.attrs[_keys.SETUP] = setup.to_json()
     return slides
 
 
-def objects_of(tissue: Any) -> dict[str, SpatialData]:
+def slides_of(tissue: Tissue, default: Setup | None = None) -> list[Slide]:
+    """Slides of an object, or of objects by name, in order; nothing is stored.
+
+    Parameters
+    ----------
+    tissue
+        Object, or objects by name.
+    default
+        Setup for objects that were never set up.
+
+    Raises
+    ------
+    SetupError
+        An object has no setup, and there is no default.
+    """
+    slides = []
+    for prefix, sdata in _prefixed(tissue):
+        setup = stored_setup(sdata) or default
+        if setup is None:
+            raise SetupError(f"{prefix or 'The object'} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
+        slides += resolve_slides(sdata, setup, prefix)
+    return slides
+
+
+def objects_of(tissue: Tissue) -> dict[str, SpatialData]:
     """Objects by name, of one object or several."""
     return tissue if isinstance(tissue, dict) else {"sdata": tissue}
 
 
-def common_setup(tissue: Any) -> Setup:
+def _prefixed(tissue: Tissue) -> list[tuple[str, SpatialData]]:
+    """Objects, each with what goes before the names of its slides."""
+    if not isinstance(tissue, dict):
+        return [("", tissue)]
+    return [(f"{name}/", sdata) for name, sdata in tissue.items()]
+
+
+def common_setup(tissue: Tissue) -> Setup:
     """The setup of an object, or the first of several that share tile size and grids."""
-    setups = {name: stored_setup(one) for name, one in objects_of(tissue).items()}
-    if missing := [name for name, setup in setups.items() if setup is None]:
-        raise SetupError(f"Object {', '.join(missing)} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
+    setups = {}
+    for name, sdata in objects_of(tissue).items():
+        setup = stored_setup(sdata)
+        if setup is None:
+            raise SetupError(f"Object {name!r} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
+        setups[name] = setup
     first = next(iter(setups.values()))
     for name, setup in setups.items():
         if (setup.tile_size, setup.grids) != (first.tile_size, first.grids):
@@ -140,19 +177,9 @@ def get_table(sdata: SpatialData, setup: Setup) -> AnnData:
     return table
 
 
-def obs_of_slide(slide: Slide, column: str, setup: Setup) -> pd.Series:
-    """A column of ``obs`` for the cells of a slide, as categories.
-
-    Parameters
-    ----------
-    slide
-        The slide.
-    column
-        Its name.
-    setup
-        For an object that was never set up.
-    """
-    obs = get_table(slide.sdata, stored_setup(slide.sdata) or setup).obs
+def obs_of_slide(slide: Slide, column: str) -> pd.Series:
+    """A column of ``obs`` for the cells of a slide, as categories."""
+    obs = slide.table.obs
     require_key(column, obs, "column")
     return obs[column].iloc[slide.rows].astype("category")
 
@@ -191,6 +218,8 @@ def _image_slide(sdata: SpatialData, setup: Setup, region: str, image_key: str, 
         sdata=sdata,
         image_key=image_key,
         coordinate_system=system,
+        setup=setup,
+        table=None,
         region=None,
         microns_per_pixel=resolve_pixel_size(matrix, None, stated, image_key),
         width=level.sizes["x"],
@@ -227,6 +256,8 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         sdata=sdata,
         image_key=image_key,
         coordinate_system=system,
+        setup=setup,
+        table=table,
         region=region,
         microns_per_pixel=resolve_pixel_size(image_to_cs, cells_to_cs, stated, image_key),
         width=level.sizes["x"],
@@ -294,22 +325,10 @@ def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarra
         )
 
 
-def totals_of(setup: Setup, slide: Slide) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
+def totals_of(slide: Slide) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
     """Reader of the counts of a slide's cells, given as ascending positions; ``None`` where the table has no genes."""
-    table = slide.sdata.tables[setup.table_key]
-    if table.n_vars == 0:
+    if slide.table.n_vars == 0:
         return None
     # Opened at the first call, which most slides never see: a matrix stored by columns is turned round then.
-    counts = cache(partial(counts_by_rows, table, setup.layer))
+    counts = cache(partial(counts_by_rows, slide.table, slide.setup.layer))
     return lambda cells: np.asarray(take_rows(counts(), slide.rows[cells]).sum(axis=1), dtype=float).ravel()
-
-
-def _warn_unregistered(setup: Setup, slide: Slide) -> None:
-    """Look once at whether nuclei lie under the cells, and say so loudly when they do not."""
-    if slide.region is None:
-        return
-    from sigmma_sc.registration.check import MISREGISTERED, SHIFTED, registration
-
-    report = registration(slide, totals_of(setup, slide))
-    if report.verdict in (MISREGISTERED, SHIFTED):
-        warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=4)

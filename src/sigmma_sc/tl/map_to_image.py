@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,21 +11,45 @@ import pandas as pd
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_choice, require_key, require_positive
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.setup import objects_of, obs_of_slide
-from sigmma_sc.infer.embed import Embedder
 from sigmma_sc.infer.predict import retrieve, temperature_of
-from sigmma_sc.store.write import at_scale
+from sigmma_sc.infer.scales import at_scale, joined
+from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    Scales = dict[str, NDArray[np.float32]]
+    from sigmma_sc.infer.scales import Scales
+    from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.setup import Tissue
+
+
+@dataclass(frozen=True)
+class Known:
+    """Labels of the model's own tiles.
+
+    Attributes
+    ----------
+    classes
+        Labels in order.
+    keys, share
+        Transcriptome embeddings of the training tiles by scale, and the share of each label ``(n, n_labels)``.
+    validation, validation_share
+        Image embeddings of the validation tiles by scale, and the share of each label.
+    """
+
+    classes: list[str]
+    keys: Scales
+    share: NDArray[np.float32]
+    validation: Scales
+    validation_share: NDArray[np.float32]
 
 
 def map_to_image(
-    model: Any,
-    sdata: Any,
+    model: SIGMMA,
+    sdata: Tissue,
     labels: str = "sigmma_niche_meso",
     scale: str = "all",
     n_neighbors: int = 50,
@@ -71,7 +96,7 @@ def map_to_image(
     >>> tiles.uns["niche"]["n_val"]
     5
     """
-    require_choice(scale, (*model._trained().aligned, "all"), "scale")
+    require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
     require_positive(n_neighbors, "n_neighbors")
     name = labels if key_added is None else key_added
     tables = []
@@ -79,21 +104,22 @@ def map_to_image(
         require_key(_keys.TILES, one.tables, "table", "Call model.write_embeddings(sdata) first.")
         tables.append(one.tables[_keys.TILES])
         _require_fit(model, tables[-1], name)
-    keys, made_of, classes, held = _known(model, labels)
-    temperature = temperature_of(model, scale)
+    known = _known(model, labels)
+    temperature = temperature_of(model.module, scale)
 
     def shares(image: Scales) -> NDArray[np.float32]:
-        return retrieve(at_scale(image, scale), at_scale(keys, scale), made_of, int(n_neighbors), temperature)
+        keys = at_scale(known.keys, scale)
+        return retrieve(at_scale(image, scale), keys, known.share, int(n_neighbors), temperature)
 
-    trust = _trust(shares, held, made_of)
+    trust = _trust(shares, known)
     for tiles in tables:
-        found = shares({s: np.asarray(tiles.obsm[f"image_{s}"]) for s in keys})
-        tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=classes)
-        tiles.obs[name] = pd.Categorical.from_codes(found.argmax(axis=1), classes)
+        found = shares({s: np.asarray(tiles.obsm[f"image_{s}"]) for s in known.keys})
+        tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=known.classes)
+        tiles.obs[name] = pd.Categorical.from_codes(found.argmax(axis=1), known.classes)
         tiles.uns[name] = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors), **trust}
 
 
-def _require_fit(model: Any, tiles: AnnData, name: str) -> None:
+def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
     """Tiles embedded by such a model, and nothing of the user's or ours to be written over."""
     for scale in model.module.aligned:
         key = f"image_{scale}"
@@ -109,51 +135,53 @@ def _require_fit(model: Any, tiles: AnnData, name: str) -> None:
         )
 
 
-def _known(
-    model: Any, labels: str
-) -> tuple[Scales, NDArray[np.float32], list[str], tuple[Scales, NDArray[np.float32]]]:
-    """Of training tiles the transcriptome embeddings and shares of labels; the labels; of validation tiles image embeddings and shares."""
-    data, parts = model.data, []
-    slides = data.slides(model.sdata)
-    columns = [obs_of_slide(slide, labels, model.setup) for slide in slides]
+def _known(model: SIGMMA, labels: str) -> Known:
+    """What training and validation tiles of the model's object are made of."""
+    parts = []
+    roles = []
+    slides = model.resolve(cells=False)
+    columns = [obs_of_slide(slide, labels) for slide in slides]
     classes = list(dict.fromkeys(str(c) for column in columns for c in column.cat.categories))
-    embedder = Embedder(data, model.module)
+    embedder = model.embedder
+    counts = []
     for slide, column in zip(slides, columns, strict=True):
-        tiles, _ = data.covering(slide)
-        role = data.roles_of(slide, len(tiles))
+        role = model.data.roles.of(slide)
         which = np.flatnonzero(np.isin(role, ("train", "val")))
-        some = tiles.take(which)
+        some = slide.tiles.take(which)
         code = pd.Categorical(column.astype(object).map(str, na_action="ignore"), classes).codes[some.cells]
-        counts = np.zeros((len(which), len(classes)), np.float32)
-        np.add.at(counts, (np.repeat(np.arange(len(which)), some.n_cells)[code >= 0], code[code >= 0]), 1)
-        known = counts.sum(axis=1) > 0
-        if known.any():
-            e = embedder.tiles(slide, some.take(np.flatnonzero(known)))
-            parts.append((e, role[which][known] == "train", counts[known]))
-    if not any(train.any() for _, train, _ in parts):
+        count = np.zeros((len(which), len(classes)), np.float32)
+        np.add.at(count, (np.repeat(np.arange(len(which)), some.n_cells)[code >= 0], code[code >= 0]), 1)
+        known = np.flatnonzero(count.sum(axis=1) > 0)
+        if len(known):
+            parts.append((embedder.tiles(slide, some.take(known)), np.arange(len(known))))
+            roles.append(role[which][known])
+            counts.append(count[known])
+    if not any((role == "train").any() for role in roles):
         raise SetupError(
             f"No training tile of the model's object has a cell with a label {labels!r}. Load the model on the object it was "
             "trained on, with the labels in its table."
         )
-    train, counts = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
-    made_of = counts / counts.sum(axis=1, keepdims=True)
-    transcriptome, image = (
-        {s: np.concatenate([getattr(e, tower)[s] for e, _, _ in parts]) for s in model.module.aligned}
-        for tower in ("transcriptome", "image")
+    train = np.concatenate(roles) == "train"
+    count = np.concatenate(counts)
+    share = count / count.sum(axis=1, keepdims=True)
+    return Known(
+        classes=classes,
+        keys={scale: z[train] for scale, z in joined(parts, "transcriptome").items()},
+        share=share[train],
+        validation={scale: z[~train] for scale, z in joined(parts, "image").items()},
+        validation_share=share[~train],
     )
-    keys, held = ({s: z[rows] for s, z in of.items()} for of, rows in ((transcriptome, train), (image, ~train)))
-    return keys, made_of[train], classes, (held, made_of[~train])
 
 
-def _trust(shares: Any, held: tuple[Scales, NDArray[np.float32]], made_of: NDArray[np.float32]) -> dict[str, float]:
+def _trust(shares: Callable[[Scales], NDArray[np.float32]], known: Known) -> dict[str, float]:
     """Validation tiles whose commonest label is found, and how many would be by the label commonest among training tiles."""
-    image, truth = held
+    truth = known.validation_share
     if not len(truth):
         return {"n_val": 0, "accuracy": np.nan, "accuracy_of_commonest": np.nan}
     top = truth.argmax(axis=1)
-    commonest = np.bincount(made_of.argmax(axis=1)).argmax()
+    commonest = np.bincount(known.share.argmax(axis=1)).argmax()
     return {
         "n_val": len(truth),
-        "accuracy": float((shares(image).argmax(axis=1) == top).mean()),
+        "accuracy": float((shares(known.validation).argmax(axis=1) == top).mean()),
         "accuracy_of_commonest": float((top == commonest).mean()),
     }

@@ -8,7 +8,7 @@ import numpy as np
 
 from sigmma_sc._checks import require_key
 from sigmma_sc.errors import SetupError
-from sigmma_sc.features.nodes import counts_of
+from sigmma_sc.tissue.counts import counts_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,4 +1,4 @@
-"""Training that takes up where it was killed: one safetensors file after every epoch, no pickle."""
+"""Training that resumes where it was killed: one safetensors file after every epoch, no pickle."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from sigmma_sc._files import fresh_file, sweep
-from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.tissue.identity import cells_identity, image_identity
-from sigmma_sc.tissue.setup import stored_setup
-from sigmma_sc.store.model import data_tensors, describe_data, history_from_json, history_to_json, restore_data
+from sigmma_sc.train.history import history_from_json, history_to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import pandas as pd
     from scvi.train import TrainRunner
 
+    from sigmma_sc.features.data import TissueData
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.train.options import TrainOptions
+
 FILE = "last.safetensors"
-FORMAT = 2
+FORMAT = 3
 OURS = "sigmma"
 
 NO_MATTER = {
@@ -79,6 +85,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     """Plain JSON for nested values, with the tensors set aside by number; a dict keeps the types of its keys."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
     if isinstance(value, torch.Tensor):
         tensors[str(len(tensors))] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": str(len(tensors) - 1)}
@@ -104,18 +112,23 @@ def _from_json(value: Any, tensor: Any) -> Any:
 
 
 class SaveEpochs(Checkpoint):
-    """Write a checkpoint after every epoch, and take up from one.
+    """Write a checkpoint after every epoch, and resume from one.
 
     Parameters
     ----------
-    model
-        The model in training. Where it was never trained, split and node features come from the checkpoint.
-    arguments
-        Of training; those that decide its outcome have to be the checkpoint's.
+    data
+        Tissue of the model in training; split and node features of a model that was never trained come from the checkpoint.
+    run
+        What decides the outcome of training, see :func:`describe_run`; it has to be the checkpoint's.
     folder
         Where to write; ``None`` writes nothing.
     ckpt_path
-        Checkpoint to take up from; ``None`` for the one in the folder, if it is there.
+        Checkpoint to resume from; ``None`` for the one in the folder, if it is there.
+
+    Attributes
+    ----------
+    restored
+        Whether ``data`` was restored from the checkpoint.
 
     Raises
     ------
@@ -125,16 +138,27 @@ class SaveEpochs(Checkpoint):
         See :func:`find_checkpoint`.
     """
 
-    def __init__(self, model: Any, arguments: dict[str, Any], folder: str | Path | None, ckpt_path: str | Path | None):
+    def __init__(
+        self,
+        data: TissueData,
+        run: Callable[[], dict[str, Any]],
+        folder: str | Path | None,
+        ckpt_path: str | Path | None,
+    ):
         self.source, self.target = find_checkpoint(folder, ckpt_path)
-        self.model, self.run, self.encoder = model, {}, {}
+        self.data = data
+        self.run: dict[str, Any] = {}
+        self.encoder: dict[str, Any] = {}
+        self.restored = False
         if self.source or self.target:
-            self.run, self.encoder = describe_run(model, arguments), identity_of(model.image_encoder)
+            self.run = run()
+            self.encoder = identity_of(data.pretrained.encoder)
         if self.source:
             stored = read_checkpoint(self.source)[OURS]
             require_same_run(stored, self.run, self.encoder, self.source)
-            if model.data.split is None:
-                restore_data(model.data, stored["data"], stored["tensors"])
+            if data.roles.split is None:
+                data.restore(stored["data"])
+                self.restored = True
 
     def attach(self, runner: TrainRunner) -> None:
         """Have a runner of scvi-tools write and resume; as its own argument, it would ask for scvi-tools' checkpoints."""
@@ -160,8 +184,7 @@ class SaveEpochs(Checkpoint):
         checkpoint[OURS] = {
             "run": self.run,
             "encoder": self.encoder,
-            "data": describe_data(self.model.data),
-            "tensors": data_tensors(self.model.data),
+            "data": self.data.state(),
             "history": history,
             "stopped": trainer.should_stop,
         }
@@ -209,21 +232,38 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
     return path, target
 
 
-def describe_run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What decides the outcome of training, by name: model, tissue, and arguments."""
-    setup = model.setup
-    plain = json.loads(json.dumps({k: v for k, v in arguments.items() if k not in NO_MATTER}, default=_named))
-    return {
-        **model.config.to_json(),
-        **model.options,
-        **plain,
-        "tile_size": setup.tile_size,
-        "grids": list(setup.grids),
-        "epochs trained before": model.epochs_,
-        "slides": [slide.name for slide in model._slides],
-        **{f"image of {slide.name}": image_identity(slide) for slide in model._slides},
-        **{f"cells of {slide.name}": cells_identity(slide, stored_setup(slide.sdata)) for slide in model._slides},
+def describe_run(
+    data: TissueData, slides: Sequence[Slide], options: TrainOptions, extra: dict[str, Any], epochs: int
+) -> dict[str, Any]:
+    """What decides the outcome of training, by name.
+
+    Parameters
+    ----------
+    data
+        Tissue of the model.
+    slides
+        Slides to train on.
+    options
+        Options of training.
+    extra
+        Further arguments of the model's class.
+    epochs
+        Epochs trained before.
+    """
+    given = {name: value for name, value in options.described().items() if name not in NO_MATTER}
+    run = {
+        **data.config.to_json(),
+        **extra,
+        **json.loads(json.dumps(given, default=_named)),
+        "tile_size": data.setup.tile_size,
+        "grids": list(data.setup.grids),
+        "epochs trained before": epochs,
+        "slides": [slide.name for slide in slides],
     }
+    for slide in slides:
+        run[f"image of {slide.name}"] = image_identity(slide)
+        run[f"cells of {slide.name}"] = cells_identity(slide)
+    return run
 
 
 def _named(value: Any) -> Any:
@@ -242,8 +282,8 @@ def require_same_run(stored: dict[str, Any], run: dict[str, Any], encoder: dict[
     different += [f"the image encoder's {what}" for what in mismatch(encoder, stored["encoder"])]
     if different:
         raise SetupError(
-            f"{path} is a checkpoint of another run, which differs in {', '.join(different)}. Give the same values to take "
-            "it up, or another checkpoint_dir to begin anew."
+            f"{path} is a checkpoint of another run, which differs in {', '.join(different)}. Give the same values to "
+            "resume it, or another checkpoint_dir to begin anew."
         )
 
 

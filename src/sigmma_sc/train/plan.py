@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from sigmma_sc.nn.towers import TwoTowers
+if TYPE_CHECKING:
+    from sigmma_sc.nn.part import Part
+    from sigmma_sc.nn.towers import TwoTowers
 
 
 class AlignmentPlan(pl.LightningModule):
@@ -21,8 +23,10 @@ class AlignmentPlan(pl.LightningModule):
     ----------
     module
         The towers.
-    lr, encoder_lr, weight_decay
-        Of AdamW; the image encoder has a rate of its own.
+    lr, encoder_lr
+        Learning rates of AdamW, of the towers and of the image encoder.
+    weight_decay
+        Weight decay of AdamW.
     edge_temperatures
         First and last τ of the edge sampler.
     """
@@ -36,13 +40,16 @@ class AlignmentPlan(pl.LightningModule):
         edge_temperatures: tuple[float, float],
     ):
         super().__init__()
-        self.module, self.lr, self.encoder_lr, self.weight_decay = module, lr, encoder_lr, weight_decay
+        self.module = module
+        self.lr = lr
+        self.encoder_lr = encoder_lr
+        self.weight_decay = weight_decay
         self.edge_temperatures = edge_temperatures
         self.strict_loading = False  # checkpoints leave out what is frozen, see state_dict
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
         """Weights for checkpoints, without the frozen ones of the image encoder."""
-        return {f"module.{name}": value for name, value in self.module.own_state().items()}
+        return {f"module.{name}": value for name, value in self.module.trained_state().items()}
 
     def _gathered(self, out: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
         """Embeddings of all processes, in all of them, with gradient.
@@ -52,10 +59,12 @@ class AlignmentPlan(pl.LightningModule):
         """
         if self.trainer.world_size == 1:
             return out
-        towers = ("image", "transcriptome")
-        return {t: {s: self.all_gather(z, sync_grads=True).flatten(0, 1) for s, z in out[t].items()} for t in towers}
+        gathered = {}
+        for tower, scales in out.items():
+            gathered[tower] = {s: self.all_gather(z, sync_grads=True).flatten(0, 1) for s, z in scales.items()}
+        return gathered
 
-    def _step(self, batch: list[dict[str, Any]], name: str, prefix: str) -> torch.Tensor:
+    def _step(self, batch: list[Part], name: str, prefix: str) -> torch.Tensor:
         n = sum(part["n_tiles"] for part in batch) * self.trainer.world_size
         losses = self.module.losses(self._gathered(self.module(batch)))
         total = self.module.total(losses)
@@ -66,22 +75,22 @@ class AlignmentPlan(pl.LightningModule):
         self.log(f"{prefix}_ln_batch", math.log(n), **options)
         return total
 
-    def on_train_batch_start(self, batch: list[dict[str, Any]], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: list[Part], batch_idx: int) -> None:
         """Anneal the edge sampler."""
         first, last = self.edge_temperatures
-        if first != last and hasattr(self.module, "graph_tower"):
+        if first != last:
             done = self.trainer.global_step / max(1, int(self.trainer.estimated_stepping_batches) - 1)
-            self.module.graph_tower.edge_temperature = first * (last / first) ** done
+            self.module.anneal(first * (last / first) ** done)
 
-    def training_step(self, batch: list[dict[str, Any]], _: int) -> torch.Tensor:
+    def training_step(self, batch: list[Part], _: int) -> torch.Tensor:
         """Loss of one batch."""
         return self._step(batch, "train_loss_epoch", "train")
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Bring parameters back within their bounds."""
-        self.module.bound()
+        self.module.temperature.clamp()
 
-    def validation_step(self, batch: list[dict[str, Any]], _: int) -> None:
+    def validation_step(self, batch: list[Part], _: int) -> None:
         """Log the losses of one batch of held-out tiles."""
         self._step(batch, "validation_loss", "validation")
 
@@ -90,7 +99,7 @@ class AlignmentPlan(pl.LightningModule):
         rates: dict[float, list[torch.nn.Parameter]] = {self.lr: [], self.encoder_lr: []}
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
-                rates[self.encoder_lr if name.startswith("backbone.") else self.lr].append(parameter)
+                rates[self.encoder_lr if name.startswith("encoder.") else self.lr].append(parameter)
         groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items() if parameters]
         optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -119,7 +128,8 @@ class SeedEpochs(pl.Callback):
     """
 
     def __init__(self, seed: int, first: int):
-        self.seed, self.first = seed, first
+        self.seed = seed
+        self.first = first
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Tell the sampler which epoch it is."""
@@ -136,14 +146,15 @@ class KeepBest(pl.Callback):
     """Remember the weights of the lowest validation loss and put them back when training ends."""
 
     def __init__(self) -> None:
-        self.loss, self.state = math.inf, None
+        self.loss = math.inf
+        self.state: dict[str, torch.Tensor] | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
         """Copy the weights when this epoch is the best so far."""
         loss = trainer.callback_metrics.get("validation_loss")
         if loss is not None and not trainer.sanity_checking and float(loss) < self.loss:
             self.loss = float(loss)
-            self.state = {name: value.detach().cpu().clone() for name, value in plan.module.own_state().items()}
+            self.state = {name: value.detach().cpu().clone() for name, value in plan.module.trained_state().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
@@ -151,9 +162,10 @@ class KeepBest(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """From a checkpoint."""
-        self.loss, self.state = state_dict["loss"], state_dict["state"]
+        self.loss = state_dict["loss"]
+        self.state = state_dict["state"]
 
     def on_fit_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
         """Restore them."""
         if self.state is not None:
-            plan.module.load_own_state(self.state)
+            plan.module.load_trained_state(self.state)

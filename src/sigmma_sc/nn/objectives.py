@@ -1,10 +1,15 @@
-"""Contrastive objectives (paper, section 5.3)."""
+"""Contrastive objectives (paper, section 5.3); put a function into :data:`OBJECTIVES` to add one."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps image and transcriptome embeddings ``(n, d)`` of the same tiles, and τ, to a loss."""
 
 
 def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) -> Tensor:
@@ -24,3 +29,7 @@ def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) 
         logits = functional.normalize(image, dim=-1) @ functional.normalize(transcriptome, dim=-1).T / temperature
         partner = torch.arange(len(logits), device=logits.device)
         return 0.5 * (functional.cross_entropy(logits, partner) + functional.cross_entropy(logits.T, partner))
+
+
+OBJECTIVES: dict[str, Objective] = {"infonce": info_nce}
+"""Objectives by name, as the option ``objective`` takes them."""

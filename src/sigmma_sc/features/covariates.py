@@ -1,0 +1,24 @@
+"""Covariates of a cell beside its profile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DENSITY_NEIGHBOURS = 8
+"""Nearest cells whose mean distance measures how dense a cell's surroundings are."""
+
+
+def log_distance(xy: NDArray[np.float64]) -> NDArray[np.float32]:
+    """log1p of each cell's mean distance to its nearest cells, ``(n,)``, from positions ``(n, 2)`` in µm."""
+    from scipy.spatial import cKDTree
+
+    n = min(DENSITY_NEIGHBOURS, len(xy) - 1)
+    if n < 1:
+        return np.zeros(len(xy), np.float32)
+    distance, _ = cKDTree(xy).query(xy, n + 1)
+    return np.log1p(distance[:, 1:].mean(axis=1)).astype(np.float32)

@@ -1,0 +1,79 @@
+"""What the transcriptome tower reads of a slide; subclass :class:`NodeFeatures` to add another."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from sigmma_sc.features.covariates import log_distance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from scipy.sparse import csr_matrix
+
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.tiling import Tiles
+
+    Training = Sequence[tuple[Slide, NDArray[np.int64]]]
+
+
+class NodeFeatures(ABC):
+    """Features of the cells of a slide, or of its tiles.
+
+    Parameters
+    ----------
+    covariates
+        Whether covariates stand beside the features.
+    seed
+        Seed of what is drawn to fit them.
+
+    Attributes
+    ----------
+    per_tile
+        Whether there is one row a tile, in the place of a cell graph, rather than one a cell.
+    genes
+        Genes in order; ``None`` where the features are not computed from counts.
+    n_components
+        Leading features that are components of one PCA; their scales are kept in proportion.
+    """
+
+    per_tile: ClassVar[bool] = False
+    genes: list[str] | None = None
+    n_components: int = 0
+
+    def __init__(self, covariates: bool = True, seed: int = 0):
+        self.covariates = covariates
+        self.seed = seed
+
+    def fit(self, training: Training) -> None:
+        """Fit on the training tiles alone: slides, and positions of their training tiles in ``slide.tiles``."""
+        return
+
+    @abstractmethod
+    def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32] | csr_matrix:
+        """Features of the slide's cells ``(n_cells, d)``, or of the tiles ``(n_tiles, d)`` if :attr:`per_tile`; float32."""
+
+    def __call__(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32] | csr_matrix:
+        """Features with their covariates; those of cells end with the logarithm of the distance to the nearest cells."""
+        values = self.transform(slide, tiles)
+        if self.per_tile or not self.covariates:
+            return values
+        return np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
+
+    def differences(self, slide: Slide) -> Iterator[str]:
+        """In what a slide does not fit these features, in words."""
+        missing = sorted(set(self.genes or ()) - set(slide.table.var_names))
+        if missing:
+            yield f"{len(missing)} of {len(self.genes)} genes are missing, e.g. {', '.join(missing[:5])}"
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`fit` found: JSON values and NumPy arrays by name."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set what :meth:`state` gave."""
+        return

@@ -1,0 +1,70 @@
+"""Node features that the user brings: an embedding of the cells in ``obsm``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigmma_sc.errors import SetupError
+from sigmma_sc.features.node_features import NodeFeatures
+from sigmma_sc.tissue.counts import embedding_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.features.node_features import Training
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.tiling import Tiles
+
+
+class ObsmEmbedding(NodeFeatures):
+    """Rows of ``obsm[features_key]`` of each slide's own setup.
+
+    Attributes
+    ----------
+    width
+        Columns of the embedding.
+    """
+
+    width: int
+
+    def fit(self, training: Training) -> None:
+        """Remember the width of the embedding."""
+        slide = training[0][0]
+        self.width = slide.table.obsm[slide.setup.features_key].shape[1]
+
+    def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32]:
+        """Rows of the embedding.
+
+        Raises
+        ------
+        SetupError
+            A row is not finite.
+        """
+        key = slide.setup.features_key
+        values = embedding_rows(slide.table, key, slide.rows)
+        bad = ~np.isfinite(values).all(axis=1)
+        if bad.any():
+            raise SetupError(
+                f"obsm[{key!r}] has {int(bad.sum()):,} rows that are not finite, e.g. cell "
+                f"{slide.table.obs_names[slide.rows[bad][0]]!r}. Fill or remove these cells first."
+            )
+        return values
+
+    def differences(self, slide: Slide) -> Iterator[str]:
+        """Another width."""
+        key = slide.setup.features_key
+        width = slide.table.obsm[key].shape[1]
+        if width != self.width:
+            yield f"obsm[{key!r}] has {width} columns here and {self.width} in the model"
+
+    def state(self) -> dict[str, Any]:
+        """Width of the embedding."""
+        return {"width": self.width}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set the width."""
+        self.width = state["width"]

@@ -1,0 +1,135 @@
+"""Which tile trains, validates or tests."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sigmma_sc.errors import SetupError, SplitWarning
+from sigmma_sc.tissue.byimage import ByImage
+from sigmma_sc.tissue.identity import slide_identity
+from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.tiling import Tiles
+
+    Usable = Callable[[Slide, Tiles], NDArray[np.bool_]]
+
+
+class Roles:
+    """Roles of the covering tiles of slides, known by name and pixels.
+
+    Attributes
+    ----------
+    split
+        The split as resolved; ``None`` before the first call of :meth:`assign`.
+    """
+
+    def __init__(self) -> None:
+        self.split: str | dict[str, str | list[str]] | None = None
+        self._roles: dict[str, NDArray] = {}
+        self._identities: dict[str, str] = {}
+        self._seen = ByImage()
+
+    def copy(self) -> Roles:
+        """Roles that can be assigned without a change of these."""
+        roles = Roles()
+        roles.split = self.split
+        roles._roles = dict(self._roles)
+        roles._identities = dict(self._identities)
+        roles._seen = self._seen
+        return roles
+
+    def assign(
+        self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]], seed: int, usable: Usable
+    ) -> None:
+        """Give roles to the slides that have none.
+
+        Parameters
+        ----------
+        slides
+            All slides to train on.
+        split
+            As for :meth:`sigmma_sc.SIGMMA.train`.
+        seed
+            Seed of the draw.
+        usable
+            Which tiles of a slide are fit to be trained and scored on.
+
+        Raises
+        ------
+        SetupError
+            All slides have roles, of another split.
+        """
+        unseen = [slide for slide in slides if not self.has_roles(slide)]
+        if unseen:
+            self._assign(unseen, split, seed, usable)
+        elif split != "auto" and self.split != resolve_split(split, [s.sample for s in slides], seed):
+            raise SetupError(
+                f"The model is trained on split={self.split!r}; another split would leak. Make a new model for {split!r}."
+            )
+
+    def _assign(
+        self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]], seed: int, usable: Usable
+    ) -> None:
+        resolved = resolve_split(split, [slide.sample for slide in slides], seed)
+        roles = {}
+        for slide in slides:
+            roles[slide.name] = _roles_of_slide(slide, usable(slide, slide.tiles), resolved, seed)
+        asked = resolved != "none" if isinstance(resolved, str) else "val" in resolved
+        if asked and not any((role == "val").any() for role in roles.values()):
+            warnings.warn(
+                f"split={split!r} leaves no validation tile: there is no validation loss and no reliability of predictions. "
+                "Use a smaller tile_size or more slides.",
+                SplitWarning,
+                stacklevel=5,
+            )
+        self.split = resolved
+        self._roles |= roles
+        self._identities |= {slide.name: self._identity(slide) for slide in slides}
+
+    def _identity(self, slide: Slide) -> str:
+        return self._seen.get(slide, lambda: slide_identity(slide))
+
+    def has_roles(self, slide: Slide) -> bool:
+        """Whether the tiles of a slide have roles: of this slide, not of another of its name."""
+        return slide.name in self._roles and self._identities[slide.name] == self._identity(slide)
+
+    def of(self, slide: Slide) -> NDArray:
+        """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""
+        n_tiles = len(slide.tiles)
+        if self.has_roles(slide) and len(self._roles[slide.name]) == n_tiles:
+            return self._roles[slide.name]
+        return np.full(n_tiles, "unseen")
+
+    def state(self) -> dict[str, Any]:
+        """Split, roles and identities of the slides as JSON values."""
+        return {
+            "split": self.split,
+            "roles": {slide: roles.tolist() for slide, roles in self._roles.items()},
+            "identities": self._identities,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set what :meth:`state` gave."""
+        self.split = state["split"]
+        self._roles = {slide: np.array(roles, dtype="<U6") for slide, roles in state["roles"].items()}
+        self._identities = dict(state["identities"])
+
+
+def _roles_of_slide(
+    slide: Slide, usable: NDArray[np.bool_], split: str | dict[str, str | list[str]], seed: int
+) -> NDArray:
+    if isinstance(split, str):
+        return split_slide(slide.tiles, usable, split, seed)
+    role = next((role for role, samples in split.items() if slide.sample in samples), "train")
+    if role == "train" and split.get("val") == BLOCKS:
+        return split_slide(slide.tiles, usable, BLOCKS, seed, test_share=0)
+    return np.where(usable, role, "unused").astype("<U6")

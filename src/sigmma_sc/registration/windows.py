@@ -1,0 +1,54 @@
+"""Windows of the image with the cells that lie in them, to look at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc.registration.check import lattice_pitch
+from sigmma_sc.registration.haematoxylin import Zoom
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.tissue.frame import Slide
+
+
+def overlay_windows(
+    slide: Slide, n_windows: int, window: float | None, seed: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], float]]:
+    """Squares of the image around random cells, with the cells in them.
+
+    Parameters
+    ----------
+    slide
+        Slide with cells.
+    n_windows
+        Number of squares, fewer if the image holds fewer cells.
+    window
+        Side in µm; by default 100, or five bins where that is more.
+    seed
+        Of the choice of cells.
+
+    Yields
+    ------
+    pixels
+        RGB ``(side, side, 3)``.
+    points
+        Cells from the upper left corner, µm, ``(n, 2)``.
+    extent
+        Side in µm.
+    """
+    if window is None:
+        window = float(np.fmax(100.0, 5 * lattice_pitch(slide.xy) * slide.microns_per_pixel))
+    zoom = Zoom.of(slide, window / 400)
+    side = max(1, round(window / zoom.microns))
+    under = np.flatnonzero(slide.under_image)
+    for cell in np.random.default_rng(seed).permutation(under)[:n_windows]:
+        corner = np.floor(slide.xy[cell] / zoom.px).astype(np.int64) - side // 2
+        points = (slide.xy / zoom.px - corner) * zoom.microns
+        inside = ((points >= 0) & (points < side * zoom.microns)).all(axis=1)
+        yield zoom.pixels(corner, side), points[inside], side * zoom.microns

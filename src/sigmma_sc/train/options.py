@@ -1,0 +1,101 @@
+"""Options of one call of :meth:`sigmma_sc.SIGMMA.train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sigmma_sc._checks import is_number, require_divides, require_positive, require_whole
+from sigmma_sc.errors import SetupError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from sigmma_sc.config import Config
+    from sigmma_sc.tissue.setup import Setup
+
+PRECISIONS = ("auto", "32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed")
+"""Lightning's, but for those that cast the weights."""
+
+ENCODER_LR = {"frozen": 0.0, "lora": 1e-4, "last_k": 2e-5, "full": 2e-5}
+"""Learning rate of the image encoder by regime (our choices)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Arguments of :meth:`sigmma_sc.SIGMMA.train`, whose docstring describes them.
+
+    Attributes
+    ----------
+    trainer
+        Further arguments of :class:`scvi.train.Trainer`, early stopping among them.
+    """
+
+    max_epochs: int
+    batch_size: int
+    split: str | Mapping[str, Sequence[str]]
+    accelerator: str
+    devices: int | list[int] | str
+    precision: str
+    stride: float | None
+    lr: float
+    weight_decay: float
+    encoder_lr: float | None
+    augment: bool | None
+    chunk_size: int | None
+    early_stopping: bool
+    early_stopping_patience: int
+    checkpoint_dir: str | Path | None
+    ckpt_path: str | Path | None
+    trainer: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require_whole(self.max_epochs, "max_epochs")
+        require_whole(self.batch_size, "batch_size")
+        if self.batch_size < 2:
+            raise SetupError(f"batch_size={self.batch_size} leaves no negatives; use at least 2, better 64 or more.")
+        require_positive(self.lr, "lr")
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
+            raise SetupError(f"weight_decay={self.weight_decay!r} must be 0 or more.")
+        if self.encoder_lr is not None:
+            require_positive(self.encoder_lr, "encoder_lr")
+        if self.chunk_size is not None:
+            require_whole(self.chunk_size, "chunk_size")
+        if str(self.precision) not in PRECISIONS:
+            raise SetupError(
+                f"precision={str(self.precision)!r} is not one of 'auto', '32-true', 'bf16-mixed' and '16-mixed'; weights stay in "
+                "float32."
+            )
+
+    def completed(self, config: Config, setup: Setup) -> TrainOptions:
+        """With the defaults that follow from the model.
+
+        Raises
+        ------
+        SetupError
+            An option is for an image encoder in training, and this one is frozen; or the stride does not divide a tile.
+        """
+        for name in ("encoder_lr", "augment", "chunk_size"):
+            value = getattr(self, name)
+            if value and config.regime == "frozen":
+                raise SetupError(
+                    f"{name}={value!r} is for an image encoder in training, and this one is frozen. Make the model with "
+                    "regime='lora', 'last_k' or 'full'."
+                )
+        stride = setup.tile_size / setup.grids[0] if self.stride is None else self.stride
+        require_divides(stride, setup.tile_size)
+        augment = config.regime != "frozen" if self.augment is None else self.augment
+        return replace(self, stride=stride, augment=augment)
+
+    def learning_rate_of_encoder(self, config: Config) -> float:
+        """Learning rate of the image encoder; zero if it is frozen."""
+        return self.encoder_lr or ENCODER_LR[config.regime]
+
+    def described(self) -> dict[str, Any]:
+        """Values by name, for the comparison of checkpoints; places aside."""
+        given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in PLACES}
+        return {**given, **self.trainer}
+
+
+PLACES = ("checkpoint_dir", "ckpt_path", "trainer")

@@ -1,0 +1,86 @@
+"""scvi-tools' trainer for towers that are no scvi-tools model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning.pytorch.callbacks import EarlyStopping
+    from scvi.train import Trainer, TrainRunner
+
+    from sigmma_sc.nn.towers import TwoTowers
+    from sigmma_sc.train.options import TrainOptions
+
+EARLY_STOPPING = {"monitor": "validation_loss", "min_delta": 0.0, "mode": "min", "warmup_epochs": 0}
+"""scvi-tools' defaults."""
+
+
+@dataclass
+class RunnerModel:
+    """What scvi-tools' runner reads and writes of a model."""
+
+    module: TwoTowers | None
+    history_: dict[str, pd.DataFrame]
+    is_trained_: bool
+    trainer: Trainer | None = None
+    train_indices: Any = field(default=None)
+    test_indices: Any = field(default=None)
+    validation_indices: Any = field(default=None)
+
+    def to_device(self, device: torch.device) -> None:
+        """Move the towers."""
+        if self.module is not None:
+            self.module.to(device)
+
+
+def precision_of(options: TrainOptions) -> str:
+    """Precision to train in: what was asked for, or bfloat16 autocast on a GPU that has it."""
+    from scvi.model._utils import parse_device_args
+
+    precision = str(options.precision)
+    if precision != "auto":
+        return precision
+    device = parse_device_args(options.accelerator, options.devices, return_device="torch")[2]
+    half = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16-mixed" if half else "32-true"
+
+
+def runner_for(
+    towers: TwoTowers | None, history: dict[str, pd.DataFrame], options: TrainOptions
+) -> tuple[TrainRunner, EarlyStopping | None]:
+    """scvi-tools' runner, before there is anything to run: what Lightning refuses, it refuses before any compute.
+
+    Early stopping is a callback beside it, as scvi-tools switches its own off where there are several processes.
+
+    Parameters
+    ----------
+    towers, history
+        Towers and history so far; ``None`` and empty before the first call.
+    options
+        Options of training.
+    """
+    from scvi.train import LoudEarlyStopping, TrainRunner
+
+    trainer = dict(options.trainer)
+    early: dict[str, Any] = {"patience": options.early_stopping_patience}
+    for name, default in EARLY_STOPPING.items():
+        early[name] = trainer.pop(f"early_stopping_{name}", default)
+    stopping = LoudEarlyStopping(**early) if options.early_stopping else None
+    trainer.setdefault("check_val_every_n_epoch", 1)  # scvi-tools would not validate without its early stopping
+    runner = TrainRunner(
+        RunnerModel(towers, dict(history), is_trained_=towers is not None),
+        training_plan=None,
+        data_splitter=None,
+        max_epochs=options.max_epochs,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        precision=options.precision,
+        use_distributed_sampler=False,  # batches are dealt out to the processes by our own sampler
+        **trainer,
+    )
+    runner.device = runner.trainer.strategy.root_device  # of this process, not of the first
+    return runner, stopping
