@@ -35,7 +35,7 @@ def main():
     for sizes in SIZES:
         model = SIGMMA(sdata, encoder, crop_sizes=sizes, seed=args.seed)
         start = time.perf_counter()
-        model.data.patches(model._slides[0], model.data.covering(model._slides[0])[0], torch.device("cpu"))
+        model.data.patches(model._slides[0], model._slides[0].tiles, torch.device("cpu"))
         seconds = time.perf_counter() - start
         model.train(split="blocks", enable_progress_bar=False)
         recall = model.evaluate_retrieval().query("scale == 'all'").set_index("direction")["recall@5%"]

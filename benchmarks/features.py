@@ -27,10 +27,10 @@ from spatialdata.models import Image2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc.features.patches import CPU_BATCH, GPU_BATCH, PatchFeatures
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup
 from sigmma_sc.tissue.tiling import covering_tiles, crops_of_tiles
-from sigmma_sc.features.patches import CPU_BATCH, GPU_BATCH, PatchFeatures
 
 MICRONS, GRIDS = 0.5, (4, 2, 1)
 CROPS = {"mobilenetv2_100": 420, "vit_small_patch16_224": 84, "vit_large_patch16_224": 8}

@@ -24,10 +24,10 @@ from scipy.spatial import cKDTree
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigmma_sc.config import Config
-from sigmma_sc.nn.trainable import Backbone
 from sigmma_sc.encoders.encoder import ImageEncoder
-from sigmma_sc.nn.towers import Towers
 from sigmma_sc.encoders.tuning import tuned
+from sigmma_sc.nn.towers import Towers
+from sigmma_sc.nn.trainable import TrainableEncoder
 from sigmma_sc.tissue.tiling import covering_tiles, crops_of_tiles
 from sigmma_sc.train.batches import SlideTensors, part_of
 
@@ -104,11 +104,11 @@ def training(regime, encoder, size, part, chunk, clock, precision, repeats):
     """One contrastive step with the encoder in training; seconds and memory."""
     config = Config(regime=regime, lora_rank=8)
     torch.manual_seed(0)
-    backbone = None
+    trainable = None
     if regime != "frozen":
-        backbone = Backbone(tuned(encoder, config), GRIDS, (size,) * 3)
-        backbone.chunk_size, backbone.augment = chunk, True
-    towers = Towers(encoder.dim, N_NODES, GRIDS, SCALES, config, backbone).to(clock.device).train()
+        trainable = TrainableEncoder(tuned(encoder, config), GRIDS, (size,) * 3)
+        trainable.chunk_size, trainable.augment = chunk, True
+    towers = Towers(encoder.dim, N_NODES, GRIDS, SCALES, config, trainable).to(clock.device).train()
     optimiser = torch.optim.AdamW([p for p in towers.parameters() if p.requires_grad], lr=1e-4)
 
     def step():

@@ -29,9 +29,9 @@ from torch_geometric.utils import scatter, softmax
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.nn.cellgraph import CellGraphTower
+from sigmma_sc.nn.layout import cell_layout
 from sigmma_sc.tissue.graph import edges_within, spatial_graph
 from sigmma_sc.tissue.tiling import block_of, covering_tiles
-from sigmma_sc.nn.layout import cell_layout
 
 GRIDS, WIDTH, N_FEATURES = (4, 2, 1), 128, 50
 LARGE = 256

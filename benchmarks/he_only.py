@@ -16,19 +16,19 @@ import spatialdata as sd
 from scipy.stats import spearmanr
 
 from sigmma_sc import SIGMMA
-from sigmma_sc.metrics.expression import log_expression, pearson
 from sigmma_sc.infer.embed import Embedder
 from sigmma_sc.infer.evaluate import chosen_counts
 from sigmma_sc.infer.predict import predict, reliability
 from sigmma_sc.infer.reference import reference_of
+from sigmma_sc.metrics.expression import log_expression, pearson
 
 
 def test_tiles(model, reference):
     """Image embeddings of the test tiles, their log expression and their slides."""
     chosen = []
     for slide in model._slides:
-        tiles, _ = model.data.covering(slide)
-        which = np.flatnonzero(model.data.roles_of(slide, len(tiles)) == "test")
+        tiles = slide.tiles
+        which = np.flatnonzero(model.data.roles.of(slide) == "test")
         if len(which):
             chosen.append((Embedder(model.data, model.module).tiles(slide, tiles.take(which)), np.arange(len(which))))
     image = {s: np.concatenate([e.image[s] for e, _ in chosen]) for s in model.setup.scales}
@@ -50,7 +50,7 @@ def main() -> None:
     mean = reference.expression[reference.train].astype(float).mean(0)
     mse_mean = ((mean - truth) ** 2).mean(0)
     print(
-        f"{model.data.split}: {reference.train.sum()} training, {(~reference.train).sum()} validation, {len(truth)} test tiles"
+        f"{model.data.roles.split}: {reference.train.sum()} training, {(~reference.train).sum()} validation, {len(truth)} test tiles"
     )
     rows = []
     for method in ("retrieval", "ridge"):

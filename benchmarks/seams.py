@@ -30,7 +30,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sdata = spatialdata.read_zarr(arguments.store)
     model = SIGMMA.load(arguments.model, sdata)
-    (slide,) = model.data.slides(sdata)
+    (slide,) = model.resolve(sdata)
     near = spatial_graph(slide.xy * slide.microns_per_pixel)
     scales = model.setup.scales
     print(f"| stride, µm | {' | '.join(scales)} | s |\n|---|{'---:|' * (len(scales) + 1)}")
@@ -39,7 +39,7 @@ def main() -> None:
         matrix = model.get_latent_representation(scale="all", stride=stride)[slide.rows]
         seconds = time.perf_counter() - start
         ratios = [
-            seam_ratio(part, slide.xy, model.data.side(slide), near, CONTROL)["ratio"]
+            seam_ratio(part, slide.xy, slide.side, near, CONTROL)["ratio"]
             for part in np.split(matrix, len(scales), axis=1)
         ]
         print(f"| {stride or 'none'} | {' | '.join(f'{r:.3f}' for r in ratios)} | {seconds:.0f} |", flush=True)

@@ -14,9 +14,10 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
 import sigmma_sc as sg
+from sigmma_sc.infer.embed import Embedder
+from sigmma_sc.infer.tiles import tile_by_name
 from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.tiling import Tiles, block_of
-from sigmma_sc.infer.embed import Embedder
 
 OUT = Path(__file__).parent / "_static"
 # Okabe and Ito's colours, distinguishable under the common colour-vision deficiencies.
@@ -52,7 +53,7 @@ def trained() -> tuple[sg.SIGMMA, Slide, Tiles]:
     model.train(max_epochs=5, split="none")
     obs = model.get_tile_representation().obs
     fit = obs[(obs["tissue"] > 0.95) & (obs["n_cells"] >= 45)].sort_values("n_cells")
-    slide, tile = model.data.tile(model.data.slides(sdata), fit.index[0])
+    slide, tile = tile_by_name(model.resolve(sdata), fit.index[0])
     return model, slide, tile
 
 
@@ -148,10 +149,10 @@ def draw_splits() -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 4.3), layout="constrained")
     for ax, split in zip(axes, ("blocks", "end"), strict=True):
         model = sg.SIGMMA(sdata)
-        (slide,) = model.data.slides(sdata)
+        (slide,) = model.resolve(sdata)
         model.data.assign_roles([slide], split)  # what train() does first
-        tiles, _ = model.data.covering(slide)
-        roles = pd.Series(model.data.roles_of(slide, len(tiles)))
+        tiles = slide.tiles
+        roles = pd.Series(model.data.roles.of(slide))
         print(split, roles.value_counts().to_dict())
         size = np.array([slide.width, slide.height])
         ax.imshow(picture(slide, 0 * size, size, 120, 16), extent=(0, size[0], size[1], 0), interpolation="none")

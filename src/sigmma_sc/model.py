@@ -301,6 +301,15 @@ class SIGMMA:
         return self._state.towers is not None
 
     @property
+    def epochs_trained(self) -> int:
+        """Epochs of all calls of :meth:`train`.
+
+        >>> model.epochs_trained
+        120
+        """
+        return self._state.epochs
+
+    @property
     def embedder(self) -> Embedder:
         """What embeds slides with the trained towers.
 
@@ -767,7 +776,7 @@ class SIGMMA:
                 data=self.data.state(),
                 towers=towers.trained_state(),
                 history=self.history,
-                epochs=self._state.epochs,
+                epochs=self.epochs_trained,
                 reference=reference,
             ),
         )
@@ -816,7 +825,7 @@ class SIGMMA:
             encoder = saved_encoder(saved.encoder, image_encoder)
             model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **saved.config, **saved.extra)
             data = model.data
-            data.restore(saved.data)
+            data.restore(saved.data, saved.setup)
             check_compatible(model._slides, saved.setup, data.node_features)
         towers = model._towers(saved.n_node_features, data)
         towers.load_trained_state(saved.towers)
@@ -838,7 +847,7 @@ class SIGMMA:
         size, named = self.setup.tile_size, zip(self.setup.scales, self.setup.grids, strict=True)
         aligned = self.setup.scales if self.module is None else self.module.aligned
         scales = ", ".join(f"{n} {size / b:g} µm" for n, b in named if n in aligned)
-        epochs = self._state.epochs
+        epochs = self.epochs_trained
         state = f"trained, {epochs} epoch{'s' * (epochs != 1)}" if self.is_trained else "not trained"
         cells = f"edges: {self.config.edges}" if self.config.cells == "graph" else "cells: pooled genes"
         return (

@@ -6,8 +6,8 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.baselines.bleep import soft_target_loss
 from sigmma_sc.datasets import simulate_tissue
-from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.encoders.text import GeneSentenceTower, PretrainedText, ranked_genes
+from sigmma_sc.errors import EncoderError, SetupError
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_pretrained_text_tower_reads_the_panel_and_stays_as_it_came(slide, mon
     before = model._text.module.words.weight.clone()
     model.train(max_epochs=2, split="none", enable_progress_bar=False)
     trained = model.module.gene_head[0]
-    assert trained.names == model.data.nodes.genes
+    assert trained.names == model.data.node_features.genes
     assert not torch.equal(trained.module.words.weight, before)
     assert torch.equal(model._text.module.words.weight, before)
 

@@ -11,8 +11,8 @@ from shapely.geometry import box
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.benchmark import packaged, read_config, run
-from sigmma_sc.benchmark.trial import Cell
 from sigmma_sc.benchmark.config import MethodSpec
+from sigmma_sc.benchmark.trial import Cell
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup
 

@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sigmma_sc.benchmark.trial import Cell
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.scores import results_table, stability_table
+from sigmma_sc.benchmark.trial import Cell
 from sigmma_sc.metrics.expression import pearson
 from sigmma_sc.metrics.retrieval import recall_at_percent
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from sigmma_sc.benchmark import METHODS, Method, read_config, run
-from sigmma_sc.benchmark.trial import Cell, _embed, _roles, _tiles
 from sigmma_sc.benchmark.sources import load
+from sigmma_sc.benchmark.trial import Cell, _embed, _roles, _tiles
 from sigmma_sc.errors import ExistsError, SetupError, SplitWarning
 from sigmma_sc.metrics.retrieval import retrieval_table
 

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 
 from sigmma_sc.benchmark import METHODS, Case, Frozen, Random, read_config, run
-from sigmma_sc.benchmark.trial import Cell, _roles, run_cell
 from sigmma_sc.benchmark.sources import load
-from sigmma_sc.metrics.expression import expression_probe, expression_targets, pearson
+from sigmma_sc.benchmark.trial import Cell, _roles, run_cell
 from sigmma_sc.encoders.encoder import get_encoder
-from sigmma_sc.features.nodes import pooled_counts
+from sigmma_sc.metrics.expression import expression_probe, expression_targets, pearson
+from sigmma_sc.tissue.counts import pooled_counts
+from sigmma_sc.tissue.setup import slides_of
 
 SECTIONS = {
     "simulate": {"n_cells": 500, "n_slides": 3, "seed": 1},
@@ -24,14 +25,16 @@ def test_methods_train_on_the_tiles_that_the_benchmark_counts(split):
     data = config.datasets[0]
     tissue = load(data)
     roles = _roles(tissue, data, split, 1, 6)
-    case = Case(tissue, get_encoder("stain-stats"), roles.split, 6, {}, None)
+    case = Case(tissue, get_encoder("stain-stats"), roles.roles.split, 6, {}, None)
     method = METHODS["genes"](case)
     method.fit(max_epochs=1)
-    assert method.model.data.roles.keys() == roles.roles.keys()
-    for name, role in roles.roles.items():
-        np.testing.assert_array_equal(method.model.data.roles[name], role)
+    assert method.model.data.roles.by_slide.keys() == roles.roles.by_slide.keys()
+    for name, role in roles.roles.by_slide.items():
+        np.testing.assert_array_equal(method.model.data.roles.by_slide[name], role)
     if split == "section":
-        assert {name for name, role in roles.roles.items() if (role == "test").any()} == {"slide2_cell_circles"}
+        assert {name for name, role in roles.roles.by_slide.items() if (role == "test").any()} == {
+            "slide2_cell_circles"
+        }
 
 
 @pytest.mark.parametrize(("split", "apart"), [("blocks", 2), ("random", 1)])
@@ -42,9 +45,9 @@ def test_training_tiles_keep_off_test_tiles(split, apart):
     data = config.datasets[0]
     sdata = load(data)
     roles = _roles(sdata, data, split, 0, 0)
-    (slide,) = roles.slides(sdata)
+    (slide,) = slides_of(sdata)
     tiles, _ = roles.covering(slide)
-    test = tiles.origins[roles.roles_of(slide, len(tiles)) == "test"]
+    test = tiles.origins[roles.roles.of(slide) == "test"]
     method = METHODS["genes"](Case(sdata, get_encoder("stain-stats"), split, 0, {}, None))
     method.fit(max_epochs=1)
     train = method.model.trainer.datamodule.dataset.slides[0].tiles.origins
@@ -59,12 +62,12 @@ def test_variants_are_scored_on_validation_tiles(tmp_path):
     data = config.datasets[0]
     cell = run_cell(config, data, "blocks", config.methods[0], 3, None)
     roles = _roles(load(data), data, "blocks", 0, 3)
-    (slide,) = roles.slides(load(data))
+    (slide,) = slides_of(load(data))
     tiles, _ = roles.covering(slide)
     counts = {}
     for role in ("train", "val", "test"):
-        some = tiles.take(np.flatnonzero(roles.roles_of(slide, len(tiles)) == role))
-        counts[role] = pooled_counts(load(data)["table"], slide.rows, some, list(load(data)["table"].var_names), None)
+        some = tiles.take(np.flatnonzero(roles.roles.of(slide) == role))
+        counts[role] = pooled_counts(slide, some, list(load(data)["table"].var_names))
     assert len({len(part.toarray()) for part in counts.values()}) == 3
     _, _, target = expression_targets(counts["train"], counts["val"], list(load(data)["table"].var_names))
     np.testing.assert_allclose(cell.arrays["target|default"], target, rtol=1e-5)
@@ -87,15 +90,15 @@ def test_a_cell_survives_its_file_and_scores_as_the_probe_does(tmp_path):
 
     sdata = load(data)
     roles = _roles(sdata, data, "blocks", 0, 3)
-    (slide,) = roles.slides(sdata)
+    (slide,) = slides_of(sdata)
     tiles, _ = roles.covering(slide)
     method = Frozen(Case(sdata, get_encoder("stain-stats"), "blocks", 3, {}, None))
     x, counts = {}, {}
     genes = list(sdata["table"].var_names)
     for part in ("train", "test"):
-        some = tiles.take(np.flatnonzero(roles.roles_of(slide, len(tiles)) == part))
+        some = tiles.take(np.flatnonzero(roles.roles.of(slide) == part))
         x[part] = np.concatenate(list(method.embed(slide, some)[0].values()), axis=1)
-        counts[part] = pooled_counts(sdata["table"], slide.rows, some, genes, None)
+        counts[part] = pooled_counts(slide, some, genes)
     for protocol in ("default", "hest"):
         probe = expression_probe(x["train"], counts["train"], x["test"], counts["test"], genes, protocol=protocol)
         assert probe.index.tolist() == cell.arrays[f"genes|{protocol}"].tolist()
@@ -112,7 +115,7 @@ def test_random_embeddings_depend_on_the_place_alone():
     data = read_config({"datasets": {"a": tissue}, "methods": ["random"]}).datasets[0]
     sdata = load(data)
     roles = _roles(sdata, data, "blocks", 0, 0)
-    (slide,) = roles.slides(sdata)
+    (slide,) = slides_of(sdata)
     tiles, _ = roles.covering(slide)
     a, b = (Random(Case(sdata, None, "blocks", seed, {}, None)).embed(slide, tiles) for seed in (0, 1))
     some = Random(Case(sdata, None, "blocks", 0, {}, None)).embed(slide, tiles.take(np.array([4, 2])))

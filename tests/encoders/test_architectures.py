@@ -18,12 +18,12 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 from torch.nn.functional import normalize
 
-from sigmma_sc.errors import EncoderError, MissingPackageError
 from sigmma_sc.encoders import architectures
 from sigmma_sc.encoders import encoder as encoders
 from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
 from sigmma_sc.encoders.registry import REGISTRY
 from sigmma_sc.encoders.weights import fetch_weights, load_weights, read_weights
+from sigmma_sc.errors import EncoderError, MissingPackageError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.encoders import encoder as encoders
 from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
 from sigmma_sc.encoders.fingerprint import agree, identity_of, mismatch
 from sigmma_sc.encoders.registry import REGISTRY, list_encoders
+from sigmma_sc.errors import EncoderError, SetupError
 
 WEIGHTS = Path(os.environ.get("SIGMMA_WEIGHTS", Path(__file__).parents[3] / "shared" / "weights"))
 

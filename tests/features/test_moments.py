@@ -13,10 +13,10 @@ from spatialdata.transformations import get_transformation
 from sigmma_sc import SIGMMA, Config
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError, TissueWarning
+from sigmma_sc.features.moments import Moments
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup
-from sigmma_sc.features.moments import Moments
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
@@ -26,9 +26,9 @@ def test_moments_of_features(rng):
     values[:, 2] = 7
     moments = Moments.of(values)
     np.testing.assert_allclose(moments.mean, values.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(moments.spread, [*values[:, :2].std(0), 1, values[:, 3].std()], rtol=1e-5)
+    np.testing.assert_allclose(moments.std, [*values[:, :2].std(0), 1, values[:, 3].std()], rtol=1e-5)
     sparse = Moments.of(csr_matrix(values))
-    np.testing.assert_allclose([sparse.mean, sparse.spread], [moments.mean, moments.spread], rtol=1e-6)
+    np.testing.assert_allclose([sparse.mean, sparse.std], [moments.mean, moments.std], rtol=1e-6)
     moved = moments(torch.from_numpy(values)).numpy()
     np.testing.assert_allclose(moved.mean(0), 0, atol=1e-5)
     np.testing.assert_allclose(moved.std(0), [1, 1, 0, 1], atol=1e-5)
@@ -53,7 +53,7 @@ def test_moments_of_patches_are_those_of_each_grids_mean(rng, monkeypatch):
     for columns, pooled in ((slice(0, 4), of_tiles[:, :4].mean(1)), (slice(4, 5), of_tiles[:, 4])):
         for found in moments.mean[columns]:
             np.testing.assert_allclose(found, pooled.mean(0), atol=1e-4)
-        for found in moments.spread[columns]:
+        for found in moments.std[columns]:
             np.testing.assert_allclose(found, pooled.std(0), rtol=1e-4)
     # What the tower sees, the mean over a grid's patches, is centred and scaled.
     seen = moments(torch.from_numpy(of_tiles))[:, :4].mean(1).numpy()
@@ -151,7 +151,7 @@ def rows_of(whole, part, shift):
 
 def moments_of(model, slide):
     """What a slide's patches are centred and scaled by."""
-    return model.data.tensors(slide, model.data.covering(slide)[0], torch.device("cpu"), cells=False).patch_moments
+    return model.data.tensors(slide, slide.tiles, torch.device("cpu"), cells=False).image.moments
 
 
 @pytest.mark.parametrize("cells", ["graph", "genes"])
@@ -169,9 +169,9 @@ def test_a_slide_of_a_few_tiles_is_not_centred_on_itself(flat, encoder, tmp_path
         # At the edge of the image crops have no surroundings to be resampled with.
         np.testing.assert_allclose(found.X, whole.X[rows_of(whole, found, LOW)], atol=0.2)
         assert whole.X.std(0).max() > 0.4
-    moments = moments_of(model, model.data.slides(part)[0])
+    moments = moments_of(model, model.resolve(part)[0])
     np.testing.assert_array_equal(moments.mean, own.mean)
-    np.testing.assert_allclose(moments.spread, own.spread, rtol=1e-6)
+    np.testing.assert_allclose(moments.std, own.std, rtol=1e-6)
     with pytest.warns(TissueWarning, match="has 4 tiles of tissue, too few"):
         found = model.get_tile_representation(cells_part(flat, 256), modality="transcriptome")
     whole = model.get_tile_representation(modality="transcriptome")
@@ -194,7 +194,7 @@ def test_the_average_of_moments(rng):
     one, two = (Moments.of(rng.normal(m, s, (200, 3)).astype(np.float32)) for m, s in ((0, 1), (4, 3)))
     both = Moments.average([one, two])
     np.testing.assert_allclose(both.mean, (one.mean + two.mean) / 2, rtol=1e-6)
-    np.testing.assert_allclose(both.spread, np.sqrt((one.spread**2 + two.spread**2) / 2), rtol=1e-6)
+    np.testing.assert_allclose(both.std, np.sqrt((one.std**2 + two.std**2) / 2), rtol=1e-6)
 
 
 def test_the_papers_settings_are_one_argument_away():
@@ -209,7 +209,7 @@ def test_a_preset_is_stored_with_the_model(tiny, encoder, tmp_path):
     model = SIGMMA(tiny, encoder(), n_latent=8, preset="paper", regime="frozen")
     assert model.config.standardise == "training"
     model.train(max_epochs=1, split="none", batch_size=32, **QUIET)
-    assert model.module.n_nodes == 50
+    assert model.module.n_node_features == 50
     model.save(tmp_path / "model")
     loaded = SIGMMA.load(tmp_path / "model", tiny, encoder())
     assert loaded.config == model.config
@@ -221,9 +221,9 @@ def test_dense_and_sparse_tissue_differ_by_the_distance_alone(tiny, encoder):
     for covariates in (True, False):
         model = SIGMMA(tiny, encoder(), n_latent=8, cell_covariates=covariates, standardise="training")
         model.data.assign_roles(model._slides, "none")
-        model.data.fit_nodes(model._slides)
+        model.data.fit_node_features(model._slides)
         slide = model._slides[0]
-        found[covariates] = model.data.tensors(slide, model.data.covering(slide)[0], "cpu", images=False).nodes.numpy()
+        found[covariates] = model.data.tensors(slide, slide.tiles, "cpu", images=False).transcriptome.nodes.numpy()
     np.testing.assert_array_equal(found[True][:, :50], found[False])
     totals = np.asarray(tiny["table"].X[slide.rows].sum(axis=1)).ravel()
     np.testing.assert_allclose(found[True][:, 50], np.log1p(totals), rtol=1e-5)

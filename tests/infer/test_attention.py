@@ -7,8 +7,8 @@ import timm
 import torch
 
 from sigmma_sc import SIGMMA, ImageEncoder
-from sigmma_sc.errors import EncoderError, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.encoders.attention import cls_attention
+from sigmma_sc.errors import EncoderError, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.tissue.pixels import read_crops
 
 

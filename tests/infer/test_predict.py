@@ -13,11 +13,11 @@ from sklearn.preprocessing import StandardScaler
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import ExpressionWarning, SetupError
-from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
 from sigmma_sc.infer import predict as predict_module
-from sigmma_sc.infer.evaluate import chosen_counts, chosen_tiles
-from sigmma_sc.infer.predict import predict, reliability, retrieve, ridge
+from sigmma_sc.infer.evaluate import chosen_counts
+from sigmma_sc.infer.predict import Prediction, predict, reliability, retrieve, ridge
 from sigmma_sc.infer.reference import Reference
+from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
 
 SCALES = ("micro", "meso", "macro")
 
@@ -93,7 +93,7 @@ class TestRetrieval:
         monkeypatch.setattr(predict_module, "QUERIES", 7)  # 20 queries in parts
         reference = made_up()
         image = {s: rng.normal(size=(20, 5)).astype(np.float32) for s in SCALES}
-        found = predict(image, reference, "retrieval", scale, 4, 0.2)
+        found = predict(image, reference, Prediction("retrieval", scale, 4, 0.2))
         scales = SCALES if scale == "all" else (scale,)
         for i in range(20):
             cosine = np.zeros(30)
@@ -116,7 +116,9 @@ class TestRetrieval:
 
     def test_lies_between_the_lowest_and_the_highest_training_tile(self, rng):
         reference = made_up()
-        found = predict({s: rng.normal(size=(9, 5)) for s in SCALES}, reference, "retrieval", "all", 10, 0.07)
+        found = predict(
+            {s: rng.normal(size=(9, 5)) for s in SCALES}, reference, Prediction("retrieval", "all", 10, 0.07)
+        )
         train = reference.expression[reference.train].astype(np.float32)
         assert (found >= train.min(0) - 1e-5).all()
         assert (found <= train.max(0) + 1e-5).all()
@@ -152,7 +154,7 @@ class TestRidge:
         probe = model.evaluate_expression(split="val")["pcc"]
         var = model.predict_expression(method="ridge").var
         np.testing.assert_allclose(var["reliability"][probe.index], probe, atol=5e-3)  # counts here at half precision
-        assert set(var["reliability_n_tiles"]) == {(model.data.roles["b/cell_circles"] == "val").sum()}
+        assert set(var["reliability_n_tiles"]) == {(model.data.roles.by_slide["b/cell_circles"] == "val").sum()}
 
 
 class TestReliability:
@@ -171,7 +173,7 @@ class TestReliability:
             np.arange(6) < 3,
         )
         with pytest.warns(ExpressionWarning, match="reliability of 1 of 3 genes is not known.* constant .*: constant"):
-            found = reliability(reference, "retrieval", "all", 1, 0.07)
+            found = reliability(reference, Prediction("retrieval", "all", 1, 0.07))
         # a: predicted 1, 2, 4 for 1, 2, 3; b: predicted 1, 3, 2 for 3, 2, 1.
         np.testing.assert_allclose(found["reliability"], [3 / np.sqrt(2 * 14 / 3), -0.5, np.nan])
         assert found.index.tolist() == ["a", "b", "constant"]
@@ -183,13 +185,15 @@ class TestReliability:
             np.float16
         )  # no credit for telling slides
         reference = replace(reference, expression=shifted)
-        found = reliability(reference, "retrieval", "micro", 5, 0.1)
+        found = reliability(reference, Prediction("retrieval", "micro", 5, 0.1))
         expected = []
         for s in (0, 1):
             here = ~reference.train & (reference.slide == s)
             image = {name: values[here] for name, values in reference.image.items()}
             expected.append(
-                pearson(shifted[here].astype(float), predict(image, reference, "retrieval", "micro", 5, 0.1))
+                pearson(
+                    shifted[here].astype(float), predict(image, reference, Prediction("retrieval", "micro", 5, 0.1))
+                )
             )
         np.testing.assert_allclose(found["reliability"], np.mean(expected, axis=0), rtol=1e-5)
 
@@ -197,7 +201,9 @@ class TestReliability:
         reference = made_up(n=200, g=4)
         expression = reference.expression.copy()
         expression[:, 2:] = rng.normal(size=(200, 2))
-        found = reliability(replace(reference, expression=expression), "ridge", "all", 0, 0.07)["reliability"]
+        found = reliability(replace(reference, expression=expression), Prediction("ridge", "all", 0, 0.07))[
+            "reliability"
+        ]
         assert (found[:2] > 0.8).all()
         assert (found[2:].abs() < 0.4).all()
 
@@ -205,7 +211,7 @@ class TestReliability:
     def test_too_few_validation_tiles_give_nan_and_a_reason(self, n_held):
         reference = replace(made_up(), train=np.arange(40) < 40 - n_held)
         with pytest.warns(ExpressionWarning, match=rf"No slide has 3 validation tiles \({n_held} in all\)"):
-            found = reliability(reference, "retrieval", "all", 5, 0.07)
+            found = reliability(reference, Prediction("retrieval", "all", 5, 0.07))
         assert found["reliability"].isna().all()
         assert (found["reliability_n_tiles"] == 0).all()
 
@@ -215,8 +221,8 @@ class TestHeOnly:
     def test_an_unseen_slide_is_predicted_better_than_by_the_gene_mean(self, fitted, unseen, alone, method):
         model = fitted
         found = model.predict_expression(alone, method)
-        (embedded, which), *_ = chosen = chosen_tiles(model, unseen, "all")
-        counts = chosen_counts(model, chosen, list(found.var_names))
+        (embedded, which), *_ = chosen = model.embed_split(unseen, "all")
+        counts = chosen_counts(chosen, list(found.var_names))
         truth = log_expression(counts, found.uns["sigmma"]["library"]).toarray()
         np.testing.assert_allclose(found.obsm["spatial"], embedded.tiles.origins + embedded.tiles.side / 2)
         predicted = found.X[which].astype(float)
@@ -291,7 +297,7 @@ def test_what_is_returned(fitted, tmp_path):
     assert (told["method"], told["scale"], told["n_neighbors"]) == ("retrieval", "all", 7)
     # The library is the median total of the training tiles.
     totals = np.array(
-        [counts.sum() for counts in chosen_counts(model, chosen_tiles(model, None, "train"), list(found.var_names))]
+        [counts.sum() for counts in chosen_counts(model.embed_split(split="train"), list(found.var_names))]
     )
     assert told["library"] == np.median(totals)
     assert told["n_train"] == len(totals)
@@ -303,7 +309,7 @@ def test_reference_holds_the_embeddings_and_counts_of_its_tiles(fitted):
     model = fitted
     model.predict_expression()
     reference = model._reference
-    role = np.concatenate([model.data.roles[f"{name}/cell_circles"] for name in "ab"])
+    role = np.concatenate([model.data.roles.by_slide[f"{name}/cell_circles"] for name in "ab"])
     kept = np.flatnonzero(np.isin(role, ("train", "val")))
     np.testing.assert_array_equal(reference.train, role[kept] == "train")
     np.testing.assert_array_equal(reference.slide, (role[kept] == "val").astype(int))
@@ -319,7 +325,7 @@ def test_training_on_makes_a_new_reference(tiny, encoder):
         assert model._reference is None
         with pytest.warns(ExpressionWarning, match="No slide has 3 validation tiles"):
             model.predict_expression()
-        now = model.get_tile_representation(scale="micro").X[model.data.roles["cell_circles"] == "train"]
+        now = model.get_tile_representation(scale="micro").X[model.data.roles.by_slide["cell_circles"] == "train"]
         np.testing.assert_allclose(model._reference.image["micro"], now, atol=1e-5)
 
 
@@ -372,7 +378,7 @@ def test_a_reference_costs_no_more_than_is_said(fitted, saved):
     n = len(reference.train)
     with_it = (saved / "weights.safetensors").stat().st_size
     weights = sum(v.numel() * v.element_size() for v in fitted.module.state_dict().values())
-    nodes = fitted.data.nodes
+    nodes = fitted.data.node_features
     others = weights + nodes.mean.nbytes + nodes.components.nbytes
     assert with_it - others == pytest.approx(n * (2 * 120 + 24 * 32), rel=0.25)  # and a header of some kB
     assert reference.expression.dtype == np.float16

@@ -6,9 +6,9 @@ import torch
 
 from sigmma_sc.nn import pairs
 from sigmma_sc.nn.cellgraph import AttentionPool, CellGraphTower, WeightedSAGE
+from sigmma_sc.nn.layout import cell_layout
 from sigmma_sc.nn.pairs import EdgeWeights, uniform_like
 from sigmma_sc.tissue.tiling import block_of
-from sigmma_sc.nn.layout import cell_layout
 
 GRIDS = (4, 2, 1)
 
@@ -140,7 +140,7 @@ def test_gradients_equal_those_of_the_method_written_out(training, monkeypatch):
 
     gradients = []
     for which in ("ours", "written out"):
-        asked[:] = [(k, bucket) for k in (1, 2) for bucket in layout.reached(k)]
+        asked[:] = [(k, bucket) for k in (1, 2) for bucket in layout.active_buckets(k)]
         tower.zero_grad()
         inputs = x.clone().requires_grad_()
         if which == "ours":
@@ -271,7 +271,9 @@ def test_no_value_is_looked_at(training):
     tower = CellGraphTower(6, 8).train(training)
     mode = FakeTensorMode()
     parameters = {name: mode.from_tensor(p) for name, p in tower.named_parameters()}
-    fields = {name: mode.from_tensor(getattr(layout, name)) for name in ("cell", "finer", "slot", "micro", "tile")}
+    fields = {
+        name: mode.from_tensor(getattr(layout, name)) for name in ("cell", "inner_block", "slot", "micro", "tile")
+    }
     with mode:
         cells, tiles = torch.func.functional_call(tower, parameters, (mode.from_tensor(x), replace(layout, **fields)))
         loss = sum(z.square().sum() for z in tiles)

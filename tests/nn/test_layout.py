@@ -3,9 +3,9 @@ import pytest
 import torch
 from scipy.sparse import csr_matrix
 
-from sigmma_sc.tissue.tiling import Tiles, block_of
-from sigmma_sc.train.batches import SlideTensors, make_batch
+from sigmma_sc.features.tensors import GraphTensors
 from sigmma_sc.nn.layout import cell_layout
+from sigmma_sc.tissue.tiling import Tiles, block_of
 
 NONE = np.zeros(0, np.int64)
 
@@ -59,7 +59,7 @@ def test_every_pair_of_a_block_is_a_candidate_once(grids, max_pairs):
         np.testing.assert_array_equal(found[shell], same)
     for bucket in layout.buckets:
         assert bucket.n == 1 or bucket.n * bucket.size**2 <= max_pairs
-    # What a cell is spread to is where it is gathered from.
+    # What a cell is sent to is where it is collected from.
     cell = np.append(layout.cell.numpy(), -1)
     for slots in layout.slot.numpy():
         there = slots < len(cell) - 1
@@ -72,14 +72,14 @@ def test_spatial_edges_are_where_they_belong():
     n = int(indptr[-1])
     expected, found = np.zeros((2, n + 1, n + 1))
     expected[target, source] = 1
-    for bucket in layout.reached(0):
+    for bucket in layout.active_buckets(0):
         cell = layout.blocks(layout.cell, bucket).numpy()
         np.add.at(found, (cell[:, :, None], cell[:, None, :]), layout.spatial(bucket, torch.float32).numpy())
     np.testing.assert_array_equal(found, expected)
 
 
 def test_blocks_of_like_size_lie_together():
-    """A dense tile does not set the cost of the others: padding stays within the spread of a bucket."""
+    """A dense tile does not set the cost of the others: padding stays within the range of a bucket."""
     counts = [400, *range(5, 60)]
     indptr, blocks, source, target = draw(counts)
     layout = cell_layout(indptr, blocks, source, target)
@@ -97,7 +97,7 @@ def test_sums_over_shells():
     indptr, blocks, source, target = draw([0, 1, 40, 2, 30])
     layout = cell_layout(indptr, blocks, source, target)
     x = torch.arange(1.0, 74.0)[:, None]
-    back = layout.gathered(layout.spread(x, list(layout.buckets)), x.new_zeros(1, 1))
+    back = layout.from_slots(layout.to_slots(x, list(layout.buckets)), x.new_zeros(1, 1))
     company = (layout.slot < len(layout.cell)).sum(0)
     assert torch.equal(back, x * company[:, None])
     assert company[0] == 0  # alone in its tile
@@ -111,8 +111,8 @@ def test_a_cell_in_two_tiles_keeps_to_each():
         128.0, np.array([[0.0, 0.0], [64.0, 0.0]]), np.zeros(2, int), np.array([0, 2, 4]), np.array([0, 1, 1, 2])
     )
     adjacency = csr_matrix(np.ones((3, 3)) - np.eye(3))
-    slide = SlideTensors(tiles, xy, torch.arange(3.0)[:, None], adjacency, None, np.zeros((2, 0), int))
-    batch = make_batch(slide, np.array([0, 1]), (4, 2, 1))
+    tensors = GraphTensors(xy, torch.arange(3.0)[:, None], adjacency, (4, 2, 1))
+    batch = tensors.part(tiles, np.array([0, 1]))
     layout = batch["layout"]
     assert batch["x"].flatten().tolist() == [0, 1, 1, 2]
     assert layout.tile.tolist() == [0, 0, 1, 1]
@@ -127,7 +127,7 @@ def test_moves_with_all_its_tensors():
     moved = cell_layout(indptr, blocks, source, target).to(torch.device("meta"), non_blocking=True)
     assert {name for name, v in vars(moved).items() if isinstance(v, torch.Tensor) and v.is_meta} == {
         "cell",
-        "finer",
+        "inner_block",
         "slot",
         "micro",
         "tile",

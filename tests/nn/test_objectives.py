@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from sigmma_sc.nn.image import ImageTower, Standardise
-from sigmma_sc.nn.losses import info_nce
+from sigmma_sc.nn.objectives import info_nce
 
 
 def test_info_nce_equals_the_formula_in_float64(rng):

@@ -5,11 +5,11 @@ from torch import nn
 
 from sigmma_sc import ImageEncoder
 from sigmma_sc.config import Config
-from sigmma_sc.errors import EncoderError
-from sigmma_sc.nn.trainable import Backbone, patches_of, resampled, restained, turned
-from sigmma_sc.nn.losses import info_nce
 from sigmma_sc.encoders.stain import optical_density, unmixing_matrix
 from sigmma_sc.encoders.tuning import adaptable, blocks_of, require_tunable, tuned
+from sigmma_sc.errors import EncoderError
+from sigmma_sc.nn.objectives import info_nce
+from sigmma_sc.nn.trainable import TrainableEncoder, patches_of, resampled, restained, turned
 
 GRIDS = (2, 1)
 
@@ -74,9 +74,9 @@ def test_restaining_scales_the_amounts_of_the_stains(rng):
 
 def test_features_are_those_of_the_crops_one_by_one(rng):
     encoder = small_vit()
-    backbone = Backbone(encoder, GRIDS, (32, 32))
+    trainable = TrainableEncoder(encoder, GRIDS, (32, 32))
     tiles = tiles_of(rng)
-    got = backbone(tiles)
+    got = trainable(tiles)
     assert got.shape == (6, 5, 24)
     expected = encoder.encode(resampled(tiles[2:3, :, 20:, :20], 32))
     torch.testing.assert_close(got[2, 2], expected[0], atol=1e-5, rtol=1e-4)
@@ -87,11 +87,11 @@ def gradients(chunk_size, rng, cached=True):
     """Gradient of a contrastive loss over all tiles at once with respect to the encoder, in float64."""
     encoder = tuned(small_vit(), Config(regime="full")).double()
     encoder.features = lambda crops: encoder.module((crops.double() / 255 - encoder._mean) / encoder._std)
-    backbone = Backbone(encoder, GRIDS, (32, 32))
-    backbone.chunk_size = chunk_size
+    trainable = TrainableEncoder(encoder, GRIDS, (32, 32))
+    trainable.chunk_size = chunk_size
     tiles, partner = tiles_of(rng), torch.from_numpy(rng.normal(size=(6, 24)))
     if cached:
-        patches = backbone(tiles)
+        patches = trainable(tiles)
     else:
         crops = [resampled(patches_of(tiles, grid), 32) for grid in GRIDS]
         patches = torch.cat(
@@ -116,11 +116,11 @@ def test_memory_of_chunks_does_not_grow_with_the_batch(rng):
     """What autograd keeps of the forward pass, counted by its own hooks."""
 
     def kept(n):
-        backbone = Backbone(tuned(small_vit(), Config(regime="full")), (1,), (32,))
-        backbone.chunk_size = 4
+        trainable = TrainableEncoder(tuned(small_vit(), Config(regime="full")), (1,), (32,))
+        trainable.chunk_size = 4
         sizes = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            backbone(tiles_of(rng, n))
+            trainable(tiles_of(rng, n))
         return sum(sizes)
 
     assert kept(16) == kept(4) * 4  # pixels alone
@@ -267,10 +267,10 @@ def test_statistics_of_batch_norms_stay(rng):
     encoder = ImageEncoder(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "bn", 16
     )
-    backbone = Backbone(tuned(encoder, Config(regime="full")), (1,), (16,)).train()
-    backbone(tiles_of(rng, 3, 16)).sum().backward()
-    assert torch.equal(backbone.encoder.module[1].running_mean, torch.zeros(4))
-    assert backbone.encoder.module[0].weight.grad is not None
+    trainable = TrainableEncoder(tuned(encoder, Config(regime="full")), (1,), (16,)).train()
+    trainable(tiles_of(rng, 3, 16)).sum().backward()
+    assert torch.equal(trainable.encoder.module[1].running_mean, torch.zeros(4))
+    assert trainable.encoder.module[0].weight.grad is not None
 
 
 def test_an_encoder_without_weights_cannot_be_trained():

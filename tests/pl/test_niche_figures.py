@@ -8,6 +8,7 @@ from anndata import AnnData
 import sigmma_sc as sg
 from sigmma_sc import SIGMMA
 from sigmma_sc.errors import MissingKeyError, SetupError
+from sigmma_sc.infer.tiles import tile_by_name
 
 mpl.use("agg")
 
@@ -169,7 +170,7 @@ class TestEdges:
         tiles = model.get_tile_representation()
         name = tiles.obs.n_cells.idxmax()
         axes = sg.pl.edges(model, name, "cell_type", threshold=0.6, show=False, save=tmp_path / "f.png")
-        slide, tile = model.data.tile(model._slides, name)
+        slide, tile = tile_by_name(model.resolve(), name)
         xy = (slide.xy[tile.cells] - tile.origins[0]) * slide.microns_per_pixel
         side = tile.side * slide.microns_per_pixel
         block = {

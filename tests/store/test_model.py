@@ -59,7 +59,7 @@ def test_history_comes_back_to_the_last_bit(saved, tiny):
         assert loaded.history[name].index.name == "epoch"
 
 
-def test_everything_that_differs_is_named_before_the_model_is_built(saved, tiny):
+def test_everything_that_differs_is_named(saved, tiny):
     path, model = saved
     fewer = tiny["table"][:, 3:].copy()
     other = part_of(tiny, fewer, tile_size=128, grids=(2, 1))
@@ -90,7 +90,7 @@ def test_features_of_another_kind_or_width_are_named(saved, tiny, encoder, tmp_p
         mine.get_latent_representation(tiny)
     # Images need no cells to fit, and are embedded all the same.
     np.testing.assert_array_equal(mine.get_tile_representation(six).X, mine.get_tile_representation().X)
-    assert SIGMMA.load(tmp_path / "mine", five, encoder()).module.node_standardise.mean.shape == (
+    assert SIGMMA.load(tmp_path / "mine", five, encoder()).module.cell_tower.standardise.mean.shape == (
         6,
     )  # and how far the nearest cells are
 

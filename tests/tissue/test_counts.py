@@ -8,9 +8,11 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
+from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue import counts
-from sigmma_sc.tissue.counts import counts_by_rows, take_rows
+from sigmma_sc.tissue.counts import counts_by_rows, pooled_counts, take_rows
+from sigmma_sc.tissue.setup import Setup, resolve_slides
 
 N, GENES = 3000, 30
 
@@ -115,3 +117,17 @@ def test_dense_chunks_of_dask_turn_sparse_one_by_one(dense):
     lazy = da.from_array(dense, chunks=(500, -1)).map_blocks(remember, dtype=dense.dtype, meta=np.empty((0, 0), "f4"))
     take_rows(counts_by_rows(table_of(lazy), None), np.arange(N))
     assert seen == [(500, GENES)] * 6
+
+
+def test_counts_pooled_over_tiles_equal_brute_force(monkeypatch):
+    monkeypatch.setattr(counts, "CHUNK", 300)
+    tissue = simulate_tissue(n_cells=1000, seed=3)
+    setup = Setup("he_image", "table", "global", None, None, None, None, 128.0, (4, 2, 1))
+    slide = resolve_slides(tissue, setup)[0]
+    which = np.flatnonzero(slide.tiles.n_cells)[::2]
+    tiles = slide.tiles.take(which)
+    genes = list(tissue["table"].var_names[::-3])
+    pooled = pooled_counts(slide, tiles, genes)
+    values = tissue["table"][:, genes].to_df().to_numpy()[slide.rows]
+    brute = [values[tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]]].sum(axis=0) for t in range(len(which))]
+    np.testing.assert_array_equal(pooled.toarray(), brute)

@@ -21,7 +21,7 @@ def slide_of(pixels, scale_factors=None, store=None):
         sdata.write(store)
         sdata = sd.read_zarr(store)
     height, width = pixels.shape[1:]
-    nowhere = {"rows": np.empty(0, int), "xy": np.empty((0, 2)), "sample": "s"}
+    nowhere = {"rows": np.empty(0, int), "xy": np.empty((0, 2)), "sample": "s", "setup": None, "table": None}
     return Slide("s", sdata, "he", "global", None, 0.5, width, height, **nowhere)
 
 
@@ -74,14 +74,9 @@ def test_cells_are_told_apart_by_place_gene_and_count(rng):
     table.uns["spatialdata_attrs"] = {"region": "s"}
     table.obsm["mine"] = rng.normal(size=(n, 2)).astype(np.float32)
     slide = slide_of(np.zeros((3, 8, 8), np.uint8))
-    slide.sdata.attrs.clear()
-
-    class Tables:
-        def __init__(self, table):
-            self.tables = {"t": table}
 
     def of(table, xy, setup=setup):
-        return cells_identity(replace(slide, sdata=Tables(table), xy=xy, rows=np.arange(n)), setup)
+        return cells_identity(replace(slide, setup=setup, table=table, xy=xy, rows=np.arange(n)))
 
     xy = rng.uniform(0, 8, (n, 2))
     moved, counted, renamed = xy.copy(), table.copy(), table.copy()

@@ -15,7 +15,9 @@ def slide_of(pixels, microns=0.5, **kwargs):
     image = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], **kwargs)
     height, width = pixels.shape[1:]
     sdata = sd.SpatialData(images={"he": image})
-    return Slide("s", sdata, "he", "global", None, microns, width, height, np.empty(0, int), np.empty((0, 2)), "s", None, None)
+    return Slide(
+        "s", sdata, "he", "global", None, microns, width, height, np.empty(0, int), np.empty((0, 2)), "s", None, None
+    )
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from sigmma_sc.tissue.pixels import read_crops
 
 def slide_of(sdata):
     height, width = image_levels(sdata, "he")[0].shape[1:]
-    return Slide("s", sdata, "he", "global", None, 0.5, width, height, np.empty(0, np.int64), np.empty((0, 2)), "s", None, None)
+    return Slide(
+        "s", sdata, "he", "global", None, 0.5, width, height, np.empty(0, np.int64), np.empty((0, 2)), "s", None, None
+    )
 
 
 def read_all(slide, crops, size=40):
@@ -77,7 +79,9 @@ def test_in_the_process_of_a_worker_by_path(worker, store, crops, expected):
 
         sdata = sd.read_zarr(path)
         _, height, width = image_levels(sdata, "he")[0].shape
-        slide = Slide("s", sdata, "he", "global", None, 0.5, width, height, np.empty(0, int), np.empty((0, 2)), "s", None, None)
+        slide = Slide(
+            "s", sdata, "he", "global", None, 0.5, width, height, np.empty(0, int), np.empty((0, 2)), "s", None, None
+        )
         out = np.zeros((len(crops), size, size, 3), np.uint8)
         for index, pixels in read_crops(slide, crops, size):
             out[index] = pixels

@@ -97,9 +97,9 @@ class TestMap:
 
     def test_shares_are_those_of_the_training_tiles_that_are_found(self, mapped):
         model, other, _ = mapped
-        (slide,) = model.data.slides(model.sdata)
+        (slide,) = model.resolve()
         known = model.get_tile_representation(modality="transcriptome", scale="meso")
-        side = model.data.side(slide)
+        side = slide.side
         niche = model.sdata["table"].obs["niche"]
         made_of = []
         for x, y in known.obs[["x", "y"]].to_numpy():
@@ -131,8 +131,8 @@ class TestMap:
         tiles = other.tables["sigmma_tiles"]
         with_cells = sg.datasets.simulate_tissue(n_cells=3000, seed=3)
         sg.SIGMMA.setup_spatialdata(with_cells)
-        (slide,) = model.data.slides(with_cells)
-        _, own = model.data.covering(slide)
+        (slide,) = model.resolve(with_cells)
+        own = slide.tile_of_cell
         found = tiles.obs["area"].astype(str).to_numpy()[own]
         expected = truth.obs["compartment"].astype(str).to_numpy()[slide.rows]
         commonest = pd.Series(expected).value_counts(normalize=True).max()

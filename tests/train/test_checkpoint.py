@@ -67,8 +67,10 @@ def assert_same(a, b):
         pd.testing.assert_frame_equal(a.history[name], b.history[name], check_exact=True)
     for name, value in a.module.state_dict().items():
         assert torch.equal(value, b.module.state_dict()[name]), name
-    assert a.data.split == b.data.split
-    assert {k: v.tolist() for k, v in a.data.roles.items()} == {k: v.tolist() for k, v in b.data.roles.items()}
+    assert a.data.roles.split == b.data.roles.split
+    assert {k: v.tolist() for k, v in a.data.roles.by_slide.items()} == {
+        k: v.tolist() for k, v in b.data.roles.by_slide.items()
+    }
 
 
 def test_killed_twice_is_as_if_never(tiny, encoder, tmp_path):
@@ -123,7 +125,7 @@ def test_another_run_is_refused_and_what_differs_is_named(tiny, encoder, tmp_pat
     ]:
         with pytest.raises(SetupError, match=words):
             model.train(**{**OPTIONS, **options}, checkpoint_dir=tmp_path)
-        assert model.data.split is None
+        assert model.data.roles.split is None
     assert (tmp_path / FILE).read_bytes() == before
 
 

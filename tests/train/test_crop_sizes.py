@@ -21,7 +21,7 @@ def test_each_grid_has_its_size(tiny, encoder):
     own = encoder()
     model = SIGMMA(tiny, own, n_latent=8, crop_sizes=SIZES)
     slide = model._slides[0]
-    tiles = model.data.covering(slide)[0].take(np.array([3, 40]))
+    tiles = slide.tiles.take(np.array([3, 40]))
     features, index = model.data.patches(slide, tiles, torch.device("cpu"))
     crops, _ = crops_of_tiles(tiles, (4, 2, 1))
     got = features.float().numpy()
@@ -38,7 +38,7 @@ def test_each_grid_has_its_size(tiny, encoder):
 def test_the_cache_tells_sizes_apart(tiny, encoder, tmp_path):
     def features(**switches):
         model = SIGMMA(tiny, encoder(), n_latent=8, cache_dir=tmp_path, **switches)
-        tiles = model.data.covering(model._slides[0])[0].take(np.array([3]))
+        tiles = model._slides[0].tiles.take(np.array([3]))
         return model.data.patches(model._slides[0], tiles, torch.device("cpu"))[0]
 
     first = {sizes: features(crop_sizes=sizes) for sizes in (None, SIZES, (16, 16, 16))}

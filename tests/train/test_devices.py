@@ -32,7 +32,7 @@ class Watch(pl.Callback):
     def on_before_optimizer_step(self, trainer, plan, optimiser):
         if not found:
             found.append({n: p.grad.clone() for n, p in plan.module.named_parameters() if p.grad is not None})
-            found.append(plan.module.own_state())
+            found.append(plan.module.trained_state())
 
 sdata = simulate_tissue(n_cells=900, seed=0)
 SIGMMA.setup_spatialdata(sdata, tile_size=64, grids=(2, 1))
@@ -41,7 +41,7 @@ model.train(max_epochs=2, batch_size=32, split="end", augment=None if sys.argv[3
             strategy="ddp" if world > 1 else "auto", enable_progress_bar=False, callbacks=[Watch()])
 if int(os.environ.get("RANK", 0)) == 0:
     losses = {name: frame[name].tolist() for name, frame in model.history.items()}
-    torch.save({"gradients": found[0], "losses": losses, "state": model.module.own_state()}, sys.argv[1])
+    torch.save({"gradients": found[0], "losses": losses, "state": model.module.trained_state()}, sys.argv[1])
     print(model.get_latent_representation(scale="all").shape)
 """
 
@@ -60,7 +60,7 @@ def test_two_processes_are_one(regime, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert one["gradients"].keys() == two["gradients"].keys()
-    assert any("backbone" in name for name in one["gradients"]) == (regime == "full")
+    assert any("trainable" in name for name in one["gradients"]) == (regime == "full")
     largest = {}  # of a layer: the bias of a gate has no gradient, as a softmax does not see it, and holds rounding alone
     for name, gradient in one["gradients"].items():
         layer = name.rpartition(".")[0]
@@ -102,7 +102,7 @@ how = dict(batch_size=32, accelerator="cpu", devices=2, strategy="ddp", enable_p
 model.train(max_epochs=2, split="end", checkpoint_dir=f"{out}/first", **how)
 model.train(max_epochs=9, early_stopping=True, early_stopping_patience=2, lr=1e-12, weight_decay=0.0, checkpoint_dir=f"{out}/second", **how)
 model.save(f"{out}/model")
-told = {"drawn": drawn, "epochs": model.epochs_, "losses": model.history["validation_loss"]["validation_loss"].tolist()}
+told = {"drawn": drawn, "epochs": model.epochs_trained, "losses": model.history["validation_loss"]["validation_loss"].tolist()}
 with open(f"{out}/{rank}.json", "w") as file:
     json.dump(told, file)
 """

@@ -88,9 +88,9 @@ def test_a_first_call_that_does_not_end_leaves_a_model_as_new(tiny, encoder, err
     # Lightning ends the process at an interruption.
     with pytest.raises((RuntimeError, SystemExit)):
         model.train(max_epochs=3, split="blocks", callbacks=[Stop(1, error)], **QUIET)
-    assert not model.is_trained_
+    assert not model.is_trained
     assert not model.history
-    assert model.data.split is None
+    assert model.data.roles.split is None
     for one in (model, never):
         one.train(max_epochs=2, split="end", **QUIET)  # another split is free to choose
     assert same(state_of(model), state_of(never))
@@ -107,7 +107,7 @@ def test_the_same_object_takes_up_where_it_was_stopped(tiny, encoder, tmp_path):
     model.train(**again)
     assert same(state_of(model), state_of(whole))
     np.testing.assert_array_equal(model.history["validation_loss"], whole.history["validation_loss"])
-    assert model.epochs_ == whole.epochs_ == 3
+    assert model.epochs_trained == whole.epochs_trained == 3
 
 
 def test_a_later_call_that_does_not_end_leaves_the_weights_of_the_one_before(tiny, encoder):
@@ -117,7 +117,7 @@ def test_a_later_call_that_does_not_end_leaves_the_weights_of_the_one_before(tin
     with pytest.raises(RuntimeError, match="stopped"):
         model.train(max_epochs=3, callbacks=[Stop(1)], **QUIET)
     assert same(before, state_of(model))
-    assert len(model.history["train_loss_epoch"]) == model.epochs_ == 2
+    assert len(model.history["train_loss_epoch"]) == model.epochs_trained == 2
     np.testing.assert_array_equal(model.get_latent_representation(), embedded)
 
 
@@ -127,7 +127,7 @@ def test_epochs_are_counted_whoever_keeps_the_history(tiny, encoder):
     for epochs in (2, 3):
         kept.train(max_epochs=epochs, split="none", **QUIET)
         model.train(max_epochs=epochs, split="none", logger=False, **QUIET)
-    assert model.epochs_ == kept.epochs_ == 5
+    assert model.epochs_trained == kept.epochs_trained == 5
     assert not model.history
     assert same(state_of(model), state_of(kept))
 
@@ -138,7 +138,7 @@ def test_early_stopping_counts_the_epochs_that_were_run(tiny, encoder, monkeypat
     model = SIGMMA(tiny, encoder(), n_latent=8)
     monkeypatch.setattr(Towers, "losses", lambda self, out: {s: (1 + 0 * z).sum() for s, z in out["image"].items()})
     model.train(max_epochs=30, split="blocks", early_stopping=True, early_stopping_patience=3, **QUIET)
-    assert model.epochs_ == len(model.history["train_loss_epoch"]) == 4
+    assert model.epochs_trained == len(model.history["train_loss_epoch"]) == 4
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,8 @@ def twins(encoder):
 def test_roles_are_a_slides_own_not_its_names(twins):
     model, other = twins
     assert set(model.get_tile_representation(other).obs["split"]) == {"unseen"}
-    tiles, _ = model.data.covering(slide := model.data.slides(other)[0])
+    slide = model.resolve(other)[0]
+    tiles = slide.tiles
     assert model.evaluate_retrieval(other)["pool"].unique() == model.data.usable(slide, tiles).sum()
     assert {"train", "test"} < set(model.get_tile_representation().obs["split"])
 
@@ -170,9 +171,9 @@ def test_a_loaded_model_trains_on_tissue_it_has_not_seen(twins, encoder, tmp_pat
     loaded.train(max_epochs=2, split="end", **QUIET)
     slide, fresh = loaded._slides[0], SIGMMA(other, encoder(), n_latent=8)
     fresh.data.assign_roles(fresh._slides, "end")
-    np.testing.assert_array_equal(loaded.data.roles[slide.name], fresh.data.roles[slide.name])
-    assert loaded.epochs_ == 3
-    assert loaded.data.nodes.genes == model.data.nodes.genes
+    np.testing.assert_array_equal(loaded.data.roles.by_slide[slide.name], fresh.data.roles.by_slide[slide.name])
+    assert loaded.epochs_trained == 3
+    assert loaded.data.node_features.genes == model.data.node_features.genes
     assert 0 < loaded.evaluate_retrieval()["pool"].iloc[0] < 60
     with pytest.raises(SetupError, match="leak"):
         loaded.train(max_epochs=1, split="blocks", **QUIET)

@@ -13,10 +13,9 @@ from scipy.sparse import csr_matrix
 from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import EncoderError, ExistsError, NotTrainedError, SetupError, SplitWarning
+from sigmma_sc.features.patches import PatchFeatures
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
-from sigmma_sc.infer.embed import Embedder
-from sigmma_sc.features.patches import PatchFeatures
 
 SCALES = ("micro", "meso", "macro")
 
@@ -70,7 +69,9 @@ def test_same_seed_same_weights_and_another_seed_others():
         model.train(max_epochs=2, split="none", enable_progress_bar=False)
         states.append(model.module.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-    assert not torch.equal(states[0]["graph_tower.layers.0.own.weight"], states[2]["graph_tower.layers.0.own.weight"])
+    assert not torch.equal(
+        states[0]["cell_tower.graph.layers.0.root.weight"], states[2]["cell_tower.graph.layers.0.root.weight"]
+    )
 
 
 def test_training_on_continues_the_history():
@@ -127,7 +128,7 @@ def test_a_far_cell_changes_nothing_in_other_tiles(trained, monkeypatch):
     table, keep = sdata["table"], np.ones(sdata["table"].n_obs, bool)
     keep[17] = False
     slide = model._slides[0]
-    _, own = model.data.covering(slide)
+    own = slide.tile_of_cell
     other = sd.SpatialData(
         images={"he_image": sdata["he_image"]},
         shapes={"cell_circles": sdata["cell_circles"]},
@@ -136,7 +137,7 @@ def test_a_far_cell_changes_nothing_in_other_tiles(trained, monkeypatch):
     a = model.get_latent_representation(scale="all")[keep]
     b = model.get_latent_representation(other, scale="all")
     # Nearest neighbours reach across tiles only through cells that the block cuts off anyway.
-    far = np.abs(slide.xy - slide.xy[17]).max(1)[keep] > 3 * model.data.side(slide)
+    far = np.abs(slide.xy - slide.xy[17]).max(1)[keep] > 3 * slide.side
     np.testing.assert_allclose(a[far], b[far], atol=2e-5)
     assert np.abs(a - b)[own[keep] == own[17]].max() > 1e-3
 
@@ -144,7 +145,7 @@ def test_a_far_cell_changes_nothing_in_other_tiles(trained, monkeypatch):
 def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
     _, model = trained
     slide = model._slides[0]
-    side = model.data.side(slide)
+    side = slide.side
     far = {"width": slide.width + 4 * side, "height": slide.height + 4 * side}
     expected = 0
     for x in (0.0, 0.5):
@@ -152,8 +153,8 @@ def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
             # Cells moved one way lie in the tiles of a grid moved the other way.
             moved = replace(slide, xy=slide.xy + side * (1 - np.array([x, y])), **far)
             with torch.no_grad():
-                tiles = model.data.covering(moved)
-                h = Embedder(model.data, model.module.eval())._slide(moved, *tiles, False, True, None).cells
+                (embedded,) = model.embedder.slides([moved], images=False)
+                h = embedded.cells
             expected = expected + h["macro"] / 4
     found = model.get_latent_representation(scale="macro", stride=64)
     plain = model.get_latent_representation(scale="macro")
@@ -170,9 +171,9 @@ def test_overlapping_inference_lowers_seams(trained):
     slide = model._slides[0]
     near = spatial_graph(slide.xy * slide.microns_per_pixel, 6, None)
     ratio = {
-        stride: seam_ratio(
-            model.get_latent_representation(scale="macro", stride=stride), slide.xy, model.data.side(slide), near
-        )["ratio"]
+        stride: seam_ratio(model.get_latent_representation(scale="macro", stride=stride), slide.xy, slide.side, near)[
+            "ratio"
+        ]
         for stride in (None, 32)
     }
     assert ratio[None] > 1.1
@@ -253,7 +254,7 @@ def test_several_slides_hold_out_donors_and_batches_stay_within_a_slide():
     )
     model = SIGMMA(sdata, n_latent=16)
     model.train(max_epochs=2, enable_progress_bar=False)
-    roles = {name: set(role) - {"unused"} for name, role in model.data.roles.items()}
+    roles = {name: set(role) - {"unused"} for name, role in model.data.roles.by_slide.items()}
     assert sorted(map(tuple, roles.values())) == [("test",), ("train",), ("val",)]
     model.write_embeddings()
     assert {f"sigmma_tiles_{r}" for r in regions} <= set(sdata.shapes)
@@ -272,7 +273,7 @@ def test_an_embedding_of_the_user_replaces_the_counts():
     SIGMMA.setup_spatialdata(sdata, features_key="X_mine")
     model = SIGMMA(sdata, n_latent=16)
     model.train(max_epochs=1, split="none", enable_progress_bar=False)
-    assert model.module.node_standardise.mean.shape == (8,)  # and how far the nearest cells are
+    assert model.module.cell_tower.standardise.mean.shape == (8,)  # and how far the nearest cells are
     expected, kept = model.get_latent_representation(), table.obsm["X_mine"]
     for other in (pd.DataFrame(kept, index=table.obs_names), csr_matrix(kept)):
         table.obsm["X_mine"] = other
@@ -347,14 +348,14 @@ def test_no_validation_tile_is_told_once_for_all_slides():
     model = SIGMMA(small(n_cells=250, tile_size=64), n_latent=8)
     with pytest.warns(SplitWarning, match=r"split='end' leaves no validation tile"):
         model.data.assign_roles(model._slides, "end")
-    assert not (model.data.roles["cell_circles"] == "val").any()
+    assert not (model.data.roles.by_slide["cell_circles"] == "val").any()
     # One slide with validation tiles is enough.
     both = {name: small(n_cells=n, tile_size=64) for name, n in (("small", 250), ("large", 2000))}
     model = SIGMMA(both, n_latent=8)
     with warnings.catch_warnings():
         warnings.simplefilter("error", SplitWarning)
         model.data.assign_roles(model._slides, "end")
-    assert (model.data.roles["large/cell_circles"] == "val").any()
+    assert (model.data.roles.by_slide["large/cell_circles"] == "val").any()
 
 
 def test_repr_tells_setup_and_state(trained):

@@ -9,10 +9,9 @@ import torch
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
-from sigmma_sc.nn.losses import info_nce
+from sigmma_sc.nn.objectives import info_nce
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.train.batches import TileBatches
-from sigmma_sc.infer.embed import Embedder
 
 QUIET = {"enable_progress_bar": False, "split": "none", "batch_size": 64}
 
@@ -30,11 +29,12 @@ def test_gene_vectors_in_the_place_of_the_cell_graph(tiny, encoder, tmp_path):
     with pytest.raises(SetupError, match="embeds tiles, not cells"):
         model.get_latent_representation()
     # The vector is what scanpy makes of the tile's summed counts.
-    slide, (tiles, _) = model._slides[0], model.data.covering(model._slides[0])
-    vectors = model.data.nodes.transform(tiny["table"], slide.rows, tiles, None).toarray()
+    slide = model.resolve()[0]
+    tiles = slide.tiles
+    vectors = model.data.node_features(slide, tiles).toarray()
     busy = int(tiles.n_cells.argmax())
     counts = np.asarray(tiny["table"].X[slide.rows[tiles.take(np.array([busy])).cells]].sum(axis=0)).ravel()
-    logs = np.log1p(counts / counts.sum() * model.data.nodes.target_sum)
+    logs = np.log1p(counts / counts.sum() * model.data.node_features.target_sum)
     beside = np.log1p([counts.sum(), tiles.n_cells[busy]])
     np.testing.assert_allclose(vectors[busy], np.concatenate([logs, beside]), rtol=1e-5)
     model.save(tmp_path / "model")
@@ -69,13 +69,13 @@ def test_weights_weigh(tiny, encoder):
 
 
 def edges_of(model, scale):
-    """Weights among the cells of the busiest tile, row v what v listens to."""
+    """Weights among the cells of the busiest tile, row v the sources of v."""
     slide = model._slides[0]
-    tiles, _ = model.data.covering(slide)
+    tiles = slide.tiles
     tiles = tiles.take(np.array([int(tiles.n_cells.argmax())]))
-    speaker, listener, weight = Embedder(model.data, model.module).edges(slide, tiles)[scale]
+    source, target, weight = model.embedder.edges(slide, tiles)[scale]
     out = np.zeros((len(tiles.cells),) * 2)
-    out[listener, speaker] = weight
+    out[target, source] = weight
     return out, slide.xy[tiles.cells] * slide.microns_per_pixel
 
 
@@ -148,7 +148,7 @@ def test_edge_sampler_cools_down(tiny, encoder):
         seen: list = []
 
         def on_train_batch_end(self, trainer, plan, *_):
-            self.seen.append(plan.module.graph_tower.edge_temperature)
+            self.seen.append(plan.module.cell_tower.graph.edge_temperature)
 
     model = SIGMMA(tiny, encoder(), n_latent=16, edge_temperature=(2.0, 0.5))
     model.train(max_epochs=3, callbacks=[Watch()], **QUIET)

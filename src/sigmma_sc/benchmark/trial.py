@@ -114,7 +114,7 @@ def run_cell(
     given = method.encoder or config.encoder
     encoder = None if given is None else encoder_of(given)
     roles = _roles(tissue, data, split, list(config.seeds).index(seed), seed)
-    case = Case(tissue, encoder, roles.split, seed, dict(data.switches), cache_dir)
+    case = Case(tissue, encoder, roles.roles.split, seed, dict(data.switches), cache_dir)
     fitted, fit = _best(config, data, method, case, roles)
     parts = {"train": _tiles(roles, tissue, "train"), "test": _tiles(roles, tissue, config.score)}
     for role, chosen in zip(("train", config.score), parts.values(), strict=True):

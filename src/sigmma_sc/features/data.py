@@ -91,9 +91,10 @@ class TissueData:
         moments = {kind: {"mean": m.mean, "std": m.std} for kind, m in self.training_moments.items()}
         return {**self.roles.state(), "node_features": self.node_features.state(), "training_moments": moments}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Set what :meth:`state` gave."""
+    def restore(self, state: dict[str, Any], setup: Setup) -> None:
+        """Set what :meth:`state` gave, of a model that was trained on an object with this setup."""
         self.roles.restore(state)
+        self.node_features = node_features_of(self.config, setup)
         self.node_features.restore(state["node_features"])
         self.training_moments = {}
         for kind, moments in state["training_moments"].items():

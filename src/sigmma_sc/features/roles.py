@@ -30,11 +30,13 @@ class Roles:
     ----------
     split
         The split as resolved; ``None`` before the first call of :meth:`assign`.
+    by_slide
+        Role of each covering tile, by name of the slide.
     """
 
     def __init__(self) -> None:
         self.split: str | dict[str, str | list[str]] | None = None
-        self._roles: dict[str, NDArray] = {}
+        self.by_slide: dict[str, NDArray] = {}
         self._identities: dict[str, str] = {}
         self._seen = ByImage()
 
@@ -42,7 +44,7 @@ class Roles:
         """Roles that can be assigned without a change of these."""
         roles = Roles()
         roles.split = self.split
-        roles._roles = dict(self._roles)
+        roles.by_slide = dict(self.by_slide)
         roles._identities = dict(self._identities)
         roles._seen = self._seen
         return roles
@@ -92,7 +94,7 @@ class Roles:
                 stacklevel=5,
             )
         self.split = resolved
-        self._roles |= roles
+        self.by_slide |= roles
         self._identities |= {slide.name: self._identity(slide) for slide in slides}
 
     def _identity(self, slide: Slide) -> str:
@@ -100,27 +102,27 @@ class Roles:
 
     def has_roles(self, slide: Slide) -> bool:
         """Whether the tiles of a slide have roles: of this slide, not of another of its name."""
-        return slide.name in self._roles and self._identities[slide.name] == self._identity(slide)
+        return slide.name in self.by_slide and self._identities[slide.name] == self._identity(slide)
 
     def of(self, slide: Slide) -> NDArray:
         """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""
         n_tiles = len(slide.tiles)
-        if self.has_roles(slide) and len(self._roles[slide.name]) == n_tiles:
-            return self._roles[slide.name]
+        if self.has_roles(slide) and len(self.by_slide[slide.name]) == n_tiles:
+            return self.by_slide[slide.name]
         return np.full(n_tiles, "unseen")
 
     def state(self) -> dict[str, Any]:
         """Split, roles and identities of the slides as JSON values."""
         return {
             "split": self.split,
-            "roles": {slide: roles.tolist() for slide, roles in self._roles.items()},
+            "roles": {slide: roles.tolist() for slide, roles in self.by_slide.items()},
             "identities": self._identities,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Set what :meth:`state` gave."""
         self.split = state["split"]
-        self._roles = {slide: np.array(roles, dtype="<U6") for slide, roles in state["roles"].items()}
+        self.by_slide = {slide: np.array(roles, dtype="<U6") for slide, roles in state["roles"].items()}
         self._identities = dict(state["identities"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.setup import Tissue
+
 SPATIAL, CELL = "#AAAAAA", "#333333"
 
 
 def edges(
-    model: Any,
+    model: SIGMMA,
     tile: str,
     groupby: str | None = None,
     threshold: float = 0.5,
-    sdata: Any = None,
+    sdata: Tissue | None = None,
     *,
     show: bool | None = None,
     save: str | Path | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.setup import Tissue
 
 FRAME = {"partner": "#0072B2", "other": "#BBBBBB"}
 PIXELS = 192
@@ -30,13 +32,13 @@ PIXELS = 192
 
 
 def retrieval(
-    model: Any,
+    model: SIGMMA,
     tiles: Sequence[str] | int = 3,
     direction: Literal["image→transcriptome", "transcriptome→image"] = "image→transcriptome",
     scale: str = "all",
     n_hits: int = 5,
     groupby: str | None = None,
-    sdata: Any = None,
+    sdata: Tissue | None = None,
     split: str = "test",
     *,
     show: bool | None = None,
@@ -112,7 +114,7 @@ def retrieval(
 
 
 def _pool(
-    model: Any, sdata: Any, split: str, named: list[str] | None
+    model: SIGMMA, sdata: Tissue | None, split: str, named: list[str] | None
 ) -> tuple[SlideEmbedding, NDArray[np.int64], pd.Index]:
     """The slide that queries and candidates come from, which of its tiles they are, and their names."""
     from sigmma_sc.infer.tiles import tile_obs

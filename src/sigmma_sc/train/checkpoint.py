@@ -157,7 +157,7 @@ class SaveEpochs(Checkpoint):
             stored = read_checkpoint(self.source)[OURS]
             require_same_run(stored, self.run, self.encoder, self.source)
             if data.roles.split is None:
-                data.restore(stored["data"])
+                data.restore(stored["data"], data.setup)
                 self.restored = True
 
     def attach(self, runner: TrainRunner) -> None:

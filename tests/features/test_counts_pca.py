@@ -13,11 +13,9 @@ from spatialdata.models import TableModel
 
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
+from sigmma_sc.features.counts_pca import N_COMPONENTS, CountsPCA
+from sigmma_sc.tissue import counts
 from sigmma_sc.tissue.setup import Setup, resolve_slides
-from sigmma_sc.tissue.tiling import covering_tiles
-from sigmma_sc.features import nodes
-from sigmma_sc.infer.evaluate import chosen_counts
-from sigmma_sc.features.nodes import CountsPCA, log_distance
 
 N = 1000
 
@@ -32,9 +30,15 @@ def adata(tissue):
     return tissue["table"].copy()
 
 
-def features(table, rows, totals=True):
-    fitted = CountsPCA.fit([(table, rows)], None, 0, totals)
-    return fitted.transform(table, np.arange(table.n_obs), None)
+def features(table, rows, covariates=True):
+    """Features of all cells of a table, fitted on those of some rows."""
+    training = np.isin(np.arange(table.n_obs), rows).astype(int)
+    slide = SimpleNamespace(
+        table=table, rows=np.arange(table.n_obs), tile_of_cell=training, setup=SimpleNamespace(layer=None)
+    )
+    fitted = CountsPCA(covariates)
+    fitted.fit([(slide, np.array([1]))])
+    return fitted.transform(slide, None)
 
 
 @pytest.fixture
@@ -72,7 +76,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_features_do_not_depend_on_what_holds_the_counts(tissue, adata, rows, tmp_path, monkeypatch, form):
-    monkeypatch.setattr(nodes, "CHUNK", 350)
+    monkeypatch.setattr(counts, "CHUNK", 350)
     expected = features(tissue["table"], rows)
     table = FORMS[form](adata, sp.csr_matrix(adata.X), tmp_path)
     np.testing.assert_array_equal(features(table, rows), expected)
@@ -86,13 +90,13 @@ def test_features_do_not_depend_on_what_holds_the_counts(tissue, adata, rows, tm
 def test_features_are_scanpys_and_scikit_learns(adata, rows):
     found = features(adata, rows)
     np.testing.assert_allclose(found[:, 50], np.log1p(np.asarray(adata.X.sum(axis=1)).ravel()), rtol=1e-6)
-    np.testing.assert_array_equal(features(adata, rows, totals=False), found[:, :50])
+    np.testing.assert_array_equal(features(adata, rows, covariates=False), found[:, :50])
     train = adata[rows].copy()
     target = float(np.median(np.asarray(train.X.sum(axis=1)).ravel()))
     sc.pp.normalize_total(adata, target_sum=target)
     sc.pp.log1p(adata)
     logs = adata.X.toarray() if sp.issparse(adata.X) else adata.X
-    pca = PCA(nodes.N_COMPONENTS, svd_solver="full").fit(logs[rows])
+    pca = PCA(N_COMPONENTS, svd_solver="full").fit(logs[rows])
     expected = pca.transform(logs)
     # Trailing components of noise are as good as equal, so that the distances are compared, not the axes.
     np.testing.assert_allclose(
@@ -100,30 +104,7 @@ def test_features_are_scanpys_and_scikit_learns(adata, rows):
     )
 
 
-def test_distance_to_the_nearest_cells(rng):
-    xy = rng.uniform(0, 100, (30, 2))
-    apart = np.linalg.norm(xy[:, None] - xy, axis=2)
-    expected = np.log1p(np.sort(apart, axis=1)[:, 1:9].mean(axis=1))
-    np.testing.assert_allclose(log_distance(xy), expected, rtol=1e-5)
-    np.testing.assert_allclose(log_distance(np.array([[0.0, 0], [3, 4], [3, 4]])), np.log1p([5, 2.5, 2.5]), rtol=1e-6)
-    np.testing.assert_array_equal(log_distance(xy[:1]), [0])
-
-
 def test_normalised_values_are_refused_in_a_file_too(adata, rows, tmp_path):
     backed = in_file(adata, sp.csr_matrix(adata.X) / 3, tmp_path)
     with pytest.raises(SetupError, match="X holds .* normalised already"):
         features(backed, rows)
-
-
-def test_counts_pooled_over_tiles_equal_brute_force(tissue, monkeypatch):
-    monkeypatch.setattr(nodes, "CHUNK", 300)
-    setup = Setup("he_image", "table", "global", None, None, None, None, 128.0, (4, 2, 1))
-    slide = resolve_slides(tissue, setup)[0]
-    tiles, _ = covering_tiles(slide.xy, slide.width, slide.height, 128.0 / slide.microns_per_pixel)
-    which = np.flatnonzero(tiles.n_cells)[::2]
-    genes = list(tissue["table"].var_names[::-3])
-    chosen = [(SimpleNamespace(slide=slide, tiles=tiles), which)]
-    pooled = chosen_counts(SimpleNamespace(setup=setup), chosen, genes)
-    counts = tissue["table"][:, genes].to_df().to_numpy()
-    brute = [counts[tiles.cells[tiles.indptr[t] : tiles.indptr[t + 1]]].sum(axis=0) for t in which]
-    np.testing.assert_array_equal(pooled.toarray(), brute)
