@@ -444,7 +444,7 @@ class TestHub:
         )
 
     def test_download_then_offline(self, hub, monkeypatch, caplog):
-        monkeypatch.setattr(encoders, "_told", set())
+        monkeypatch.setattr(encoders, "_warned", set())
         entry = replace(REGISTRY["kaiko-vits16"], architecture="test_vit", dim=64, input_size=160)
         monkeypatch.setitem(REGISTRY, "kaiko-vits16", entry)
         model = scramble(timm.create_model("test_vit", dynamic_img_size=True))
@@ -463,7 +463,7 @@ class TestHub:
             torch.testing.assert_close(again.encode(crops(160)), model(normalised(crops(160), entry.mean, entry.std)))
 
     def test_licences_are_shown_once(self, hub, monkeypatch, caplog, tmp_path):
-        monkeypatch.setattr(encoders, "_told", set())
+        monkeypatch.setattr(encoders, "_warned", set())
         model = scramble(timm.create_model("test_vit", num_classes=1000))
         Hub.files["timm/test_vit.r160_in1k"] = save(model.state_dict())
         save_file(timm.create_model("resnet50").state_dict(), tmp_path / "resnet50.safetensors")
@@ -486,9 +486,9 @@ class TestHub:
         hf_hub_download("MahmoodLab/uni", "pytorch_model.bin")
         Hub.asked.clear()
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        assert fetch_weights("uni").read_bytes() == b"weights"
+        assert fetch_weights("uni", REGISTRY["uni"]).read_bytes() == b"weights"
         with pytest.raises(EncoderError, match="HF_HUB_OFFLINE is set"):
-            fetch_weights("uni2-h")
+            fetch_weights("uni2-h", REGISTRY["uni2-h"])
         assert not Hub.asked
 
     def test_revisions(self, hub, monkeypatch):

@@ -438,7 +438,7 @@ class TestRegistry:
 
     def test_registered_weights_from_a_file(self, monkeypatch, tmp_path, caplog):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setattr(encoders, "_told", set())
+        monkeypatch.setattr(encoders, "_warned", set())
         # The same entry with a small network: only the size of the checkpoint differs.
         entry = replace(REGISTRY["kaiko-vits16"], architecture="test_vit", dim=64, input_size=160)
         monkeypatch.setitem(REGISTRY, "kaiko-vits16", entry)
