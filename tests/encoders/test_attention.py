@@ -8,9 +8,9 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.attention import cls_attention
 from sigmma_sc.encoders.encoder import ImageEncoder
+from sigmma_sc.errors import EncoderError
 
 SIDE = 32
 TINY = {"img_size": SIDE, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sigmma_sc.errors import EncoderError
 from sigmma_sc.encoders.registry import REGISTRY
 from sigmma_sc.encoders.stain import StainStatistics, optical_density, unmixing_matrix
+from sigmma_sc.errors import EncoderError
 
 SIDE = 112
 HAEMATOXYLIN = F.normalize(torch.tensor([0.65, 0.70, 0.29]), dim=0)

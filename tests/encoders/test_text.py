@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.encoders.text import text_tower
+from sigmma_sc.errors import EncoderError, SetupError
 
 open_clip = pytest.importorskip("open_clip", reason="the extra 'encoders' is not installed")
 

@@ -89,10 +89,6 @@ def _by_function(
 ) -> nn.Module | Callable[[Tensor], Tensor]:
     """Network of a function that was registered for an encoder, with errors that name both."""
     given = None if path is None else str(path)
-    if path is not None and not path.exists():
-        raise EncoderError(
-            f"weights={given!r} of image encoder {name!r} does not exist. Give the path of a checkpoint."
-        )
     try:
         network = builder(path)
     except SigmmaError:
