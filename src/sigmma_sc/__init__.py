@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
-    from sigmma_sc.encoders.registry import list_encoders
+    from sigmma_sc.encoders.registry import list_encoders, register_encoder
     from sigmma_sc.model import SIGMMA
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ __all__ = [
     "metrics",
     "pl",
     "pp",
+    "register_encoder",
     "tl",
 ]
 
@@ -34,6 +35,7 @@ _HOMES = {
     "ImageEncoder": "sigmma_sc.encoders.encoder",
     "get_encoder": "sigmma_sc.encoders.encoder",
     "list_encoders": "sigmma_sc.encoders.registry",
+    "register_encoder": "sigmma_sc.encoders.registry",
 }
 
 

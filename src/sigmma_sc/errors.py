@@ -58,6 +58,10 @@ class CacheWarning(UserWarning):
     """A file of the cache cannot be used; what it held is computed again."""
 
 
+class EncoderWarning(UserWarning):
+    """An installed package cannot register its image encoders, which are left out."""
+
+
 class ExpressionWarning(UserWarning):
     """Expression cannot be predicted later, or a gene's prediction comes without an estimate of its reliability."""
 

@@ -1,20 +1,21 @@
-"""Networks of image encoders, built by timm, open_clip or transformers and pooled as their authors do.
+"""Networks of image encoders, built by timm, open_clip, transformers or a user's function, and pooled as their authors do.
 
-Pooling is a forward hook where the library's model returns more than one vector a crop: the module stays the library's
-own, so that what looks for its blocks (attention maps, adapters, freezing) finds them under their usual names.
+Where a library's model returns more than one vector for a crop, a forward hook pools them. The module stays the
+library's own, so attention maps, adapters and freezing find its blocks under their usual names.
 """
 
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sigmma_sc._checks import require_package
-from sigmma_sc.encoders.registry import CLASS_AND_PATCHES, PROJECTED, REGISTRY, Entry
+from sigmma_sc.encoders.registry import CLASS_AND_PATCHES, PROJECTED, Entry, all_entries
 from sigmma_sc.encoders.weights import (
     fetch_weights,
     in_cache,
@@ -22,41 +23,87 @@ from sigmma_sc.encoders.weights import (
     no_access,
     on_hub,
     read_weights,
-    require_fit,
+    require_all_loaded,
 )
-from sigmma_sc.errors import EncoderError
+from sigmma_sc.errors import EncoderError, SigmmaError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
+
+    from sigmma_sc.encoders.registry import Builder
 
 HUB = ("hf-hub:", "hf_hub:")
 
 
-def build_registered(name: str, weights: str | Path | None) -> nn.Module:
-    """Network of a registered encoder with its weights, ``(B, 3, S, S)`` → ``(B, D)``.
+class _Tokens(Protocol):
+    last_hidden_state: Tensor
 
-    What fails for want of a package, a file or access fails before anything is built.
+
+class _ImageEmbeds(Protocol):
+    image_embeds: Tensor
+
+
+def build_registered(name: str, entry: Entry, weights: str | Path | None) -> nn.Module | Callable[[Tensor], Tensor]:
+    """Build the network of a registered encoder with its weights: ``(B, 3, S, S)`` → ``(B, D)``.
+
+    A missing package, file or access is noticed before anything is built.
+
+    Parameters
+    ----------
+    name
+        Name of the encoder, for messages.
+    entry
+        What is registered under the name.
+    weights
+        Local checkpoint, a file or a folder; ``None`` takes the registered one, or the one on the encoder's page.
 
     Raises
     ------
     MissingPackageError
         The library that the encoder needs is not installed.
     EncoderError
-        The weights cannot be had or do not fit.
+        The weights cannot be had or do not fit, or a user's function fails.
     """
-    entry = REGISTRY[name]
+    path = entry.weights if weights is None else Path(weights).expanduser()
+    if entry.build is not None:
+        return _by_function(name, entry.build, entry.architecture, path)
     for package in ("open_clip", "transformers"):
         if package in entry.source:
             require_package(package, "encoders")
-    state = read_weights(fetch_weights(name) if weights is None else weights)
+    if entry.by_user:
+        require_known(entry.architecture)
+        return build_timm(entry.architecture, path or fetch_weights(name, entry), False, name, entry.kwargs)
+    state = read_weights(path or fetch_weights(name, entry))
     if entry.source == "transformers":
         return _of_transformers(name, entry, state)
     with torch.device("meta"):  # names and shapes alone: initial weights of a giant take longer than reading its own
         module = _NETWORKS[entry.source](entry)
     if "open_clip" in entry.source:
         state = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    load_weights(module, state, name, ignore=Conch.unused if isinstance(module, Conch) else ())
+    load_weights(module, state, name, Conch.unused if isinstance(module, Conch) else (), entry.page)
     return module
+
+
+def _by_function(
+    name: str, builder: Builder, described: str, path: Path | None
+) -> nn.Module | Callable[[Tensor], Tensor]:
+    """Network of a function that was registered for an encoder, with errors that name both."""
+    given = None if path is None else str(path)
+    try:
+        network = builder(path)
+    except SigmmaError:
+        raise
+    except Exception as error:
+        raise EncoderError(
+            f"Image encoder {name!r} cannot be built: {described}, which is registered for it, fails with "
+            f"weights={given!r}, {type(error).__name__}: {error}. Mend the function or give other weights."
+        ) from error
+    if not callable(network):
+        raise EncoderError(
+            f"Image encoder {name!r} cannot be built: {described}, which is registered for it, returns {network!r}. "
+            "Have it return a torch module."
+        )
+    return network
 
 
 def _of_timm(entry: Entry) -> nn.Module:
@@ -68,7 +115,7 @@ def _of_timm(entry: Entry) -> nn.Module:
     return module
 
 
-def _class_and_patch_mean(module: nn.Module, _: Any, tokens: Tensor) -> Tensor:
+def _class_and_patch_mean(module: nn.Module, _: object, tokens: Tensor) -> Tensor:
     """Class token beside the mean of the patch tokens; register tokens between them are left out."""
     return torch.cat([tokens[:, 0], tokens[:, module.num_prefix_tokens :].mean(1)], dim=1)
 
@@ -82,7 +129,7 @@ def _of_open_clip(entry: Entry) -> nn.Module:
     return module
 
 
-def _unit_length(module: nn.Module, _: Any, out: tuple[Tensor, Tensor]) -> Tensor:
+def _unit_length(module: nn.Module, _: object, out: tuple[Tensor, Tensor]) -> Tensor:
     """CoCa's image embedding as open_clip's ``encode_image`` gives it, without the tokens for captions."""
     return functional.normalize(out[0], dim=-1)
 
@@ -90,10 +137,10 @@ def _unit_length(module: nn.Module, _: Any, out: tuple[Tensor, Tensor]) -> Tenso
 class Conch(nn.Module):
     """CONCH's image tower as its authors use it on slides: attention pooling, neither projected nor normalised.
 
-    ViT-B/16 at 448 px; one learned query attends to class and patch tokens. Parts are named as in the checkpoint.
+    ViT-B/16 at 448 px; one learned query attends to class and patch tokens. Its modules are named as in the checkpoint.
     """
 
-    unused = ("proj_contrast", "attn_pool_caption.", "ln_caption.")  # what the checkpoint holds beside them
+    unused = ("proj_contrast", "attn_pool_caption.", "ln_caption.")  # further tensors of the checkpoint
 
     def __init__(self) -> None:
         import timm
@@ -120,98 +167,134 @@ def _of_transformers(name: str, entry: Entry, state: dict[str, Tensor]) -> nn.Mo
 
     model = getattr(transformers, entry.architecture)
     other = ("text_model.", "text_projection.", "logit_scale")
+    own = {}
+    for key, value in state.items():
+        # Older files list the positions 0, 1, …, which are no weights.
+        if not key.startswith(other) and not key.endswith(".position_ids"):
+            own[key] = value.float().clone()
     module, report = model.from_pretrained(
         None,
         config=model.config_class(**entry.kwargs),
-        # Older files list the positions 0, 1, …, which are no weights.
-        state_dict={
-            key: value.float().clone()
-            for key, value in state.items()
-            if not key.startswith(other) and not key.endswith(".position_ids")
-        },
+        state_dict=own,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    shapes = [f"{k} {tuple(found)}, needed {tuple(needed)}" for k, found, needed in report["mismatched_keys"]]
-    require_fit(name, report["missing_keys"], report["unexpected_keys"], shapes)
+    require_all_loaded(name, report, entry.page)
     module.register_forward_hook(_image_embeds if entry.pooling == PROJECTED else _class_token)
     return module
 
 
-def _image_embeds(module: nn.Module, _: Any, out: Any) -> Tensor:
+def _image_embeds(module: nn.Module, _: object, out: _ImageEmbeds) -> Tensor:
     return out.image_embeds
 
 
-def _class_token(module: nn.Module, _: Any, out: Any) -> Tensor:
+def _class_token(module: nn.Module, _: object, out: _Tokens) -> Tensor:
     return out.last_hidden_state[:, 0]
 
 
-def build_timm(arch: str, weights: str | Path | None, pretrained: bool, name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Build any timm network with its weights; what fails for want of a file or of access fails before it is built."""
+def build_timm(
+    architecture: str, weights: str | Path | None, pretrained: bool, name: str, kwargs: dict[str, Any]
+) -> nn.Module:
+    """Build any timm network with its weights.
+
+    A missing file or missing access is noticed before anything is built.
+
+    Parameters
+    ----------
+    architecture
+        timm's name of the network.
+    weights
+        Local checkpoint; ``None`` for timm's own weights or random ones.
+    pretrained
+        Whether to fetch timm's own weights if there is no local checkpoint.
+    name
+        Name of the encoder, for messages.
+    kwargs
+        Further arguments of ``timm.create_model``.
+
+    Raises
+    ------
+    EncoderError
+        timm does not have the network, an argument is wrong, or the weights cannot be had or do not fit.
+    """
     import timm
 
     fetch = pretrained and weights is None
-    repo, revision = _require_known(arch, fetch)
+    repo, revision = require_known(architecture, fetch)
     state = None if weights is None else read_weights(weights)
     options = {"num_classes": 0, **_classes(kwargs)}
     try:
         if fetch and repo is not None and in_cache(repo, revision) is None:
             on_hub(repo, revision)
-        module = timm.create_model(arch, pretrained=fetch, **options)
+        module = timm.create_model(architecture, pretrained=fetch, **options)
     except Exception as error:
         if not fetch or isinstance(error, (TypeError, AttributeError, AssertionError)):
-            raise EncoderError(f"timm cannot build {arch!r} with {options}: {error}") from error
-        instead = f"sg.get_encoder({arch!r}, weights=path)"
-        raise EncoderError(no_access(name, page_of(arch), error, instead)) from error
+            raise EncoderError(f"timm cannot build {architecture!r} with {options}: {error}") from error
+        instead = f"sg.get_encoder({architecture!r}, weights=path)"
+        raise EncoderError(no_access(name, page_of(architecture), error, instead=instead)) from error
     if state is not None:
-        load_weights(module, state, arch)
+        load_weights(module, state, name)
     return module
 
 
-def page_of(arch: str) -> str | None:
-    """Page of the weights of a timm model."""
+def page_of(architecture: str) -> str | None:
+    """Page of the weights of a timm model, if there is one."""
     import timm
 
-    repo, _ = _on_hub(arch)
-    return timm.get_pretrained_cfg(arch).origin_url if repo is None else f"https://huggingface.co/{repo}"
+    repo, _ = _on_hub(architecture)
+    if repo is not None:
+        return f"https://huggingface.co/{repo}"
+    return getattr(timm.get_pretrained_cfg(architecture), "origin_url", None)
 
 
-def _on_hub(arch: str) -> tuple[str | None, str | None]:
-    """Repository and revision of a timm model's weights; ``None`` where they lie elsewhere, or nowhere."""
+def _on_hub(architecture: str) -> tuple[str | None, str | None]:
+    """Repository and revision of a timm model's weights; ``None`` if they are not on the hub."""
     import timm
 
-    if arch.startswith(HUB):
-        repo, _, revision = arch[7:].partition("@")
+    if architecture.startswith(HUB):
+        repo, _, revision = architecture[7:].partition("@")
         return repo, revision or None
-    return getattr(timm.get_pretrained_cfg(arch), "hf_hub_id", None), None
+    return getattr(timm.get_pretrained_cfg(architecture), "hf_hub_id", None), None
 
 
-def _require_known(arch: str, fetch: bool) -> tuple[str | None, str | None]:
-    """Check that timm knows a name, and has weights of it if they are asked for; where they lie on the hub."""
+def require_known(architecture: str, fetch: bool = False) -> tuple[str | None, str | None]:
+    """Check that timm has a network, and weights of it if they are to be fetched.
+
+    Returns
+    -------
+    Repository and revision of the weights on the hub; ``None`` if they are not there.
+
+    Raises
+    ------
+    EncoderError
+        timm does not have the network or the weights.
+    """
     import timm
 
-    if arch.startswith(HUB):
-        return _on_hub(arch)
-    if not timm.is_model(arch):
-        near = difflib.get_close_matches(arch, sorted({*REGISTRY, *timm.list_models()}), n=5)
+    if architecture.startswith(HUB):
+        return _on_hub(architecture)
+    if not timm.is_model(architecture):
+        registered = all_entries()
+        near = difflib.get_close_matches(architecture, sorted({*registered, *timm.list_models()}), n=5)
         raise EncoderError(
-            f"No image encoder is called {arch!r}. Registered: {', '.join(REGISTRY)}; or any name of timm.list_models()"
+            f"No image encoder is called {architecture!r}. Registered: {', '.join(registered)}; or any name of "
+            + "timm.list_models()"
             + (f", such as {', '.join(near)}." if near else ".")
         )
-    base, _, tag = arch.partition(".")
+    base, _, tag = architecture.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         raise EncoderError(f"timm has no weights {tag!r} of {base!r}. It has {', '.join(map(repr, tags)) or 'none'}.")
     if fetch and not tags:
         raise EncoderError(
-            f"timm has no weights of {arch!r}. Give a checkpoint, weights=path, or take random weights: "
-            f"ImageEncoder.from_timm({arch!r})."
+            f"timm has no weights of {architecture!r}. Give a checkpoint, weights=path, or take random weights: "
+            f"ImageEncoder.from_timm({architecture!r})."
         )
-    return _on_hub(arch)
+    return _on_hub(architecture)
 
 
 def _classes(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for timm with ``mlp_layer``, a class in ``timm.layers`` by name, looked up."""
+    """Arguments for timm, with ``mlp_layer`` replaced by the class of that name in ``timm.layers``."""
     import timm
 
     layer = kwargs.get("mlp_layer")

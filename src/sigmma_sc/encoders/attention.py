@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
@@ -24,19 +24,24 @@ OF_TRANSFORMERS = ("clip_vision_model", "dinov2", "dinov2_with_registers", "vit"
 """Models of transformers whose scores are the product of queries and keys as they are projected, without rotary positions."""
 
 
-def cls_attention(encoder: ImageEncoder, crops: Tensor) -> Tensor:
-    """Where the class token looks in the last block, head by head.
+class _TimmAttention(Protocol):
+    fused_attn: bool
+    attn_drop: nn.Module
 
-    The weights are those that the block itself computes, softmax over all tokens; the class token's weight on itself and
+
+def cls_attention(encoder: ImageEncoder, crops: Tensor) -> Tensor:
+    """Attention of the class token to the patches in the last block, head by head.
+
+    The weights are those that the block itself computes, softmax over all tokens. The class token's weight on itself and
     those on register tokens are then left out, so that a map sums to less than 1. The encoder is left as it was.
 
     Parameters
     ----------
     encoder
-        Vision transformer with a class token: of timm (VisionTransformer, Eva, Beit and their kin), CLIP's or DINOv2's of
-        transformers, open_clip's. Of CONCH, the attention of its trunk.
+        Vision transformer with a class token: timm's VisionTransformer, Eva, Beit and their kin, CLIP or DINOv2 of
+        transformers, or open_clip's. For CONCH, its trunk is used.
     crops
-        ``(B, 3, S, S)`` uint8 RGB, S a size in px that the encoder takes.
+        RGB crops ``(B, 3, S, S)`` uint8, S a size in px that the encoder takes.
 
     Returns
     -------
@@ -48,7 +53,7 @@ def cls_attention(encoder: ImageEncoder, crops: Tensor) -> Tensor:
         The encoder has no class token, or no attention in its last block.
     """
     network = encoder.module.trunk if isinstance(encoder.module, Conch) else encoder.module
-    found = _describe(network) if isinstance(network, nn.Module) else None
+    found = _last_attention(network) if isinstance(network, nn.Module) else None
     if found is None:
         raise EncoderError(
             f"Image encoder {encoder.name!r} ({type(network).__name__}) has no attention of a class token to patches. Needed is "
@@ -62,36 +67,39 @@ def cls_attention(encoder: ImageEncoder, crops: Tensor) -> Tensor:
     side = math.isqrt(weights.shape[-1])
     if side * side != weights.shape[-1]:
         raise EncoderError(
-            f"The last block of image encoder {encoder.name!r} sees {weights.shape[-1]} patches, which are no square: patches "
+            f"The last block of image encoder {encoder.name!r} has {weights.shape[-1]} patches, which are no square: patches "
             "that were merged or dropped cannot be placed on the crop. Build it without."
         )
     return weights.unflatten(-1, (side, side)).float().cpu()
 
 
-def _describe(network: nn.Module) -> tuple[AbstractContextManager[Kept], int] | None:
-    """How to read the last block's weights, and how many tokens come before the patches; ``None`` if unknown."""
+def _last_attention(network: nn.Module) -> tuple[AbstractContextManager[Kept], int] | None:
+    """How to read the last block's weights, and the number of tokens before the patches; ``None`` if unknown."""
     from timm import models
 
     if isinstance(network, (models.VisionTransformer, models.Eva, models.Beit, models.VisionTransformerRelPos)):
-        attention = getattr(network.blocks[-1], "attn", network.blocks[-1])
+        attention: Any = getattr(network.blocks[-1], "attn", network.blocks[-1])
         if network.cls_token is not None and hasattr(attention, "attn_drop") and hasattr(attention, "fused_attn"):
             return _unfused(attention), network.num_prefix_tokens
     config = getattr(network, "config", None)
-    if getattr(config, "model_type", None) in OF_TRANSFORMERS:
-        # What transformers 5 calls them, and what it called them before.
-        pairs = [_last(network, *names) for names in (("q_proj", "k_proj"), ("query", "key"))]
-        if projections := next(filter(None, pairs), None):
-            return _projected(*projections, config.num_attention_heads), 1 + getattr(config, "num_register_tokens", 0)
+    if config is not None and getattr(config, "model_type", None) in OF_TRANSFORMERS:
+        # transformers 5 names them q_proj and k_proj, earlier versions query and key.
+        projections = _last_pair(network, "q_proj", "k_proj") or _last_pair(network, "query", "key")
+        if projections is not None:
+            prefix = 1 + getattr(config, "num_register_tokens", 0)
+            return _projected(*projections, config.num_attention_heads), prefix
     blocks = getattr(getattr(network, "transformer", None), "resblocks", None)  # open_clip
     if hasattr(network, "class_embedding") and blocks and isinstance(blocks[-1].attn, nn.MultiheadAttention):
         return _weighed(blocks[-1].attn), 1
     return None
 
 
-def _last(network: nn.Module, query: str, key: str) -> tuple[nn.Module, nn.Module] | None:
-    """Last projections to queries and to keys, by the ends of their names."""
-    found = [[part for name, part in network.named_modules() if name.endswith(f".{end}")] for end in (query, key)]
-    return (found[0][-1], found[1][-1]) if all(found) else None
+def _last_pair(network: nn.Module, query: str, key: str) -> tuple[nn.Module, nn.Module] | None:
+    """Last projections to queries and to keys, by the ends of their names; ``None`` if there are none."""
+    named = list(network.named_modules())
+    queries = [module for name, module in named if name.endswith(f".{query}")]
+    keys = [module for name, module in named if name.endswith(f".{key}")]
+    return (queries[-1], keys[-1]) if queries and keys else None
 
 
 @contextmanager
@@ -105,8 +113,8 @@ def _hooked(*hooks: tuple[nn.Module, Callable]) -> Iterator[None]:
 
 
 @contextmanager
-def _unfused(attention: nn.Module) -> Iterator[Kept]:
-    """timm's: fused attention never holds the weights; its other path hands them to the dropout on weights.
+def _unfused(attention: _TimmAttention) -> Iterator[Kept]:
+    """Timm's weights: fused attention never holds them, while its other path gives them to a dropout layer.
 
     Whatever the block does to queries and keys (norms, rotary positions, biases) is in them.
     """
@@ -122,12 +130,16 @@ def _unfused(attention: nn.Module) -> Iterator[Kept]:
 
 @contextmanager
 def _projected(query: nn.Module, key: nn.Module, heads: int) -> Iterator[Kept]:
-    """transformers': from queries and keys, for whether a block returns its weights hangs on the version and on settings."""
+    """Transformers' weights, from queries and keys: whether a block returns them depends on version and settings."""
     kept: Kept = []
     queries: Kept = []
 
+    def by_head(projected: Tensor) -> Tensor:
+        return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
     def weigh(module: nn.Module, given: tuple, keys: Tensor) -> None:
-        q, k = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries.pop(), keys))
+        q = by_head(queries.pop())
+        k = by_head(keys)
         kept.append((q[:, :, :1] @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1))
 
     with _hooked((query, lambda module, given, out: queries.append(out)), (key, weigh)):
@@ -136,12 +148,12 @@ def _projected(query: nn.Module, key: nn.Module, heads: int) -> Iterator[Kept]:
 
 @contextmanager
 def _weighed(attention: nn.MultiheadAttention) -> Iterator[Kept]:
-    """open_clip's: torch's own module, asked again for the weights that the block does not ask for."""
+    """open_clip's weights: torch's own module is called again, for the weights that the block does not request."""
     kept: Kept = []
 
-    def ask(module: nn.MultiheadAttention, given: tuple, out: tuple) -> None:
+    def call_again(module: nn.MultiheadAttention, given: tuple, out: tuple) -> None:
         if out[1] is None:
             kept.append(module(*given[:3], need_weights=True, average_attn_weights=False)[1])
 
-    with _hooked((attention, ask)):
+    with _hooked((attention, call_again)):
         yield kept

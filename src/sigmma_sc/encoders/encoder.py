@@ -1,52 +1,61 @@
-"""Image encoders: a registry, timm, or any module of the user's behind one face (paper, section 5.1)."""
+"""Image encoders: published ones by name, networks of timm, or any module of the user's, all used in the same way."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from sigmma_sc._checks import require_positive
+from sigmma_sc._checks import require_positive, require_whole
 from sigmma_sc.encoders.architectures import build_registered, build_timm, page_of
-from sigmma_sc.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, REGISTRY, Three
+from sigmma_sc.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, RGB, find_entry, require_normalisation
 from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 logger = logging.getLogger("sigmma_sc")
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 class ImageEncoder(nn.Module):
-    """An image encoder with everything needed to feed it.
+    """An image encoder with its input size and normalisation.
 
     Parameters
     ----------
     module
         ``nn.Module`` or callable that maps ``(B, 3, S, S)`` float to ``(B, D)``.
     name
-        Name to report.
+        Name of the encoder in messages, saved models and the cache of features.
     input_size
-        Side S in px of the crops.
+        Side S of the crops in px.
     mean, std
-        Normalisation of RGB in [0, 1].
+        Mean and standard deviation with which RGB in [0, 1] is normalised.
     dim
-        D; ``None`` finds it by encoding two blank crops.
+        Length D of a feature vector; by default, two blank crops are encoded to find it.
     spec
-        JSON-safe description from which :meth:`from_spec` rebuilds the encoder; ``None`` for a module of your own, or
-        random weights, which have to be passed again when a saved model is loaded.
+        JSON-safe description from which :meth:`from_spec` rebuilds the encoder. A module of your own, or one of random
+        weights, has none: it has to be passed again when a saved model is loaded.
+
+    Attributes
+    ----------
+    sizes
+        Sides of crops in px that the encoder takes: ``input_size``, and those that :meth:`allow` was called with.
 
     Raises
     ------
     EncoderError
         The output is not a finite ``(B, D)``, or an argument is out of range.
+
+    See Also
+    --------
+    get_encoder : Build an encoder by its name.
+    register_encoder : Give an encoder of your own a name.
 
     Examples
     --------
@@ -63,64 +72,91 @@ class ImageEncoder(nn.Module):
         module: nn.Module | Callable[[Tensor], Tensor],
         name: str,
         input_size: int = 224,
-        mean: Three = IMAGENET_MEAN,
-        std: Three = IMAGENET_STD,
+        mean: RGB = IMAGENET_MEAN,
+        std: RGB = IMAGENET_STD,
         dim: int | None = None,
         spec: dict[str, Any] | None = None,
     ):
         super().__init__()
         require_positive(input_size, "input_size")
-        self.mean, self.std = _three(mean), _three(std)
-        if not (len(self.mean) == len(self.std) == 3 and min(self.std) > 0):
-            raise EncoderError(f"mean={mean!r} and std={std!r} must be three numbers each, std positive.")
-        self.module, self.name, self.input_size, self.dim, self.spec = module, name, int(input_size), dim, spec
-        self.sizes = {self.input_size}  # of crops that it is known to take
-        self.register_buffer("_mean", torch.tensor(self.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(self.std).view(3, 1, 1), persistent=False)
-        place = next(module.parameters(), self._mean).device if isinstance(module, nn.Module) else "cpu"
-        self._mean, self._std = self._mean.to(place), self._std.to(place)
+        if dim is not None:
+            require_whole(dim, "dim")
+        self.mean, self.std = require_normalisation(mean, std)
+        self.module = module
+        self.name = name
+        self.input_size = int(input_size)
+        self.spec = spec
+        self.sizes = {self.input_size}
+        place = torch.device("cpu")
+        if isinstance(module, nn.Module):
+            place = next((parameter.device for parameter in module.parameters()), place)
+        self.register_buffer("_mean", torch.tensor(self.mean, device=place).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std, device=place).view(3, 1, 1), persistent=False)
+        self.dim = 0 if dim is None else int(dim)
         if dim is None:
-            out = self._tried()
-            if not torch.isfinite(out).all():
-                raise EncoderError(
-                    f"Image encoder {name!r} gives NaN or infinity for a black crop. Check mean and std."
-                )
-            self.dim = int(out.shape[1])
+            self.dim = self._measured_dim()
 
-    def _tried(self) -> Tensor:
-        """What it makes of two black crops, or an error of ours in the place of the network's."""
+    @property
+    def device(self) -> torch.device:
+        """Device of the normalisation and the weights, to which crops are moved."""
+        return self._mean.device
+
+    def _measured_dim(self) -> int:
+        """Length of a feature vector, from two black crops."""
         side = self.input_size
         try:
-            return self.encode(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+            out = self.encode(torch.zeros(2, 3, side, side, dtype=torch.uint8))
         except EncoderError:
             raise
         except Exception as error:
-            parts = self.module.parameters() if isinstance(self.module, nn.Module) else ()
-            odd = next((p.dtype for p in parts if p.is_floating_point() and p.dtype != torch.float32), None)
-            fix = (
-                f"Check input_size={side}; a timm ViT for another size than its own is built with img_size={side}."
-                if odd is None
-                else f"Its weights are {odd}, and crops come as torch.float32: pass module.float()."
-            )
             raise EncoderError(
-                f"Image encoder {self.name!r} fails on crops of {side} px, {type(error).__name__}: {error}. {fix}"
+                f"Image encoder {self.name!r} fails on crops of {side} px, {type(error).__name__}: {error}. "
+                f"{self._advice()}"
             ) from error
+        if not torch.isfinite(out).all():
+            raise EncoderError(
+                f"Image encoder {self.name!r} gives NaN or infinity for a black crop. Check mean and std."
+            )
+        return int(out.shape[1])
+
+    def _advice(self) -> str:
+        """What to mend when the network fails on crops of its input size."""
+        if isinstance(self.module, nn.Module):
+            for parameter in self.module.parameters():
+                if parameter.is_floating_point() and parameter.dtype != torch.float32:
+                    return f"Its weights are {parameter.dtype}, and crops come as torch.float32: pass module.float()."
+        side = self.input_size
+        return f"Check input_size={side}; a timm ViT for another size than its own is built with img_size={side}."
 
     def features(self, crops: Tensor) -> Tensor:
-        """Encode ``(B, 3, S, S)`` uint8 RGB crops to ``(B, D)`` float32 in the module's own mode, with gradient.
+        """Encode crops in the module's own mode, with gradient.
 
         For training the encoder; :meth:`encode` is the frozen counterpart.
+
+        Parameters
+        ----------
+        crops
+            RGB crops ``(B, 3, S, S)`` uint8, S among ``sizes``, which the encoder normalises itself.
+
+        Returns
+        -------
+        Feature vectors ``(B, D)`` float32.
+
+        Raises
+        ------
+        EncoderError
+            The crops are of another type or size, or the network's output is not ``(B, D)``.
         """
-        shape = tuple(crops.shape[1:])
-        if crops.dtype != torch.uint8 or crops.ndim != 4 or shape not in {(3, side, side) for side in self.sizes}:
+        shapes = [(3, side, side) for side in self.sizes]
+        if crops.dtype != torch.uint8 or crops.ndim != 4 or tuple(crops.shape[1:]) not in shapes:
             side = self.input_size
             raise EncoderError(
                 f"Image encoder {self.name!r} takes uint8 crops (B, 3, {side}, {side}), got {crops.dtype} "
                 f"{tuple(crops.shape)}. Resample the crops to its input_size; it normalises them itself."
             )
-        if not len(crops) and self.dim is not None:
+        if not len(crops) and self.dim:
             return self._mean.new_zeros(0, self.dim)
-        out = self.module((crops.to(self._mean.device).to(self._mean.dtype) / 255 - self._mean) / self._std)
+        out = self.module((crops.to(self.device).to(self._mean.dtype) / 255 - self._mean) / self._std)
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if not isinstance(found, tuple) or len(found) != 2 or found != (len(crops), self.dim or found[1]):
             raise EncoderError(
@@ -130,9 +166,15 @@ class ImageEncoder(nn.Module):
         return out.float()
 
     def allow(self, size: int) -> None:
-        """Take crops of another side than ``input_size`` too; tried on a blank one.
+        """Take crops of another side than ``input_size`` too, if the network can encode a blank one.
 
-        Convolutional networks do, as a rule; a timm ViT that was built with ``dynamic_img_size=True``, if its patches fit.
+        Convolutional networks usually can. A timm ViT can if it was built with ``dynamic_img_size=True`` and its patches
+        divide the side.
+
+        Parameters
+        ----------
+        size
+            Side of the crops in px.
 
         Raises
         ------
@@ -154,9 +196,31 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, crops: Tensor) -> Tensor:
-        """Encode ``(B, 3, S, S)`` uint8 RGB crops to ``(B, D)`` float32, in eval mode and without gradient."""
-        with _evaluating(self):
+        """Encode crops in eval mode and without gradient.
+
+        Parameters
+        ----------
+        crops
+            RGB crops ``(B, 3, S, S)`` uint8, S among ``sizes``, which the encoder normalises itself.
+
+        Returns
+        -------
+        Feature vectors ``(B, D)`` float32.
+
+        Raises
+        ------
+        EncoderError
+            The crops are of another type or size, or the network's output is not ``(B, D)``.
+        """
+        # Each submodule gets its own mode back: some may be frozen and some not.
+        in_training = [part for part in self.modules() if part.training]
+        for part in in_training:
+            part.training = False
+        try:
             return self.features(crops)
+        finally:
+            for part in in_training:
+                part.training = True
 
     def forward(self, crops: Tensor) -> Tensor:
         """Encode as :meth:`encode` does."""
@@ -165,8 +229,8 @@ class ImageEncoder(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over name, input size, normalisation and every parameter and buffer.
 
-        What an encoder does with its weights is not in it: the cache of features, checkpoints and saved models compare its
-        output for one crop as well.
+        It does not cover what an encoder does with its weights. Therefore the cache of features, checkpoints and saved
+        models compare its output for one crop as well.
         """
         digest = hashlib.sha256(repr((self.name, self.input_size, self.mean, self.std)).encode())
         if isinstance(self.module, nn.Module):
@@ -181,11 +245,11 @@ class ImageEncoder(nn.Module):
         arch: str,
         weights: str | Path | None = None,
         input_size: int | None = None,
-        mean: Three | None = None,
-        std: Three | None = None,
+        mean: RGB | None = None,
+        std: RGB | None = None,
         pretrained: bool = False,
         name: str | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> ImageEncoder:
         """Build a timm model without its classifier.
 
@@ -196,19 +260,21 @@ class ImageEncoder(nn.Module):
         weights
             Local checkpoint, ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``. A classifier in it is dropped; everything
             else must fit exactly.
-        input_size, mean, std
-            ``None`` takes timm's.
+        input_size
+            Side of the crops in px; timm's by default.
+        mean, std
+            Mean and standard deviation with which RGB in [0, 1] is normalised; timm's by default.
         pretrained
-            Fetch timm's own weights when no local file is given.
+            Whether to fetch timm's own weights if no local file is given.
         name
-            Name to report; ``arch`` by default.
+            Name of the encoder in messages, saved models and the cache of features; ``arch`` by default.
         **kwargs
             Further arguments of ``timm.create_model``; ``mlp_layer`` may be the name of a class in ``timm.layers``.
 
         Raises
         ------
         EncoderError
-            timm does not know the name, the weights cannot be had, or they do not fit.
+            timm does not have the network, the weights cannot be had, or they do not fit.
 
         Examples
         --------
@@ -220,58 +286,67 @@ class ImageEncoder(nn.Module):
 
         module = build_timm(arch, weights, pretrained, name or arch, kwargs)
         config = timm.data.resolve_model_data_config(module)
-        size = next(s for s in (input_size, kwargs.get("img_size"), config["input_size"][-1]) if s is not None)
-        told = {"input_size": input_size, "mean": mean, "std": std, "pretrained": pretrained, "name": name}
-        spec: dict[str, Any] | None = {"kind": "timm", "arch": arch, "weights": _absolute(weights), **told, **kwargs}
+        given = {"input_size": input_size, "mean": mean, "std": std, "pretrained": pretrained, "name": name}
+        spec: dict[str, Any] | None = {"kind": "timm", "arch": arch, "weights": _absolute(weights), **given, **kwargs}
         if not (weights or pretrained) or not _is_json(spec):
             spec = None
         if pretrained and weights is None:
-            _tell_licence(arch, (module.pretrained_cfg or {}).get("license"), page_of(arch))
+            licence = (getattr(module, "pretrained_cfg", None) or {}).get("license")
+            _warn_of_licence(arch, licence, page_of(arch))
+        sizes: tuple[Any, ...] = (input_size, kwargs.get("img_size"), config["input_size"][-1])
+        size = next(size for size in sizes if size is not None)
         return cls(module, name or arch, size, mean or config["mean"], std or config["std"], spec=spec)
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> ImageEncoder:
-        """Rebuild from ``spec``; a local checkpoint has to lie where it lay."""
-        options: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in spec.items() if key != "kind"
-        }
-        return get_encoder(**options) if spec["kind"] == "registry" else cls.from_timm(**options)
+        """Rebuild an encoder from its ``spec``; a local checkpoint has to be where it was.
 
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every part in eval mode, then give each its own mode back: some may be frozen and some not."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
+        Raises
+        ------
+        EncoderError
+            The encoder cannot be built, or it was registered by a user and is not registered now.
+        """
+        options: dict[str, Any] = {}
+        for key, value in spec.items():
+            if key != "kind":
+                options[key] = tuple(value) if isinstance(value, list) else value
+        if spec["kind"] == "timm":
+            return cls.from_timm(**options)
+        name = options["name"]
+        if find_entry(name) is None:
+            raise EncoderError(
+                f"Image encoder {name!r} is not registered in this session; it was one that a user had registered. Call "
+                f"sg.register_encoder({name!r}, …) as then, or install the package that registers it."
+            )
+        return get_encoder(**options)
 
 
 def get_encoder(
-    name: str | ImageEncoder = "stain-stats", weights: str | Path | None = None, **arguments: Any
+    name: str | ImageEncoder = "stain-stats", weights: str | Path | None = None, **arguments: object
 ) -> ImageEncoder:
-    """Find an encoder.
+    """Build an encoder by its name.
 
     Parameters
     ----------
     name
-        A registered name, a name of a timm model, or an :class:`ImageEncoder`, which is returned as it is.
+        A registered name, the name of a timm model, or an :class:`ImageEncoder`, which is returned as it is.
     weights
-        Local checkpoint as its page on the hub ships it, a file or the folder with it; without one, names other than the
-        embedded encoder's are fetched from the hub, or from its cache when ``HF_HUB_OFFLINE=1``.
+        Local checkpoint as its page on the hub ships it, a file or the folder with it. Without one, the weights are
+        fetched from the hub, or from its cache when ``HF_HUB_OFFLINE=1``. Embedded encoders have none.
     **arguments
-        Of :meth:`ImageEncoder.from_timm`, for a timm model.
+        Arguments of :meth:`ImageEncoder.from_timm`, for a timm model.
 
     Raises
     ------
     EncoderError
-        Unknown name, no access to the weights, or an object that says nothing of its normalisation.
+        The name is unknown, the weights cannot be had, or the object is a module without normalisation.
     MissingPackageError
         The encoder needs transformers or open_clip, of the extra ``encoders``.
+
+    See Also
+    --------
+    list_encoders : Names, licences and pages of the registered encoders.
+    register_encoder : Add an encoder of your own to them.
 
     Examples
     --------
@@ -279,52 +354,39 @@ def get_encoder(
     96
     >>> sg.get_encoder("uni", weights="uni/pytorch_model.bin")  # doctest: +SKIP
     """
-    if not isinstance(name, str):
-        if not isinstance(name, ImageEncoder):
-            raise EncoderError(
-                f"{type(name).__name__} says nothing of its input. Wrap it: sg.ImageEncoder(module, name=…, "
-                "input_size=224, mean=(…), std=(…))."
-            )
+    if isinstance(name, ImageEncoder):
         if weights is not None:
             raise EncoderError(f"weights={str(weights)!r} goes with a name; {name.name!r} has its weights already.")
         return name
-    if name not in REGISTRY:
-        return ImageEncoder.from_timm(name, weights, **{"pretrained": weights is None, **arguments})
+    if not isinstance(name, str):
+        raise EncoderError(
+            f"{type(name).__name__} has no input size and normalisation. Wrap it: sg.ImageEncoder(module, name=…, "
+            "input_size=224, mean=(…), std=(…))."
+        )
+    entry = find_entry(name)
+    if entry is None:
+        options: dict[str, Any] = {"pretrained": weights is None, **arguments}
+        return ImageEncoder.from_timm(name, weights, **options)
     if arguments:
         raise EncoderError(
             f"{', '.join(arguments)}: arguments go with a timm model; {name!r} is registered with all of its own."
         )
-    entry = REGISTRY[name]
-    if name == "stain-stats":
-        from sigmma_sc.encoders.stain import StainStatistics
-
-        if weights is not None:
-            raise EncoderError(f"'stain-stats' has no weights to load, got weights={str(weights)!r}.")
-        module: nn.Module = StainStatistics()
-    else:
-        module = build_registered(name, weights)
-        _tell_licence(name, entry.licence, entry.page)
+    module = build_registered(name, entry, weights)
+    if entry.licence and entry.source != "sigmma-sc":
+        _warn_of_licence(name, entry.licence, entry.page)
     spec = {"kind": "registry", "name": name, "weights": _absolute(weights)}
     return ImageEncoder(module, name, entry.input_size, entry.mean, entry.std, entry.dim, spec)
 
 
-def _tell_licence(name: str, licence: str | None, page: str | None) -> None:
-    """Once a process, and as a warning: Python shows nothing below to a user who has set up no logging."""
-    if name not in _told:
+def _warn_of_licence(name: str, licence: str | None, page: str | None) -> None:
+    """Log a licence once in a process, as a warning: Python shows nothing below to a user who has set up no logging."""
+    if name not in _warned:
         logger.warning("Image encoder %s: licence %s, %s", name, licence or "not stated", page or "no page known")
-    _told.add(name)
-
-
-def _three(value: Any) -> tuple[float, ...]:
-    """Numbers, or nothing where there are none."""
-    try:
-        return tuple(map(float, value))
-    except (TypeError, ValueError):
-        return ()
+    _warned.add(name)
 
 
 def _absolute(weights: str | Path | None) -> str | None:
-    """Path as a saved model needs it: not relative to where the session happened to run."""
+    """Path that a saved model can keep, independent of the session's working directory."""
     return None if weights is None else str(Path(weights).expanduser().resolve())
 
 

@@ -1,7 +1,7 @@
-"""What tells one image encoder from another: its name and sizes, its weights, and what it makes of a crop.
+"""What tells one image encoder from another: its name and sizes, its weights, and its output for one crop.
 
-Encoders of equal weights may differ in a pooling or a padding alone. That shows in the output, which is compared and not hashed: rounded, it
-would fall now on this and now on that side of a rounding border, by device and number of threads.
+Encoders of equal weights may differ in a pooling or a padding alone, which shows in the output. The output is compared and
+not hashed: rounded values would differ between devices and numbers of threads wherever they lie at the border of rounding.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sigmma_sc.encoders.encoder import ImageEncoder
 
-PROBED = 32
+N_KEPT = 32
 """Numbers of a feature vector that are kept."""
 
 TOLERANCE = 0.01
@@ -23,9 +25,18 @@ TOLERANCE = 0.01
 
 
 def identity_of(encoder: ImageEncoder) -> dict[str, Any]:
-    """What to know an encoder again by, elsewhere and later; JSON-safe, for :func:`mismatch`.
+    """Describe an encoder so that it can be recognised elsewhere and later, by :func:`mismatch`.
 
-    All weights are read, and a crop is encoded: keep it where the encoder does not change.
+    All weights are read and a crop is encoded: keep the result where the encoder does not change.
+
+    Parameters
+    ----------
+    encoder
+        Encoder to describe, which is left as it was.
+
+    Returns
+    -------
+    JSON-safe name, input size, normalisation, fingerprint of the weights, and output for one crop.
     """
     return {
         "name": encoder.name,
@@ -33,43 +44,59 @@ def identity_of(encoder: ImageEncoder) -> dict[str, Any]:
         "mean": list(encoder.mean),
         "std": list(encoder.std),
         "fingerprint": encoder.fingerprint(),
-        "output": _probe(encoder),
+        "output": _output(encoder),
     }
 
 
 def mismatch(own: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """In what two :func:`identity_of` differ; nothing if they are of the same encoder."""
+    """Name in what two results of :func:`identity_of` differ; empty if they are of the same encoder.
+
+    Parameters
+    ----------
+    own, identity
+        Descriptions of the two encoders.
+    """
     different = [key for key in ("name", "input_size", "mean", "std") if own[key] != identity[key]]
     if not different and own["fingerprint"] != identity["fingerprint"]:
         different.append("weights")
-    return different if agree(own["output"], identity["output"]) else [*different, "output"]
+    if not agree(own["output"], identity["output"]):
+        different.append("output")
+    return different
 
 
 def agree(found: list[float], expected: list[float]) -> bool:
-    """Whether two outputs are of encoders that compute the same, to a hundredth."""
+    """Whether two outputs are of encoders that compute the same, to a hundredth of their norm.
+
+    Parameters
+    ----------
+    found, expected
+        Outputs for the same crop.
+    """
     if len(found) != len(expected):
         return False
     if np.array_equal(found, expected, equal_nan=True):
-        return True  # infinite ones too
+        return True  # also where both are infinite
     difference = np.linalg.norm(np.subtract(found, expected))
     return bool(difference <= TOLERANCE * np.linalg.norm(expected))
 
 
-def _probe(encoder: ImageEncoder) -> list[float]:
-    """Some numbers of the feature of a crop that is always the same; generators of random numbers stay as they were."""
-    place = encoder._mean.device
-    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-        out = encoder.encode(_probe_crop(encoder.input_size))[0].cpu()
-    return out[:: -(-len(out) // PROBED)].tolist()
+def _output(encoder: ImageEncoder) -> list[float]:
+    """Some numbers of the feature vector of a fixed crop; generators of random numbers stay as they were."""
+    cuda = [encoder.device] if encoder.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        features = encoder.encode(_fixed_crop(encoder.input_size))[0].cpu()
+    step = -(-len(features) // N_KEPT)
+    return features[::step].tolist()
 
 
-def _probe_crop(size: int) -> Tensor:
-    """A crop ``(1, 3, size, size)`` uint8, always the same: patches of colour, dark ones more often, under a fine grain."""
-
-    def levels(n: int) -> Any:
-        return np.arange(n) * 2654435761 % 2**32 >> 24  # scattered over 0 … 255, by no generator that may change
-
+def _fixed_crop(size: int) -> Tensor:
+    """Fixed crop ``(1, 3, size, size)`` uint8: patches of colour, dark ones more often, under a fine grain."""
     place = np.arange(size) * 7 // size
-    colours = (levels(3 * 49) ** 2 // 256).reshape(3, 7, 7)[:, place][:, :, place]
-    grain = levels(3 * size * size).reshape(1, 3, size, size) // 8
+    colours = (_scattered(3 * 49) ** 2 // 256).reshape(3, 7, 7)[:, place][:, :, place]
+    grain = _scattered(3 * size * size).reshape(1, 3, size, size) // 8
     return torch.from_numpy((colours + grain).clip(0, 255).astype(np.uint8))
+
+
+def _scattered(n: int) -> NDArray[np.int64]:
+    """Whole numbers scattered over 0 … 255, by no generator that a new version may change."""
+    return np.arange(n) * 2654435761 % 2**32 >> 24

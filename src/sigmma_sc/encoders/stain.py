@@ -17,7 +17,8 @@ _EOSIN = (0.07, 0.99, 0.11)
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.95)
 _AMOUNTS = (0.12, 0.25, 0.5, 1.0)  # doublings: nuclei measured from 0.2 in a pink scan to 1.2 in a blue one
-_WHITE, _WHITE_SOFTNESS = 0.08, 0.02  # mean optical density below which light passes freely
+_WHITE = 0.08  # mean optical density below which light passes freely
+_WHITE_SOFTNESS = 0.02
 _LAGS = (1, 2, 4, 8, 16)  # pixels of the half-size crop
 _OCTAVES = 5
 _VARIANCE_FLOOR = 1e-4  # (0.01 optical density)²: below one grey level, where ratios would only measure rounding
@@ -53,12 +54,12 @@ def unmixing_matrix() -> Tensor:
 class StainStatistics(nn.Module):
     """Describe H&E crops by what a pathologist would measure, with no weights and no download.
 
-    Colour deconvolution (Ruifrok & Johnston 2001) splits the crop into haematoxylin, eosin and a residual. Their
-    distribution, the amount, size, number, texture and spacing of nuclei, the fibre alignment of the eosin, white
-    space and the coarse layout make up the features. Turning a crop by 90° or mirroring it changes none of them.
+    Colour deconvolution (Ruifrok & Johnston 2001) splits the crop into haematoxylin, eosin and a residual. The features
+    measure their distribution, the coarse layout and the white space. They also measure amount, size, number, texture and
+    spacing of nuclei, and the fibre alignment of the eosin. Turning a crop by 90° or mirroring it changes none of them.
 
-    Scans differ tenfold in how dark their nuclei are, so the nuclear mask has the crop's own threshold (Otsu 1979,
-    over tissue only); the absolute amounts are features of their own. The softness of the masks and the white
+    Scans differ tenfold in how dark their nuclei are. Hence the nuclear mask has the crop's own threshold (Otsu 1979, over
+    tissue only), and the absolute amounts are features of their own. The softness of the masks and the white
     level (brightfield, background above 210 of 255) are this package's choices.
 
     It is a default that always works, not a substitute for a pathology foundation model.
@@ -77,7 +78,7 @@ class StainStatistics(nn.Module):
         super().__init__()
         # Constants, hence not saved; as buffers they follow the module's device and count in the fingerprint.
         self.register_buffer("unmix", unmixing_matrix(), persistent=False)
-        # Raise whenever a feature changes its meaning: features cached by an older version are then made anew.
+        # Raise whenever a feature changes its meaning: features cached by an older version are then computed anew.
         self.register_buffer("version", torch.tensor(1), persistent=False)
 
     @property
@@ -86,7 +87,7 @@ class StainStatistics(nn.Module):
         return tuple(self.describe(torch.ones(1, 3, 64, 64, device=self.unmix.device)))
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """Features of ``(B, 3, S, S)`` RGB crops in [0, 1], ``S`` a multiple of 16: ``(B, D)`` float32."""
+        """Measure ``(B, 3, S, S)`` RGB crops in [0, 1], ``S`` a multiple of 16: ``(B, D)`` float32."""
         # On a CPU the maps of eight crops stay in the cache, which is worth a third of the time.
         parts = rgb.split(8) if rgb.device.type == "cpu" and len(rgb) else (rgb,)
         return torch.cat([torch.stack(list(self.describe(part).values()), dim=1) for part in parts])
@@ -106,7 +107,8 @@ class StainStatistics(nn.Module):
             ordered, order = half[:, :2].flatten(2).sort(dim=2)
             tissue = (1 - half_white).flatten(2).expand(-1, 2, -1).gather(2, order)
             matrix, nucleus = _two_classes(ordered[:, 0], tissue[:, 0])
-            middle, softness = (nucleus + matrix) / 2, (0.08 * (nucleus - matrix)).clamp_min(0.03)
+            middle = (nucleus + matrix) / 2
+            softness = (0.08 * (nucleus - matrix)).clamp_min(0.03)
             nuclei = torch.sigmoid((stains[:, :1] - middle[:, None]) / softness[:, None])
             fine = stains[:, :2] - _blur(stains[:, :2])
             return {
@@ -131,7 +133,8 @@ def _named(values: Tensor, names: list[str] | tuple[str, ...]) -> Mapping[str, T
 
 def _correlation(first: Tensor, second: Tensor) -> Tensor:
     """Pearson correlation over the last dimension; 0 where either is flat."""
-    first, second = first - first.mean(-1, keepdim=True), second - second.mean(-1, keepdim=True)
+    first = first - first.mean(-1, keepdim=True)
+    second = second - second.mean(-1, keepdim=True)
     scale = (first.square().mean(-1) + _VARIANCE_FLOOR) * (second.square().mean(-1) + _VARIANCE_FLOOR)
     return (first * second).mean(-1) / scale.sqrt()
 
@@ -143,20 +146,25 @@ def _log_amplitude(energy: Tensor) -> Tensor:
 
 def _two_classes(ordered: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Class means ``(B, 1, 1)`` of ascending weighted values ``(B, n)``, cut where Otsu's criterion is largest."""
-    mass, moment = weight.cumsum(1), (weight * ordered).cumsum(1)
-    mass_all, moment_all = mass[:, -1:] + 1e-6, moment[:, -1:]
+    mass = weight.cumsum(1)
+    moment = (weight * ordered).cumsum(1)
+    mass_all = mass[:, -1:] + 1e-6
+    moment_all = moment[:, -1:]
     rest = mass_all - mass
     between = (moment_all * mass - moment * mass_all).square() / (mass * rest + 1e-6)
     cut = between.argmax(1, keepdim=True)
-    mass, moment, rest = mass.gather(1, cut), moment.gather(1, cut), rest.gather(1, cut)
+    mass = mass.gather(1, cut)
+    moment = moment.gather(1, cut)
+    rest = rest.gather(1, cut)
     # One pixel's worth of the overall mean: an empty class has to have some mean.
     overall = moment_all / mass_all
-    lower, upper = (moment + overall) / (mass + 1), (moment_all - moment + overall) / (rest + 1)
+    lower = (moment + overall) / (mass + 1)
+    upper = (moment_all - moment + overall) / (rest + 1)
     return lower[:, :, None], upper[:, :, None]
 
 
 def _distribution(density: Tensor, stains: Tensor, half: Tensor) -> Mapping[str, Tensor]:
-    """Moments of each stain, spread of each colour, correlations between stains."""
+    """Moments of each stain, standard deviation of each colour, correlations between stains."""
     flat = stains.flatten(2)
     mean = flat.mean(2)
     centred = flat - mean[:, :, None]
@@ -167,8 +175,8 @@ def _distribution(density: Tensor, stains: Tensor, half: Tensor) -> Mapping[str,
     for values, what in ((mean, "mean"), (variance.sqrt(), "sd"), (skew, "skew")):
         found |= _named(values, [f"{stain}_{what}" for stain in STAINS])
     colours = density.flatten(2)
-    spread = (colours.square().mean(2) - colours.mean(2).square()).clamp_min(0).sqrt()
-    found |= _named(spread, ("red_sd", "green_sd", "blue_sd"))
+    deviation = (colours.square().mean(2) - colours.mean(2).square()).clamp_min(0).sqrt()
+    found |= _named(deviation, ("red_sd", "green_sd", "blue_sd"))
     small = half.flatten(2)
     pairs = (("haematoxylin_eosin", 0, 1), ("haematoxylin_residual", 0, 2), ("eosin_residual", 1, 2))
     return found | {f"corr_{name}": _correlation(small[:, i], small[:, j]) for name, i, j in pairs}
@@ -199,25 +207,26 @@ def _mask(mask: Tensor, name: str) -> Mapping[str, Tensor]:
 
 def _nuclei(stains: Tensor, fine: Tensor, nuclei: Tensor, white: Tensor) -> Mapping[str, Tensor]:
     """Chromatin inside the nuclear mask, cytoplasm and matrix outside it."""
-    haematoxylin, eosin = stains[:, :1], stains[:, 1:2]
+    haematoxylin = stains[:, :1]
+    eosin = stains[:, 1:2]
     rest = (1 - nuclei) * (1 - white)
 
     def within(values: Tensor, weight: Tensor) -> Tensor:
         # The small constant stands for "no such pixel: 0", and keeps near-empty masks from dividing noise by noise.
         return (values * weight).mean((1, 2, 3)) / (weight.mean((1, 2, 3)) + 1e-2)
 
-    def spread(values: Tensor, weight: Tensor) -> Tensor:
+    def std(values: Tensor, weight: Tensor) -> Tensor:
         return (within(values.square(), weight) - within(values, weight).square()).clamp_min(0).sqrt()
 
     above = {a: torch.sigmoid((haematoxylin - a) / (0.15 * a)).mean((1, 2, 3)) for a in _AMOUNTS}
     return {
         **{f"haematoxylin_above{a:g}": share for a, share in above.items()},
         "chromatin_mean": within(haematoxylin, nuclei),
-        "chromatin_sd": spread(haematoxylin, nuclei),
+        "chromatin_sd": std(haematoxylin, nuclei),
         "chromatin_texture": _log_amplitude(within(fine[:, :1].square(), nuclei)),
         "nuclei_eosin_mean": within(eosin, nuclei),
         "matrix_eosin_mean": within(eosin, rest),
-        "matrix_eosin_sd": spread(eosin, rest),
+        "matrix_eosin_sd": std(eosin, rest),
         "matrix_haematoxylin_mean": within(haematoxylin, rest),
     }
 
@@ -227,8 +236,8 @@ def _blur(image: Tensor) -> Tensor:
     padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
     for dim in (2, 3):
         size = padded.shape[dim] - 4
-        a, b, c, d, e = (padded.narrow(dim, i, size) for i in range(5))
-        padded = (a + e + 4 * (b + d) + 6 * c) / 16
+        shifted = [padded.narrow(dim, start, size) for start in range(5)]
+        padded = (shifted[0] + shifted[4] + 4 * (shifted[1] + shifted[3]) + 6 * shifted[2]) / 16
     return padded
 
 
@@ -238,7 +247,8 @@ def _octaves(pair: Tensor, fine: Tensor) -> Mapping[str, Tensor]:
     A dark blob on a pale ground gives positive asymmetry in the octave of its diameter, a hole a negative one.
     """
     found: dict[str, Tensor] = {}
-    smooth, band = pair - fine, fine
+    smooth = pair - fine
+    band = fine
     for octave in range(_OCTAVES):
         band = band.flatten(2)
         energy = band.square().mean(2)

@@ -1,35 +1,37 @@
-"""Genes as a sentence: names in the order of their expression (Chen et al. 2025, OmiCLIP)."""
+"""Text encoders of genes as a sentence: names in the order of their expression (Chen et al. 2025, OmiCLIP)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sigmma_sc._checks import require_choice, require_package
 from sigmma_sc.encoders.registry import REGISTRY
-from sigmma_sc.encoders.weights import fetch_weights, load_weights, read_weights, require_fit
+from sigmma_sc.encoders.weights import fetch_weights, load_weights, read_weights, require_all_loaded
 
 N_WORDS = 50
 PRETRAINED = ("clip", "plip", "omiclip")
-"""Text towers whose weights are a checkpoint's."""
+"""Registered encoders whose checkpoint has a text tower too."""
 
 
 def ranked_genes(genes: Tensor, n_words: int = N_WORDS) -> tuple[Tensor, Tensor]:
-    """The most expressed genes of each tile, most first.
+    """Rank the genes of each tile by expression, the highest first.
 
     Parameters
     ----------
     genes
         Expression ``(n, n_genes)``.
     n_words
-        Longest sentence.
+        Length w of the longest sentence.
 
     Returns
     -------
     order
-        Genes ``(n, w)``; equal ones in the order of the panel.
-    said
-        Which of them are expressed at all, ``(n, w)``.
+        Indices of genes ``(n, w)``; those of equal expression in the order of the panel.
+    expressed
+        Whether each of them is expressed at all, ``(n, w)``.
     """
     values, order = genes.sort(dim=1, descending=True, stable=True)
     return order[:, :n_words], values[:, :n_words] > 0
@@ -38,14 +40,18 @@ def ranked_genes(genes: Tensor, n_words: int = N_WORDS) -> tuple[Tensor, Tensor]
 class GeneSentenceTower(nn.Module):
     """A small transformer over the sentence, with a word for each gene of the panel, trained from scratch.
 
-    What a pretrained text tower would be where its weights cannot be had, and where methods are compared by themselves.
+    It stands in for a pretrained text tower whose weights cannot be had, and for comparisons of methods alone.
 
     Parameters
     ----------
     n_genes
-        Size of the vocabulary.
-    width, depth, heads
-        Of the transformer (our choices).
+        Number of genes of the panel, which is the size of the vocabulary.
+    width
+        Length of a token, and of the output (our choice).
+    depth
+        Number of transformer layers (our choice).
+    heads
+        Number of attention heads (our choice).
     """
 
     def __init__(self, n_genes: int, width: int = 128, depth: int = 2, heads: int = 4):
@@ -57,12 +63,13 @@ class GeneSentenceTower(nn.Module):
         self.layers = nn.TransformerEncoder(layer, depth, nn.LayerNorm(width), enable_nested_tensor=False)
 
     def forward(self, genes: Tensor) -> Tensor:
-        """Expression ``(n, n_genes)`` to ``(n, width)``; a tile without counts is told by a single word."""
-        order, said = ranked_genes(genes)
-        said = said.clone()
-        said[:, 0] = True
-        tokens = self.layers(self.words(order) + self.places[: order.shape[1]], src_key_padding_mask=~said)
-        return (tokens * said[:, :, None]).sum(1) / said.sum(1, keepdim=True)
+        """Encode expression ``(n, n_genes)`` to ``(n, width)``; the sentence of a tile without counts is one word."""
+        order, expressed = ranked_genes(genes)
+        expressed = expressed.clone()
+        expressed[:, 0] = True
+        tokens = self.words(order) + self.places[: order.shape[1]]
+        tokens = self.layers(tokens, src_key_padding_mask=~expressed)
+        return (tokens * expressed[:, :, None]).sum(1) / expressed.sum(1, keepdim=True)
 
 
 class PretrainedText(nn.Module):
@@ -71,45 +78,49 @@ class PretrainedText(nn.Module):
     Parameters
     ----------
     module
-        Maps tokens ``(n, length)`` to ``(n, width)``.
+        Network that maps tokens ``(n, length)`` to ``(n, width)``.
     names
         Genes of the panel, in order.
     width
-        Of what it gives.
+        Length of an output vector.
     length
-        Of the sentences in tokens: longer ones are cut.
+        Length of a sentence in tokens; longer ones are cut.
     """
 
     def __init__(self, module: nn.Module, names: list[str], width: int, length: int = 77):
         import open_clip
 
         super().__init__()
-        self.module, self.names, self.width = module, names, width
+        self.module = module
+        self.names = names
+        self.width = width
         self.tokenise = open_clip.SimpleTokenizer(context_length=length)  # CLIP's, which PLIP and OmiCLIP share
 
     def forward(self, genes: Tensor) -> Tensor:
-        """Expression ``(n, n_genes)`` to ``(n, width)``."""
+        """Encode expression ``(n, n_genes)`` to ``(n, width)``."""
         return self.module(self.tokenise(self.sentences(genes)).to(genes.device))
 
     def sentences(self, genes: Tensor) -> list[str]:
         """Names of the most expressed genes of each tile, separated by blanks."""
-        order, said = (part.tolist() for part in ranked_genes(genes))
-        return [
-            " ".join(self.names[g] for g, s in zip(o, k, strict=True) if s) for o, k in zip(order, said, strict=True)
-        ]
+        order, expressed = ranked_genes(genes)
+        sentences = []
+        for indices, shown in zip(order.cpu(), expressed.cpu(), strict=True):
+            words = [self.names[index] for index in indices[shown].tolist()]
+            sentences.append(" ".join(words))
+        return sentences
 
 
 def text_tower(name: str, weights: str | None, names: list[str]) -> PretrainedText:
-    """Text tower of a registered CLIP, with its checkpoint's weights.
+    """Build the text tower of a registered CLIP, with its checkpoint's weights.
 
     Parameters
     ----------
     name
         ``"clip"``, ``"plip"`` or ``"omiclip"``.
     weights
-        Local checkpoint of the whole model, file or folder; ``None`` fetches it from the hub, or takes it from its cache.
+        Local checkpoint of the whole model, file or folder; ``None`` takes it from the hub or its cache.
     names
-        Genes of the panel.
+        Genes of the panel, in order.
 
     Raises
     ------
@@ -120,11 +131,12 @@ def text_tower(name: str, weights: str | None, names: list[str]) -> PretrainedTe
     """
     require_choice(name, PRETRAINED, "text")
     require_package("open_clip", "encoders")
-    state = read_weights(fetch_weights(name, "text_weights=path") if weights is None else weights)
-    if REGISTRY[name].source == "transformers":
+    entry = REGISTRY[name]
+    state = read_weights(fetch_weights(name, entry, "text_weights=path") if weights is None else weights)
+    if entry.source == "transformers":
         require_package("transformers", "encoders")
         return PretrainedText(_of_transformers(name, state), names, 512)
-    return PretrainedText(_of_open_clip(REGISTRY[name].architecture, name, state), names, 768, 76)
+    return PretrainedText(_of_open_clip(entry.architecture, name, state), names, 768, 76)
 
 
 class _Embeds(nn.Module):
@@ -142,16 +154,19 @@ class _Embeds(nn.Module):
 def _of_transformers(name: str, state: dict[str, Tensor]) -> nn.Module:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    own = ("text_model.", "text_projection.")
-    model, report = CLIPTextModelWithProjection.from_pretrained(
+    own = {}
+    for key, value in state.items():
+        if key.startswith(("text_model.", "text_projection.")) and not key.endswith(".position_ids"):
+            own[key] = value.float()
+    loaded: Any = CLIPTextModelWithProjection.from_pretrained(
         None,
         config=CLIPTextConfig(projection_dim=512, eos_token_id=49407),
-        state_dict={k: v.float() for k, v in state.items() if k.startswith(own) and not k.endswith(".position_ids")},
+        state_dict=own,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    shapes = [f"{k} {tuple(found)}, needed {tuple(needed)}" for k, found, needed in report["mismatched_keys"]]
-    require_fit(f"text tower of {name}", report["missing_keys"], report["unexpected_keys"], shapes)
+    model, report = loaded
+    require_all_loaded(f"text tower of {name}", report, REGISTRY[name].page)
     return _Embeds(model)
 
 
@@ -161,7 +176,7 @@ def _of_open_clip(architecture: str, name: str, state: dict[str, Tensor]) -> nn.
     config = open_clip.get_model_config(architecture)
     module = open_clip.CoCa(**{key: value for key, value in config.items() if key != "custom_text"}).text
     own = {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
-    load_weights(module, own, f"text tower of {name}")
+    load_weights(module, own, f"text tower of {name}", page=REGISTRY[name].page)
     module.register_forward_hook(_latent)
     return module
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from sigmma_sc._checks import require_package
-from sigmma_sc.encoders.encoder import ImageEncoder
 from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sigmma_sc.config import Config
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
 LISTS = (nn.ModuleList, nn.Sequential)
 
@@ -22,117 +24,177 @@ MIN_SHARE = 0.05
 
 
 def require_tunable(encoder: ImageEncoder, config: Config) -> None:
-    """Check that an encoder can be trained as the configuration says.
+    """Check that an encoder can be trained by the configuration's regime.
+
+    Parameters
+    ----------
+    encoder
+        Encoder to be trained.
+    config
+        Configuration with ``regime`` and ``last_k``.
 
     Raises
     ------
     EncoderError
-        It has nothing to train, nothing to adapt, or fewer blocks.
+        The encoder has no weights, too few that adapters reach, or fewer blocks than ``last_k``.
     MissingPackageError
         ``regime="lora"`` without peft.
     """
-    if not isinstance(encoder.module, nn.Module) or not any(True for _ in encoder.module.parameters()):
-        raise EncoderError(
-            f"Image encoder {encoder.name!r} has no weights to train with regime={config.regime!r}. Use regime='frozen', or an "
-            "encoder with weights, e.g. 'resnet50'."
-        )
+    network = _trainable_network(encoder, config)
     if config.regime == "lora":
         require_package("peft", "encoders")
-        share = _adapted_share(encoder.module)
+        share = _adapted_share(network)
         if share < MIN_SHARE:
             raise EncoderError(
                 f"Image encoder {encoder.name!r} has {share:.1%} of its weights in linear maps and 1 × 1 convolutions, which are "
                 f"what regime='lora' adapts; {MIN_SHARE:.0%} are needed. Use regime='full' or 'last_k'."
             )
     if config.regime == "last_k":
-        if later := _later_lists(encoder.module):
+        later = _later_lists(network)
+        if later:
             raise EncoderError(
-                f"Image encoder {encoder.name!r} is no plain stack of blocks: {_longest_list(encoder.module)[0]!r}, its longest "
+                f"Image encoder {encoder.name!r} is no plain stack of blocks: {_longest_list(network)[0]!r}, its longest "
                 f"list of them, is followed by {', '.join(map(repr, later))}, so that last_k={config.last_k} could not be counted. "
                 "Use regime='lora' or 'full'."
             )
-        if config.last_k > (n := len(blocks_of(encoder.module))):
+        n_blocks = len(blocks_of(network))
+        if config.last_k > n_blocks:
             raise EncoderError(
-                f"Image encoder {encoder.name!r} has {n} blocks, last_k={config.last_k}. Give at most that many, or use "
+                f"Image encoder {encoder.name!r} has {n_blocks} blocks, last_k={config.last_k}. Give at most that many, or use "
                 "regime='full'."
             )
 
 
-def tuned(encoder: ImageEncoder, config: Config) -> ImageEncoder:
-    """A copy of an encoder with the parameters to be trained set to require a gradient; the encoder itself stays as it is.
+def _trainable_network(encoder: ImageEncoder, config: Config) -> nn.Module:
+    """The encoder's module, if it has weights."""
+    network = encoder.module
+    if not isinstance(network, nn.Module) or next(network.parameters(), None) is None:
+        raise EncoderError(
+            f"Image encoder {encoder.name!r} has no weights to train with regime={config.regime!r}. Use regime='frozen', or an "
+            "encoder with weights, e.g. 'resnet50'."
+        )
+    return network
 
-    ``"lora"`` gives the linear maps and the 1 × 1 convolutions low-rank adapters (Hu et al. 2021). α is the rank, so that adapters add with weight 1 (our choice); they start at zero, which leaves the output unchanged.
-    ``"last_k"`` takes the last blocks with what follows them, ``"full"`` everything.
+
+def tuned(encoder: ImageEncoder, config: Config) -> ImageEncoder:
+    """Copy an encoder and let the parameters to be trained require a gradient; the encoder itself stays as it is.
+
+    ``"lora"`` gives low-rank adapters (Hu et al. 2021) to the linear maps and the 1 × 1 convolutions. α is the rank, so that
+    adapters are added with weight 1 (our choice). They start at zero, which leaves the output unchanged.
+    ``"last_k"`` trains the last blocks with the layers that follow them, ``"full"`` everything.
+
+    Parameters
+    ----------
+    encoder
+        Encoder that :func:`require_tunable` accepts.
+    config
+        Configuration with ``regime``, ``last_k`` and ``lora_rank``.
     """
     encoder = copy.deepcopy(encoder).requires_grad_(config.regime == "full")
     if config.regime == "lora":
         from peft import LoraConfig, inject_adapter_in_model
 
+        network = _trainable_network(encoder, config)
         rank = config.lora_rank
         # A list would be matched by the ends of names: "0" would be every layer that is the first of its kind.
-        names = "|".join(map(re.escape, adaptable(encoder.module)))
+        names = "|".join(re.escape(name) for name in adaptable(network))
         adapters = LoraConfig(r=rank, lora_alpha=rank, target_modules=f"(?:{names})")
-        inject_adapter_in_model(adapters, encoder.module)
+        inject_adapter_in_model(adapters, network)
     elif config.regime == "last_k":
-        names = {name for block in blocks_of(encoder.module)[-config.last_k :] for name in block}
-        for name, parameter in encoder.module.named_parameters():
-            parameter.requires_grad_(name in names)
+        network = _trainable_network(encoder, config)
+        for block in blocks_of(network)[-config.last_k :]:
+            for name in block:
+                network.get_parameter(name).requires_grad_(True)
     return encoder
 
 
 def adaptable(module: nn.Module) -> list[str]:
-    """Names of the layers that adapters go to: linear maps and 1 × 1 convolutions, which are linear maps of channels."""
+    """Names of the layers that get adapters: linear maps and 1 × 1 convolutions, which are linear maps of channels."""
+    return [name for name, _ in _adaptable_layers(module)]
+
+
+def _adaptable_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
     # torch's own attention reads the weights of its output map without calling it, past any adapter.
     bypassed = {f"{name}.out_proj" for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention)}
-    return [name for name, part in module.named_modules() if name and name not in bypassed and _is_linear(part)]
-
-
-def _is_linear(part: nn.Module) -> bool:
-    if isinstance(part, nn.Conv2d):
-        return part.kernel_size == (1, 1) and part.groups == 1
-    return isinstance(part, nn.Linear)
+    for name, part in module.named_modules():
+        if not name or name in bypassed:
+            continue
+        if (
+            isinstance(part, nn.Linear)
+            or isinstance(part, nn.Conv2d)
+            and part.kernel_size == (1, 1)
+            and part.groups == 1
+        ):
+            yield name, part
 
 
 def _adapted_share(module: nn.Module) -> float:
     """Share of the weights that adapters reach."""
-    reached = sum(module.get_submodule(name).weight.numel() for name in adaptable(module))
-    return reached / sum(p.numel() for p in module.parameters())
+    reached = sum(layer.weight.numel() for _, layer in _adaptable_layers(module))
+    return reached / sum(parameter.numel() for parameter in module.parameters())
 
 
 def blocks_of(module: nn.Module) -> list[list[str]]:
-    """Names of the parameters of each block of an encoder, first to last, what follows the last block with it.
+    """Names of the parameters of each block of an encoder, first to last; the last one includes the layers that follow.
 
-    Blocks are those by which timm decays learning rates; of an encoder that is not timm's, the parts of its longest list of
-    modules.
+    Blocks are those by which timm decays learning rates. Where a network is not timm's, they are the modules of its longest
+    list of modules.
     """
-    if hasattr(module, "group_matcher"):
+    matcher = getattr(module, "group_matcher", None)
+    if matcher is not None:
         from timm.models import group_parameters
 
-        groups: dict[int, list[str]] = group_parameters(module, module.group_matcher(coarse=False))
-        return [groups[n] for n in sorted(groups)]
-    longest, parts = _longest_list(module)
+        groups: dict[int, list[str]] = group_parameters(module, matcher(coarse=False))
+        return [groups[number] for number in sorted(groups)]
+    longest, listed = _longest_list(module)
     prefix = f"{longest}." if longest else ""
-    # Modules name their bare parameters before their parts. For the embeddings of a transformer that is their order; what CLIP
-    # and open_clip call proj is applied last.
-    names = [name for name, _ in module.named_parameters()]
-    last = [name for name in names if name.rpartition(".")[2] == "proj" and not (longest and name.startswith(prefix))]
-    names = [*(name for name in names if name not in last), *last]
-    weighty = [n for n, part in parts.named_children() if any(True for _ in part.parameters())]
-    starts = [next(k for k, name in enumerate(names) if name.startswith(f"{prefix}{n}.")) for n in weighty]
-    return [names[a:b] for a, b in zip(starts, [*starts[1:], len(names)], strict=True)]
+    names = _in_order_of_use(module, prefix)
+    starts = []
+    for child, _ in listed.named_children():
+        own = [k for k, name in enumerate(names) if name.startswith(f"{prefix}{child}.")]
+        starts += own[:1]  # a block without parameters has none
+    ends = [*starts[1:], len(names)]
+    return [names[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
-def _longest_list(module: nn.Module) -> tuple[str, nn.Module]:
+def _in_order_of_use(module: nn.Module, blocks: str) -> list[str]:
+    """Names of the parameters, with the projections of CLIP and open_clip last, where they are applied.
+
+    Modules name their own parameters before those of their submodules. For the embeddings of a transformer that is their
+    order; ``proj``, outside of the blocks, is applied after everything else.
+    """
+    names = []
+    projections = []
+    for name, _ in module.named_parameters():
+        in_blocks = blocks and name.startswith(blocks)
+        if name.rpartition(".")[2] == "proj" and not in_blocks:
+            projections.append(name)
+        else:
+            names.append(name)
+    return names + projections
+
+
+def _longest_list(module: nn.Module) -> tuple[str, nn.ModuleList | nn.Sequential]:
+    """Name and module of the longest list of modules; the first of equal ones."""
     lists = [(name, part) for name, part in module.named_modules() if isinstance(part, LISTS)]
     return max(lists, key=lambda pair: len(pair[1]), default=("", nn.Sequential()))
 
 
 def _later_lists(module: nn.Module) -> list[str]:
-    """Lists of blocks behind the longest one: stages, as convolutional networks have them. Single layers of a head are no blocks."""
+    """Lists of blocks behind the longest one: stages, as convolutional networks have them.
+
+    A block has submodules; a list of single layers, such as a head, is not counted.
+    """
     if hasattr(module, "group_matcher"):
         return []
     longest, _ = _longest_list(module)
+    prefix = f"{longest}." if longest else ""
     named = list(module.named_modules())
-    end = max(k for k, (name, _) in enumerate(named) if f"{name}.".startswith(f"{longest}." if longest else ""))
-    later = [(name, part) for name, part in named[end + 1 :] if isinstance(part, LISTS)]
-    return [name for name, part in later if sum(any(True for _ in block.children()) for block in part) > 1]
+    last = max(k for k, (name, _) in enumerate(named) if f"{name}.".startswith(prefix))
+    later = []
+    for name, part in named[last + 1 :]:
+        if isinstance(part, LISTS):
+            blocks = [block for block in part if next(block.children(), None) is not None]
+            if len(blocks) > 1:
+                later.append(name)
+    return later

@@ -1,4 +1,4 @@
-"""Weights of image encoders: local files, the hub, and what to say when neither serves."""
+"""Weights of image encoders: local files, the hub, and the message if neither has them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,36 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-# What the pages of the hub call their weights, in the order of preference; the last is a training run's of open_clip.
+    from sigmma_sc.encoders.registry import Entry
+
+# Names of weights on the pages of the hub, in the order of preference; open_clip's training writes the last.
 FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt")
+
+HUB_PAGE = "https://huggingface.co/"
 
 
 def read_weights(weights: str | Path) -> dict[str, Tensor]:
-    """State dict in a local file, or in a folder downloaded from the hub.
+    """Read the state dict in a local file, or in a folder downloaded from the hub.
 
-    A state dict nested under ``state_dict`` or ``model`` is found, and ``module.``, which parallel training puts before
-    every name, is taken off. Nothing in the file is executed: safetensors, or torch's restricted unpickler.
+    A state dict nested under ``state_dict`` or ``model`` is found. The prefix ``module.``, which parallel training puts
+    before every name, is removed. Nothing in the file is executed: safetensors, or torch's restricted unpickler.
+
+    Parameters
+    ----------
+    weights
+        Path of the file or folder.
 
     Raises
     ------
     EncoderError
-        The file does not exist, or holds something else.
+        The file does not exist, or is no state dict.
     """
     path = Path(weights).expanduser()
     if path.is_dir():
         path = next((path / file for file in FILES if (path / file).is_file()), path)
     if not path.is_file():
-        raise EncoderError(
-            f"weights={str(weights)!r} is no file{', nor holds one of ' + ', '.join(FILES) if path.is_dir() else ''}. "
-            "Give the path of a downloaded checkpoint."
-        )
+        nor = f", nor holds one of {', '.join(FILES)}" if path.is_dir() else ""
+        raise EncoderError(f"weights={str(weights)!r} is no file{nor}. Give the path of a downloaded checkpoint.")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -56,88 +63,120 @@ def read_weights(weights: str | Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
-    # Training checkpoints keep numpy numbers beside the weights (OmiCLIP's does), under the name of their time.
+    # Training checkpoints keep numpy numbers beside the weights, as OmiCLIP's does. numpy 2 renamed their module.
     scalar = np.float64(0).__reduce__()[0]
-    numbers: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    kinds: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f2", "f4", "f8"))]
-    with torch.serialization.safe_globals([*numbers, *kinds]):
-        # Mapped, an optimiser's state and a text tower that nobody asks for are never read.
+    allowed: list[Any] = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    allowed.append(np.dtype)
+    allowed += [type(np.dtype(kind)) for kind in ("?", "i4", "i8", "f2", "f4", "f8")]
+    with torch.serialization.safe_globals(allowed):
+        # Mapped into memory, an optimiser's state and a text tower are never read.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    while nest := next((k for k in ("state_dict", "model") if isinstance(state.get(k), dict)), None):
+    while nest := next((key for key in ("state_dict", "model") if isinstance(state.get(key), dict)), None):
         state = state[nest]
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise TypeError("it holds something else than tensors")
-    bare = all(key.startswith("module.") for key in state)
-    return {key.removeprefix("module.") if bare else key: value for key, value in state.items()}
+    if all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return dict(state)
 
 
-def load_weights(module: nn.Module, state: dict[str, Tensor], name: str, ignore: Iterable[str] = ()) -> None:
-    """Load a state dict strictly, but for a classifier that the encoder does not have.
+def load_weights(
+    module: nn.Module, state: dict[str, Tensor], name: str, ignore: Iterable[str] = (), page: str = ""
+) -> None:
+    """Load a state dict strictly, except for a classifier that the encoder does not have.
 
     Parameters
     ----------
     module
-        May lie on the meta device: its parameters are replaced by copies in the data type they have.
+        Network to load into. It may lie on the meta device: its parameters are replaced by copies of their data type.
     state
         Tensors by name.
     name
-        To report.
+        Name of the encoder, for messages.
     ignore
-        Beginnings of names in ``state`` that belong to other parts of a model.
+        Prefixes of names in ``state`` that belong to other networks of the checkpoint.
+    page
+        Address where the weights are published, for messages.
 
     Raises
     ------
     EncoderError
-        It does not fit the architecture; the message names the keys.
+        The state dict does not fit the network; the message lists the names.
     """
     expected = module.state_dict()
+    other = (*_classifiers(module), *ignore)
+    state = {key: value for key, value in state.items() if key in expected or not key.startswith(other)}
+    misshapen = []
+    for key, value in state.items():
+        if key in expected and value.shape != expected[key].shape:
+            misshapen.append(f"{key} {tuple(value.shape)}, needed {tuple(expected[key].shape)}")
+    _require_fit(name, page, expected.keys() - state.keys(), state.keys() - expected.keys(), misshapen)
+    own = {key: value.to(expected[key].dtype, copy=True) for key, value in state.items()}
+    module.load_state_dict(own, assign=True)
+
+
+def _classifiers(module: nn.Module) -> list[str]:
+    """Prefixes of the names that classifiers have in checkpoints: timm's name for it, and the usual ones."""
     heads = (getattr(module, "pretrained_cfg", None) or {}).get("classifier") or ()
-    other = [f"{head}." for head in ((heads,) if isinstance(heads, str) else heads)]
-    other += [f"{head}.{part}" for head in ("classifier", "head", "fc") for part in ("weight", "bias")]
-    state = {k: v for k, v in state.items() if k in expected or not k.startswith((*other, *ignore))}
-    shapes = {k: (tuple(v.shape), tuple(expected[k].shape)) for k, v in state.items() if k in expected}
-    require_fit(
-        name,
-        missing=expected.keys() - state.keys(),
-        unexpected=state.keys() - expected.keys(),
-        shapes=[f"{k} {found}, needed {needed}" for k, (found, needed) in shapes.items() if found != needed],
+    prefixes = [f"{head}." for head in ([heads] if isinstance(heads, str) else heads)]
+    for head in ("classifier", "head", "fc"):
+        prefixes += [f"{head}.weight", f"{head}.bias"]
+    return prefixes
+
+
+def require_all_loaded(name: str, report: dict[str, Any], page: str) -> None:
+    """Check the loading report of transformers' ``from_pretrained``.
+
+    Raises
+    ------
+    EncoderError
+        A tensor is missing, unexpected or of another shape.
+    """
+    misshapen = []
+    for key, given, needed in report["mismatched_keys"]:
+        misshapen.append(f"{key} {tuple(given)}, needed {tuple(needed)}")
+    _require_fit(name, page, report["missing_keys"], report["unexpected_keys"], misshapen)
+
+
+def _require_fit(
+    name: str, page: str, missing: Iterable[str], unexpected: Iterable[str], misshapen: Iterable[str]
+) -> None:
+    wrong = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(misshapen)}
+    if not any(wrong.values()):
+        return
+    counts = [f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in wrong.items() if keys]
+    fix = (
+        f"Give the file of {page}."
+        if page
+        else "Check the architecture and the arguments for timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
     )
-    module.load_state_dict({k: v.to(expected[k].dtype, copy=True) for k, v in state.items()}, assign=True)
+    raise EncoderError(f"The weights do not fit {name!r} ({'; '.join(counts)}). {fix}")
 
 
-def require_fit(name: str, missing: Iterable[str], unexpected: Iterable[str], shapes: Iterable[str]) -> None:
-    """Raise :class:`EncoderError` if any key is missing, unexpected or of another shape."""
-    wrong = {"missing": sorted(missing), "unexpected": sorted(unexpected), "of another shape": sorted(shapes)}
-    if any(wrong.values()):
-        told = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in wrong.items() if keys)
-        fix = (
-            f"Give the file of {REGISTRY[name].page}."
-            if name in REGISTRY
-            else "Check the architecture and what from_timm passes on to timm.create_model, e.g. img_size, init_values, "
-            "reg_tokens, pad_type."
-        )
-        raise EncoderError(f"The weights do not fit {name!r} ({told}). {fix}")
-
-
-def fetch_weights(name: str, instead: str | None = None) -> Path:
-    """A registered encoder's file in the hub's cache; downloaded if it is not there.
+def fetch_weights(name: str, entry: Entry, instead: str | None = None) -> Path:
+    """Path of a registered encoder's weights in the hub's cache; they are downloaded first if they are not there.
 
     Parameters
     ----------
     name
-        Of the encoder.
+        Name of the encoder, for messages.
+    entry
+        What is registered under the name.
     instead
-        How to give a local file, for the message; to :func:`~sigmma_sc.get_encoder` by default.
+        How to give a local file, for messages; by default, an argument of :func:`~sigmma_sc.get_encoder`.
 
     Raises
     ------
     EncoderError
-        No access or no connection; the message says where to ask for access and which encoders need none.
+        No access, no connection, or no page on the hub. The message tells where to ask for access, and which encoders
+        need none.
     """
     from huggingface_hub import hf_hub_download
 
-    repo = REGISTRY[name].page.removeprefix("https://huggingface.co/")
     try:
+        if not entry.page.startswith(HUB_PAGE):
+            raise OSError(f"page={entry.page!r} is not on {HUB_PAGE}")
+        repo = entry.page.removeprefix(HUB_PAGE)
         cached = in_cache(repo)
         if cached is not None:
             return cached
@@ -147,13 +186,27 @@ def fetch_weights(name: str, instead: str | None = None) -> Path:
             raise OSError(f"the page holds none of {', '.join(FILES)}")
         return Path(hf_hub_download(repo, file))
     except Exception as error:
-        raise EncoderError(no_access(name, REGISTRY[name].page, error, instead)) from error
+        raise EncoderError(no_access(name, entry.page, error, entry.gated, instead)) from error
 
 
-def no_access(name: str, page: str | None, error: Exception, instead: str | None = None) -> str:
-    """What to say when an encoder's weights cannot be fetched; ``instead`` is how to give a local file."""
-    way = "Download" if page is None else f"See {page}; or download"
-    if name in REGISTRY and REGISTRY[name].gated:
+def no_access(name: str, page: str | None, error: Exception, gated: bool = False, instead: str | None = None) -> str:
+    """Message that an encoder's weights cannot be fetched, and how to get them.
+
+    Parameters
+    ----------
+    name
+        Name of the encoder.
+    page
+        Address where the weights are published.
+    error
+        Why they cannot be fetched.
+    gated
+        Whether the page gives access on request only.
+    instead
+        How to give a local file; by default, an argument of :func:`~sigmma_sc.get_encoder`.
+    """
+    way = f"See {page}; or download" if page else "Download"
+    if gated:
         way = f"It is gated: ask for access at {page}, then log in with 'hf auth login'; or download"
     free = ", ".join(key for key, entry in REGISTRY.items() if not entry.gated)
     return (
@@ -164,16 +217,22 @@ def no_access(name: str, page: str | None, error: Exception, instead: str | None
 
 
 def in_cache(repo: str, revision: str | None = None) -> Path | None:
-    """Weights of a repository that an earlier download left in the hub's cache."""
+    """Weights of a repository that an earlier download left in the hub's cache, if any."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    # The hub takes a name in any case, and the cache keeps it as it was asked for: "MahmoodLab/uni" is "MahmoodLab/UNI".
-    asked, start = repo.lower(), "models--"
-    kept = [path.name for path in Path(constants.HF_HUB_CACHE).glob(f"{start}*")]
-    named = [name.removeprefix(start).replace("--", "/", 1) for name in kept]
-    repos = [repo, *(name for name in named if name.lower() == asked and name != repo)]
-    found: list[Any] = [try_to_load_from_cache(name, file, revision=revision) for name in repos for file in FILES]
-    return next((Path(path) for path in found if isinstance(path, str)), None)
+    # The hub takes a name in any case and the cache keeps it as it was given: "MahmoodLab/uni" is "MahmoodLab/UNI".
+    start = "models--"
+    repos = [repo]
+    for folder in Path(constants.HF_HUB_CACHE).glob(f"{start}*"):
+        kept = folder.name.removeprefix(start).replace("--", "/", 1)
+        if kept.lower() == repo.lower() and kept != repo:
+            repos.append(kept)
+    for name in repos:
+        for file in FILES:
+            path = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(path, str):
+                return Path(path)
+    return None
 
 
 def on_hub(repo: str, revision: str | None = None) -> set[str]:
@@ -185,4 +244,5 @@ def on_hub(repo: str, revision: str | None = None) -> set[str]:
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         raise OSError("HF_HUB_OFFLINE is set and the hub's cache does not hold them")
-    return {sibling.rfilename for sibling in HfApi().model_info(repo, revision=revision, timeout=10).siblings or ()}
+    info = HfApi().model_info(repo, revision=revision, timeout=10)
+    return {sibling.rfilename for sibling in info.siblings or ()}
