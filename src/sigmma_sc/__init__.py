@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
     from sigmma_sc.encoders.registry import list_encoders
+    from sigmma_sc.tissue.split import Split, register_split
 
 __version__ = "0.1.0"
 __all__ = [
     "SIGMMA",
     "Config",
     "ImageEncoder",
+    "Split",
     "baselines",
     "benchmark",
     "datasets",
@@ -25,6 +27,7 @@ __all__ = [
     "metrics",
     "pl",
     "pp",
+    "register_split",
     "tl",
 ]
 
@@ -34,6 +37,8 @@ _HOMES = {
     "ImageEncoder": "sigmma_sc.encoders.encoder",
     "get_encoder": "sigmma_sc.encoders.encoder",
     "list_encoders": "sigmma_sc.encoders.registry",
+    "Split": "sigmma_sc.tissue.split",
+    "register_split": "sigmma_sc.tissue.split",
 }
 
 

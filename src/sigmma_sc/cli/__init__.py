@@ -32,6 +32,7 @@ from sigmma_sc.cli.options import (
 )
 from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.errors import SetupError, SigmmaError
+from sigmma_sc.tissue.split import SPLITS
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -39,6 +40,27 @@ if TYPE_CHECKING:
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def extend(
+    modules: Annotated[
+        list[str],
+        typer.Option("--import", help="Module to import first: it may register splits, and methods of a benchmark."),
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Import modules of the user's, from the working folder or installed."""
+    from importlib import import_module
+
+    if modules:
+        sys.path.insert(0, str(Path.cwd()))
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            raise SetupError(
+                f"--import {module}: {error}. Name a module of the working folder or an installed one."
+            ) from error
 
 
 @app.command()
@@ -104,7 +126,7 @@ def train(
     weights: Weights = None,
     encoder_arg: EncoderArg = [],  # noqa: B006
     epochs: Epochs = 60,
-    split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
+    split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or one of your own.")] = "auto",
     switches: Switches = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     cache: Cache = None,
@@ -195,15 +217,19 @@ def benchmark(
         str, typer.Argument(help="YAML file, or the name of a configuration that comes with the package.")
     ],
     out: Out,
-    jobs: Annotated[int, typer.Option(help="Processes that share the cells and this machine's cores.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes that share the trials and this machine's cores.")] = 1,
     cache: Cache = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run cells anew whose settings have changed.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run trials anew whose settings have changed.")
+    ] = False,
 ) -> None:
-    """Compare methods on data sets, splits and seeds; write tables and a report. The same command takes up what is left."""
+    """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes what was stopped."""
     from sigmma_sc.benchmark import run
 
-    told = f"sigmma-sc benchmark {config} --out {out}" + (f" --jobs {jobs}" if jobs > 1 else "")
-    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=told)
+    command = f"sigmma-sc benchmark {config} --out {out}"
+    if jobs > 1:
+        command += f" --jobs {jobs}"
+    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=command)
     console.print(f"Report: {out / 'report.html'}")
 
 

@@ -14,7 +14,7 @@ from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.identity import slide_identity
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
 from sigmma_sc.tissue.setup import get_table, resolve_slides, stored_setup
-from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
+from sigmma_sc.tissue.split import LEAK, get_split
 from sigmma_sc.tissue.tilepixels import TilePixels
 from sigmma_sc.tissue.tiling import Tiles, covering_tiles, crops_of_tiles
 from sigmma_sc.train.batches import SlideTensors
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
+    from sigmma_sc.tissue.split import Split, SplitJson
 
 FEWEST_TILES = 8
 """Tiles by which a slide can be centred and scaled: a single one would be its own mean, whatever it shows."""
@@ -56,7 +57,7 @@ class TissueData:
         self.setup, self.config, self.cache_dir = setup, config, cache_dir
         self.pretrained = self.features = PatchFeatures(encoder, cache_dir=cache_dir)
         self.nodes: CountsPCA | GeneVectors | None = None
-        self.split: str | dict[str, str | list[str]] | None = None
+        self.split: SplitJson | None = None
         self.roles: dict[str, NDArray] = {}
         self.identities: dict[str, str] = {}
         self.typical: dict[str, Moments] = {}
@@ -106,30 +107,23 @@ class TissueData:
         """Tiles fit to be trained and scored on: enough cells, and not on bare glass."""
         return (tiles.n_cells >= self.config.min_cells) & (self.tissue(slide, tiles) >= MIN_TISSUE)
 
-    def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
+    def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]] | Split) -> None:
         """Decide which tiles of slides that were not trained on before train, validate and test."""
-        resolved = resolve_split(split, [slide.sample for slide in slides], self.config.seed)
+        chosen = get_split(split).resolve([slide.sample for slide in slides], self.config.seed)
+        if chosen.leaks:
+            warnings.warn(f"split={chosen.name!r} {LEAK}", SplitWarning, stacklevel=4)
         roles = {}
         for slide in slides:
             tiles, _ = self.covering(slide)
-            usable = self.usable(slide, tiles)
-            if isinstance(resolved, str):
-                roles[slide.name] = split_slide(tiles, usable, resolved, self.config.seed)
-            else:
-                role = next((r for r, names in resolved.items() if slide.sample in names), "train")
-                if role == "train" and resolved.get("val") == BLOCKS:
-                    roles[slide.name] = split_slide(tiles, usable, BLOCKS, self.config.seed, test_share=0)
-                else:
-                    roles[slide.name] = np.where(usable, role, "unused").astype("<U6")
-        asked = resolved != "none" if isinstance(resolved, str) else "val" in resolved
-        if asked and not any((role == "val").any() for role in roles.values()):
+            roles[slide.name] = chosen.roles(tiles, self.usable(slide, tiles), slide.sample, self.config.seed)
+        if chosen.validates and not any((role == "val").any() for role in roles.values()):
             warnings.warn(
-                f"split={split!r} leaves no validation tile: there is no validation loss and no reliability of predictions. Use a smaller "
+                f"split={chosen.to_json()!r} leaves no validation tile: there is no validation loss and no reliability of predictions. Use a smaller "
                 "tile_size or more slides.",
                 SplitWarning,
                 stacklevel=4,
             )
-        self.split = resolved
+        self.split = chosen.to_json()
         self.roles = self.roles | roles
         self.identities = self.identities | {slide.name: self._identity(slide) for slide in slides}
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.split import near, resolve_split
+from sigmma_sc.tissue.split import get_split, near
 from sigmma_sc.tissue.tiling import lattice_tiles
 from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 from sigmma_sc.train.checkpoint import SaveEpochs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.trainable import Backbone
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
     from sigmma_sc.train.batches import SlideTensors
     from sigmma_sc.features.data import TissueData
@@ -162,12 +163,17 @@ def _assign(model: Any, split: str | Mapping[str, Sequence[str]]) -> None:
     unseen = [slide for slide in slides if not data.knows(slide)]
     if unseen:
         data.assign_roles(unseen, split)
-    elif split != "auto" and data.split != resolve_split(split, [s.sample for s in slides], model.config.seed):
+    elif split != "auto" and data.split != _stored_form(split, slides, model.config.seed):
         raise SetupError(
             f"The model is trained on split={data.split!r}; another split would leak. Make a new model for {split!r}."
         )
     if model.module is None and data.nodes is None:
         data.fit_nodes(slides)
+
+
+def _stored_form(split: str | Mapping[str, Sequence[str]], slides: Sequence[Slide], seed: int) -> SplitJson:
+    """What a model that is trained on these slides and this split stores of it."""
+    return get_split(split).resolve([slide.sample for slide in slides], seed).to_json()
 
 
 def _ready_encoder(model: Any, tuning: dict[str, Any], device: torch.device) -> float:
@@ -244,9 +250,9 @@ def _keys(slide: int, which: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _training_tiles(data: TissueData, slide: Slide, covering: Tiles, role: NDArray, stride: float) -> Tiles:
     """Tiles at every step of the lattice that lie on training tiles and keep the guard band from all that is held out.
 
-    A random split has no guard band: what it shows is the leak.
+    The split says how wide the band is; a random split has none, for what it shows is the leak.
     """
     tiles = lattice_tiles(slide.xy, slide.width, slide.height, data.side(slide), stride / slide.microns_per_pixel)
     held_out = covering.origins[np.isin(role, ["val", "test"])]
-    gap = 0.0 if data.split == "random" else 1.0
-    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, gap)))
+    guard = get_split(data.split).guard
+    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, guard)))
