@@ -64,8 +64,8 @@ def embeddings(n_cells: int, seed: int, epochs: int) -> tuple[dict[str, np.ndarr
     out = {"PCA": components(table, seed)}
     for n in NEIGHBOURS:
         out[f"PCA, mean of {n} neighbours"] = averaged(out["PCA"], table.obsm["spatial"], n)
-    for name, switches in VARIANTS.items():
-        model = SIGMMA(sdata, seed=seed, **switches)
+    for name, options in VARIANTS.items():
+        model = SIGMMA(sdata, seed=seed, **options)
         model.train(max_epochs=epochs, split="none", enable_progress_bar=False)
         for scale in model.module.embedded:
             out[f"{name}, {scale}"] = model.get_latent_representation(scale=scale)

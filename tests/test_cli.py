@@ -217,9 +217,9 @@ def test_encoders_are_listed(capsys):
     assert "stain-stats" in said(capsys)
 
 
-def test_switches_that_are_on_or_off():
+def test_options_that_are_on_or_off():
     given = ["symmetric_edges=no", "learn_temperature=On", "cell_covariates=FALSE", "edges=none", "n_latent=8"]
-    assert cli._switches(given) == {
+    assert cli._options(given) == {
         "symmetric_edges": False,
         "learn_temperature": True,
         "cell_covariates": False,

@@ -18,7 +18,7 @@ def test_a_configuration_survives_json():
 
 
 @pytest.mark.parametrize(
-    ("switches", "words"),
+    ("options", "words"),
     [
         ({"egdes": "none"}, "no switch 'egdes'. Did you mean 'edges'"),
         ({"edges": "some"}, "edges='some' is not one of"),
@@ -50,9 +50,9 @@ def test_a_configuration_survives_json():
         ({"temperature": 0.6, "learn_temperature": True}, "temperature=0.6 cannot be learned from"),
     ],
 )
-def test_what_is_out_of_range_is_named(switches, words):
+def test_what_is_out_of_range_is_named(options, words):
     with pytest.raises(SetupError, match=words):
-        Config.of(switches, GRIDS)
+        Config.of(options, GRIDS)
 
 
 def test_numbers_of_numpy_are_taken_as_those_of_python():

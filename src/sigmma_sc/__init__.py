@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
     from sigmma_sc.encoders.registry import list_encoders, register_encoder
     from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.split import Split, register_split
 
 __version__ = "0.1.0"
 __all__ = [
     "SIGMMA",
     "Config",
     "ImageEncoder",
+    "Split",
     "baselines",
     "benchmark",
     "datasets",
@@ -26,6 +28,7 @@ __all__ = [
     "pl",
     "pp",
     "register_encoder",
+    "register_split",
     "tl",
 ]
 
@@ -36,6 +39,8 @@ _HOMES = {
     "get_encoder": "sigmma_sc.encoders.encoder",
     "list_encoders": "sigmma_sc.encoders.registry",
     "register_encoder": "sigmma_sc.encoders.registry",
+    "Split": "sigmma_sc.tissue.split",
+    "register_split": "sigmma_sc.tissue.split",
 }
 
 

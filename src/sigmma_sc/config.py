@@ -1,4 +1,4 @@
-"""The switches of the method."""
+"""The options of the method."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LARGEST_SEED = 2**32 - 1
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"regime": "full", "cell_covariates": False, "standardise": "training"},
 }
-"""Switches by name of a preset: ``"paper"`` is the method as published, as far as it is known."""
+"""Options by name of a preset: ``"paper"`` is the method as published, as far as it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Switches of the method; frozen, JSON-safe, and stored with the model.
+    """Options of the method; frozen, JSON-safe, and stored with the model.
 
     Every field is an argument of :class:`sigmma_sc.SIGMMA`. Values that the paper does not give are choices of ours.
 
@@ -193,8 +193,8 @@ class Config:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
-    def of(cls, switches: dict[str, Any], grids: tuple[int, ...], preset: str | None = None) -> Config:
-        """Configuration from switches by name, as JSON or a user gives them, for tiles with these grids.
+    def of(cls, options: dict[str, Any], grids: tuple[int, ...], preset: str | None = None) -> Config:
+        """Configuration from options by name, as JSON or a user gives them, for tiles with these grids.
 
         Those that are not given are the preset's, or the defaults.
 
@@ -205,16 +205,16 @@ class Config:
         """
         if preset is not None:
             require_choice(preset, tuple(PRESETS), "preset")
-            switches = {**PRESETS[preset], **switches}
+            options = {**PRESETS[preset], **options}
         known = [field.name for field in fields(cls)]
-        for name in switches:
+        for name in options:
             if name not in known:
                 like = get_close_matches(name, known, 1)
                 raise SetupError(
-                    f"SIGMMA has no switch {name!r}." + (f" Did you mean {like[0]!r}?" if like else "")
-                    + f" Switches: {', '.join(known)}."
+                    f"SIGMMA has no option {name!r}." + (f" Did you mean {like[0]!r}?" if like else "")
+                    + f" Options: {', '.join(known)}."
                 )  # fmt: skip
-        config = cls(**switches)
+        config = cls(**options)
         for name in ("loss_weights", "crop_sizes"):
             value = getattr(config, name)
             if value is not None and len(value) != len(grids):

@@ -548,7 +548,7 @@ class SIGMMA:
                 "image_encoder": self.image_encoder.name,
                 "inference_stride": stride,
             }
-            if slide.table is not None and group[0].cells:
+            if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), params)
             write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], params)
 

@@ -21,7 +21,7 @@ def slide_of(pixels, scale_factors=None, store=None):
         sdata.write(store)
         sdata = sd.read_zarr(store)
     height, width = pixels.shape[1:]
-    nowhere = {"rows": np.empty(0, int), "xy": np.empty((0, 2)), "sample": "s", "setup": None, "table": None}
+    nowhere = {"rows": np.empty(0, int), "xy": np.empty((0, 2)), "sample": "s", "setup": None, "adata": None}
     return Slide("s", sdata, "he", "global", None, 0.5, width, height, **nowhere)
 
 
@@ -76,7 +76,7 @@ def test_cells_are_told_apart_by_place_gene_and_count(rng):
     slide = slide_of(np.zeros((3, 8, 8), np.uint8))
 
     def of(table, xy, setup=setup):
-        return cells_identity(replace(slide, setup=setup, table=table, xy=xy, rows=np.arange(n)))
+        return cells_identity(replace(slide, setup=setup, adata=table, xy=xy, rows=np.arange(n)))
 
     xy = rng.uniform(0, 8, (n, 2))
     moved, counted, renamed = xy.copy(), table.copy(), table.copy()

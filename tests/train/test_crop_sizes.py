@@ -36,8 +36,8 @@ def test_each_grid_has_its_size(tiny, encoder):
 
 
 def test_the_cache_tells_sizes_apart(tiny, encoder, tmp_path):
-    def features(**switches):
-        model = SIGMMA(tiny, encoder(), n_latent=8, cache_dir=tmp_path, **switches)
+    def features(**options):
+        model = SIGMMA(tiny, encoder(), n_latent=8, cache_dir=tmp_path, **options)
         tiles = model._slides[0].tiles.take(np.array([3]))
         return model.data.patches(model._slides[0], tiles, torch.device("cpu"))[0]
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from sigmma_sc._checks import require_choice, require_positive
 from sigmma_sc.benchmark.methods import METHODS
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.split import SPLITS, get_split
 
-SPLITS = ("blocks", "end", "section", "donor", "random")
 SOURCES = ("store", "simulate", "hest")
 T = TypeVar("T")
 
@@ -34,11 +35,11 @@ class DataSpec:
     setup
         Arguments of :meth:`sigmma_sc.SIGMMA.setup_spatialdata`.
     splits
-        ``"blocks"``, ``"end"``, ``"random"``, as for training; ``"section"`` leaves out one sample for each seed in turn,
-        ``"donor"`` all samples of one donor.
+        Names of splits as for :meth:`sigmma_sc.SIGMMA.train`. Of ``"section"`` and ``"donor"`` each seed leaves another sample or donor
+        out, in turn.
     donors
         Donor of each sample, where it is not the sample itself.
-    switches
+    options
         Of every method on this data set, fields of :class:`sigmma_sc.Config`.
     train
         Arguments of :meth:`sigmma_sc.SIGMMA.train` of every method on this data set.
@@ -64,7 +65,7 @@ class DataSpec:
     setup: dict[str, Any] = field(default_factory=dict)
     splits: tuple[str, ...] = ("blocks",)
     donors: dict[str, str] = field(default_factory=dict)
-    switches: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     reference: str | None = None
     note: str = ""
@@ -78,7 +79,8 @@ class DataSpec:
                 f"datasets[{self.name!r}] must name one of {', '.join(SOURCES)}, it names {given or 'none'}."
             )
         for split in self.splits:
-            require_choice(split, SPLITS, f"datasets[{self.name!r}] split")
+            if not get_split(split, f"datasets[{self.name!r}] split").holds_out:
+                raise SetupError(f"datasets[{self.name!r}] split={split!r} leaves no test tile. Choose another.")
         if not self.splits:
             raise SetupError(f"datasets[{self.name!r}] has no splits. Choose among {', '.join(SPLITS)}.")
         if self.window is not None and (self.store is None or len(self.window) != 4):
@@ -98,7 +100,7 @@ class MethodSpec:
     encoder
         Image encoder in the place of the benchmark's.
     arguments
-        Of the method: switches of :class:`sigmma_sc.Config`, or what else its class takes.
+        Of the method: options of :class:`sigmma_sc.Config`, or what else its class takes.
     train
         Arguments of its training.
 
@@ -155,6 +157,18 @@ class NicheSpec:
         require_positive(self.n_cells, "niches.n_cells")
 
 
+class TrialSpec(NamedTuple):
+    """One trial: a method on a data set with one split and one seed."""
+
+    data: DataSpec
+    split: str
+    method: MethodSpec
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.data.name}, {self.split}, {self.method.label}, seed {self.seed}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkConfig:
     """A whole benchmark.
@@ -186,7 +200,7 @@ class BenchmarkConfig:
     >>> data = sg.benchmark.DataSpec(name="simulated", simulate={"n_cells": 2000})
     >>> methods = tuple(sg.benchmark.MethodSpec(method=name) for name in ("sigmma", "bleep", "random"))
     >>> plan = sg.benchmark.BenchmarkConfig(datasets=(data,), methods=methods, seeds=(0, 1))
-    >>> len(plan.cells())  # one data set, one split, two seeds, three methods
+    >>> len(plan.trials())  # one data set, one split, two seeds, three methods
     6
     """
 
@@ -204,11 +218,9 @@ class BenchmarkConfig:
         for what in ("datasets", "methods", "seeds"):
             if not getattr(self, what):
                 raise SetupError(f"The benchmark names no {what}.")
-        named = {"methods": [method.label for method in self.methods], "seeds": list(self.seeds)}
-        for what, names in {"datasets": [data.name for data in self.datasets], **named}.items():
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise SetupError(f"{what} names {twice[0]!r} twice. Name each once, methods by labels.")
+        _require_once([data.name for data in self.datasets], "datasets")
+        _require_once([method.label for method in self.methods], "methods")
+        _require_once(self.seeds, "seeds")
         require_choice(self.score, ("test", "val"), "score")
         if self.tune and self.score == "val":
             raise SetupError("score='val' with tune=… would score tiles that were chosen by. Leave one of them out.")
@@ -218,13 +230,13 @@ class BenchmarkConfig:
         for name in self.niches.methods if self.niches else ():
             require_choice(name, [m.label for m in self.methods], "niches.methods")
 
-    def cells(self) -> list[tuple[DataSpec, str, MethodSpec, int]]:
-        """Every combination to run, data set by data set, seed by seed."""
-        return [
-            (data, split, method, seed)
-            for data in self.datasets
-            for split, seed, method in product(data.splits, self.seeds, self.methods)
-        ]
+    def trials(self) -> list[TrialSpec]:
+        """Every trial to run, data set by data set, seed by seed."""
+        trials = []
+        for data in self.datasets:
+            for split, seed, method in product(data.splits, self.seeds, self.methods):
+                trials.append(TrialSpec(data, split, method, seed))
+        return trials
 
     def budget(self) -> list[dict[str, Any]]:
         """Arguments of training that each method may choose among."""
@@ -245,7 +257,7 @@ def read_config(source: str | Path | dict[str, Any]) -> BenchmarkConfig:
     --------
     >>> data = {"simulated": {"simulate": {"n_cells": 2000}, "splits": ["blocks", "end"]}}
     >>> plan = sg.benchmark.read_config({"datasets": data, "methods": ["sigmma", "random"], "seeds": [0]})
-    >>> [(split, method.label) for _, split, method, _ in plan.cells()]
+    >>> [(trial.split, trial.method.label) for trial in plan.trials()]
     [('blocks', 'sigmma'), ('blocks', 'random'), ('end', 'sigmma'), ('end', 'random')]
     """
     if isinstance(source, dict):
@@ -288,15 +300,20 @@ def _build(raw: dict[str, Any], folder: Path) -> BenchmarkConfig:
     for given in raw.get("methods") or ():
         spec = {"method": given} if isinstance(given, str) else dict(given)
         spec["encoder"] = _encoder(spec.get("encoder"), folder)
-        if "text_weights" in spec.get("arguments", {}):
-            spec["arguments"] = {
-                **spec["arguments"], "text_weights": _path(spec["arguments"]["text_weights"], folder)
-            }  # fmt: skip
+        arguments = spec.get("arguments", {})
+        if "text_weights" in arguments:
+            spec["arguments"] = {**arguments, "text_weights": _path(arguments["text_weights"], folder)}
         methods.append(_of(MethodSpec, spec, "methods"))
     if raw.get("niches") is not None:
         raw["niches"] = _of(NicheSpec, raw["niches"], "niches")
     raw["encoder"] = _encoder(raw.get("encoder"), folder)
     return _of(BenchmarkConfig, {**raw, "datasets": datasets, "methods": methods}, "The benchmark")
+
+
+def _require_once(names: Sequence[str | int], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise SetupError(f"{what} names {name!r} twice. Name each once, methods by labels.")
 
 
 def _require_folder(name: str, what: str) -> None:
@@ -309,12 +326,13 @@ def _of(kind: type[T], values: dict[str, Any], where: str) -> T:
     for name in values:
         if name not in known:
             like = get_close_matches(str(name), known, 1)
-            raise SetupError(
-                f"{where} has no key {name!r}." + (f" Did you mean {like[0]!r}?" if like else "")
-                + f" Keys: {', '.join(known)}."
-            )  # fmt: skip
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    return kind(**{name: value for name, value in given.items() if value is not None})
+            hint = f" Did you mean {like[0]!r}?" if like else ""
+            raise SetupError(f"{where} has no key {name!r}.{hint} Keys: {', '.join(known)}.")
+    given = {}
+    for name, value in values.items():
+        if value is not None:
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)
 
 
 def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
@@ -329,7 +347,9 @@ def _encoder(given: str | dict[str, Any] | None, folder: Path) -> str | dict[str
         return given
     if "name" not in given:
         raise SetupError(f"encoder={given!r} has no name.")
-    return {**given, "weights": _path(given["weights"], folder)} if given.get("weights") else dict(given)
+    if given.get("weights"):
+        return {**given, "weights": _path(given["weights"], folder)}
+    return dict(given)
 
 
 def _path(value: str, folder: Path) -> str:

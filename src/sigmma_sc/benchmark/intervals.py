@@ -10,12 +10,14 @@ than across all of them, for blocks differ, so that nearly all draws lie below t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from sigmma_sc.benchmark.scores import DIRECTIONS, heads_of, slides_of, whole_scale
+from sigmma_sc.benchmark.scores import DIRECTIONS, predictions_of, slides_of, whole_scale
+from sigmma_sc.benchmark.trial import RankKey
 from sigmma_sc.metrics.expression import CONSTANT
 from sigmma_sc.metrics.retrieval import PERCENTS, within_percent
 
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.benchmark.trial import Cell
+    from sigmma_sc.benchmark.scores import Prediction
+    from sigmma_sc.benchmark.trial import Trial
 
 N_DRAWS = 1000
 NORMAL = 1.959964
@@ -34,12 +37,12 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def intervals_table(cells: Sequence[Cell], n_draws: int = N_DRAWS) -> pd.DataFrame:
+def intervals_table(trials: Sequence[Trial], n_draws: int = N_DRAWS) -> pd.DataFrame:
     """Mean over seeds and slides of each figure, with its 95 % interval, and that of the difference from the first method.
 
     Parameters
     ----------
-    cells
+    trials
         Of one data set and split, the first method's first.
     n_draws
         Draws of the bootstrap.
@@ -49,26 +52,24 @@ def intervals_table(cells: Sequence[Cell], n_draws: int = N_DRAWS) -> pd.DataFra
     One row a method and metric: ``value``, ``low``, ``high``; ``sd`` over seeds; ``difference`` from the first method on the seeds
     that both have, with ``difference_low`` and ``difference_high``; ``n_seeds``, ``n_blocks``.
     """
-    blocks = np.unique(np.concatenate([cell.arrays["block"] for cell in cells]))
+    blocks = np.unique(np.concatenate([trial.block for trial in trials]))
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), size=n_draws)
     weights = np.concatenate([np.ones((1, len(blocks)), int), drawn]).astype(float)  # first the tissue as it is
     by_method: dict[str, dict[int, dict[str, NDArray]]] = {}
-    for cell in cells:
-        by_method.setdefault(cell.meta["method"], {})[cell.meta["seed"]] = _of_cell(cell, blocks, weights)
+    for trial in trials:
+        by_method.setdefault(trial.meta.method, {})[trial.meta.seed] = _figures(trial, blocks, weights)
     first = next(iter(by_method.values()))
     rows = []
     for method, seeds in by_method.items():
         for metric in next(iter(seeds.values())):
-            own = {seed: values[metric] for seed, values in seeds.items() if metric in values}
-            row = {"method": method, "metric": metric, **_interval(list(own.values()))}
-            row |= {"sd": np.std([v[0] for v in own.values()], ddof=1) if len(own) > 1 else np.nan}
-            shared = [seed for seed in own if metric in first.get(seed, {})]
-            if seeds is not first and shared:
-                apart = _interval([own[seed] - first[seed][metric] for seed in shared])
-                names = {"value": "difference", "low": "difference_low", "high": "difference_high"}
-                row |= {names[key]: value for key, value in apart.items()}
-            rows.append({**row, "n_seeds": len(own), "n_blocks": len(blocks)})
+            values = {seed: figures[metric] for seed, figures in seeds.items() if metric in figures}
+            row = {"method": method, "metric": metric, **_interval(list(values.values()))}
+            row["sd"] = np.std([draws[0] for draws in values.values()], ddof=1) if len(values) > 1 else np.nan
+            if seeds is not first:
+                of_first = {seed: figures[metric] for seed, figures in first.items() if metric in figures}
+                row |= _difference(values, of_first)
+            rows.append({**row, "n_seeds": len(values), "n_blocks": len(blocks)})
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
@@ -80,40 +81,88 @@ def _interval(values: list[NDArray]) -> dict[str, float]:
     return {"value": float(mean[0]), "low": float(mean[0] - half), "high": float(mean[0] + half)}
 
 
-def _of_cell(cell: Cell, blocks: NDArray, weights: NDArray) -> dict[str, NDArray]:
-    """Each figure for each draw, ``(1 + n_draws,)``, mean over slides."""
+def _difference(values: dict[int, NDArray], first: dict[int, NDArray]) -> dict[str, float]:
+    """Difference from the first method on the seeds of both, and its interval; nothing without such a seed."""
+    paired = [values[seed] - first[seed] for seed in values if seed in first]
+    if not paired:
+        return {}
+    interval = _interval(paired)
+    return {
+        "difference": interval["value"],
+        "difference_low": interval["low"],
+        "difference_high": interval["high"],
+    }
+
+
+def _figures(trial: Trial, blocks: NDArray, weights: NDArray) -> dict[str, NDArray]:
+    """Each figure of a trial for each draw, ``(1 + n_draws,)``, mean over slides."""
     parts: dict[str, list[NDArray]] = {}
-    for _, tiles in slides_of(cell):
-        own, place = np.unique(cell.arrays["block"][tiles], return_inverse=True)
-        times = weights[:, np.searchsorted(blocks, own)]
-        member = np.zeros((len(own), len(tiles)))
+    for _, tiles in slides_of(trial):
+        names, place = np.unique(trial.block[tiles], return_inverse=True)
+        times = weights[:, np.searchsorted(blocks, names)]
+        member = np.zeros((len(names), len(tiles)))
         member[place, np.arange(len(tiles))] = 1
-        n = times @ member.sum(axis=1)
-        scale = whole_scale(cell)
-        for direction in DIRECTIONS if scale is not None and len(tiles) > 1 else ():
-            ranks = cell.arrays[f"rank|{direction}|{scale}"][tiles]
-            hits = np.stack([within_percent(ranks, len(tiles), p) for p in PERCENTS], axis=1)
-            recall = _share(times @ (member @ hits), n[:, None])
-            for k, p in enumerate(PERCENTS):
-                parts.setdefault(f"recall@{p}% {direction}", []).append(recall[:, k])
-            parts.setdefault(f"mean recall {direction}", []).append(recall.mean(axis=1))
-        for head, target, predicted, _ in heads_of(cell, tiles):
-            pcc, mse = _weighted(times, member, n, target, predicted)
-            parts.setdefault(f"pcc {head}", []).append(pcc)
-            parts.setdefault(f"mse {head}", []).append(mse)
-    return {name: _nanmean(np.stack(values)) for name, values in parts.items()}
+        draws = _Draws(times, member, times @ member.sum(axis=1))
+        for metric, values in _recalls(trial, tiles, draws).items():
+            parts.setdefault(metric, []).append(values)
+        for prediction in predictions_of(trial, tiles):
+            pcc, mse = _weighted(prediction, draws)
+            parts.setdefault(f"pcc {prediction.head}", []).append(pcc)
+            parts.setdefault(f"mse {prediction.head}", []).append(mse)
+    return {metric: _nanmean(np.stack(values)) for metric, values in parts.items()}
 
 
-def _weighted(times: NDArray, member: NDArray, n: NDArray, y: NDArray, p: NDArray) -> tuple[NDArray, NDArray]:
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of the blocks of one slide.
+
+    Attributes
+    ----------
+    times
+        How often each block was drawn, ``(1 + n_draws, n_blocks)``.
+    member
+        1 where a tile lies in a block, ``(n_blocks, n_tiles)``.
+    n
+        Tiles drawn, ``(1 + n_draws,)``.
+    """
+
+    times: NDArray[np.float64]
+    member: NDArray[np.float64]
+    n: NDArray[np.float64]
+
+    def mean(self, values: NDArray) -> NDArray[np.float64]:
+        """Mean over the tiles drawn of values ``(n_tiles, k)``, ``(1 + n_draws, k)``."""
+        return _share(self.times @ (self.member @ values), self.n[:, None])
+
+
+def _recalls(trial: Trial, tiles: NDArray[np.intp], draws: _Draws) -> dict[str, NDArray]:
+    scale = whole_scale(trial)
+    if scale is None or len(tiles) < 2:
+        return {}
+    figures = {}
+    for direction in DIRECTIONS:
+        ranks = trial.ranks[RankKey(direction, scale)][tiles]
+        hits = np.stack([within_percent(ranks, len(tiles), p) for p in PERCENTS], axis=1)
+        recall = draws.mean(hits)
+        for k, p in enumerate(PERCENTS):
+            figures[f"recall@{p}% {direction}"] = recall[:, k]
+        figures[f"mean recall {direction}"] = recall.mean(axis=1)
+    return figures
+
+
+def _weighted(prediction: Prediction, draws: _Draws) -> tuple[NDArray, NDArray]:
     """Mean over genes of Pearson correlation, where it is defined, and of the squared error, for each draw of blocks."""
     # Around the middle, so that squares do not cancel.
-    y, p = y - y.mean(axis=0), p - y.mean(axis=0)
-    my, mp, yy, pp, yp = (_share(times @ (member @ x), n[:, None]) for x in (y, p, y * y, p * p, y * p))
-    vy, vp = yy - my**2, pp - mp**2
-    floor = CONSTANT * max(np.nanmax(yy), np.nanmax(pp))  # draws without any of these tiles are NaN
+    middle = prediction.target.mean(axis=0)
+    y, p = prediction.target - middle, prediction.predicted - middle
+    mean_y, mean_p = draws.mean(y), draws.mean(p)
+    mean_yy, mean_pp, mean_yp = draws.mean(y * y), draws.mean(p * p), draws.mean(y * p)
+    var_y, var_p = mean_yy - mean_y**2, mean_pp - mean_p**2
+    floor = CONSTANT * max(np.nanmax(mean_yy), np.nanmax(mean_pp))  # draws without any of these tiles are NaN
     with np.errstate(invalid="ignore", divide="ignore"):
-        pcc = np.where((vy > floor) & (vp > floor), (yp - my * mp) / np.sqrt(vy * vp), np.nan)
-    return _nanmean(pcc.T), (yy - 2 * yp + pp).mean(axis=1)
+        correlation = (mean_yp - mean_y * mean_p) / np.sqrt(var_y * var_p)
+    pcc = np.where((var_y > floor) & (var_p > floor), correlation, np.nan)
+    return _nanmean(pcc.T), (mean_yy - 2 * mean_yp + mean_pp).mean(axis=1)
 
 
 def _share(total: NDArray, n: NDArray) -> NDArray:

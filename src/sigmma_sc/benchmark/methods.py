@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sigmma_sc.benchmark.sources import Tissue
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
     Embedding = dict[str, NDArray[np.float32]] | None
@@ -39,23 +41,23 @@ class Case:
         As for :meth:`sigmma_sc.SIGMMA.train`.
     seed
         Of whatever the method draws, and of the split.
-    switches
+    options
         Of the data set, fields of :class:`sigmma_sc.Config`.
     cache_dir
         Of patch features.
 
     Examples
     --------
-    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={"n_latent": 16}, cache_dir=None)
+    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, options={"n_latent": 16}, cache_dir=None)
     >>> case.split
     'blocks'
     """
 
-    sdata: Any
+    sdata: Tissue
     encoder: ImageEncoder | None
-    split: str | dict[str, Any]
+    split: SplitJson
     seed: int
-    switches: dict[str, Any]
+    options: dict[str, Any]
     cache_dir: str | None
 
 
@@ -82,10 +84,10 @@ class Method:
     trains: ClassVar[bool] = False
     """Whether there is anything to tune."""
 
-    def __init__(self, case: Case, **arguments: Any):
+    def __init__(self, case: Case, **arguments: object):
         self.case, self.arguments = case, arguments
 
-    def fit(self, **training: Any) -> dict[str, Any]:
+    def fit(self, **training: object) -> dict[str, Any]:
         """Train on the split's training tiles; what is worth reporting of it."""
         return {}
 
@@ -103,7 +105,7 @@ class Random(Method):
 
     Examples
     --------
-    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={}, cache_dir=None)
+    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, options={}, cache_dir=None)
     >>> slide = model.resolve()[0]
     >>> image, transcriptome = sg.benchmark.Random(case).embed(slide, slide.tiles)
     >>> image["macro"].shape, transcriptome["macro"].shape
@@ -112,13 +114,15 @@ class Random(Method):
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Two independent draws that depend on seed, slide and place alone."""
-        where = np.round(tiles.origins).astype(np.int64)
+        return {"macro": self._drawn(slide, tiles, 0)}, {"macro": self._drawn(slide, tiles, 1)}
+
+    def _drawn(self, slide: Slide, tiles: Tiles, modality: int) -> NDArray[np.float32]:
         name = np.frombuffer(slide.name.encode(), np.uint8)
-        image, cells = (
-            np.stack([np.random.default_rng([self.case.seed, k, *name, *at]).normal(size=64) for at in where])
-            for k in (0, 1)
-        )
-        return {"macro": image.astype(np.float32)}, {"macro": cells.astype(np.float32)}
+        rows = []
+        for corner in np.round(tiles.origins).astype(np.int64):
+            rng = np.random.default_rng([self.case.seed, modality, *name, *corner])
+            rows.append(rng.normal(size=64))
+        return np.stack(rows).astype(np.float32)
 
 
 class Frozen(Method):
@@ -134,7 +138,7 @@ class Frozen(Method):
     Examples
     --------
     >>> encoder = sg.ImageEncoder(lambda x: x.mean((2, 3)), name="mean colour", input_size=16)
-    >>> case = sg.benchmark.Case(sdata, encoder, split="blocks", seed=0, switches={}, cache_dir=None)
+    >>> case = sg.benchmark.Case(sdata, encoder, split="blocks", seed=0, options={}, cache_dir=None)
     >>> slide = model.resolve()[0]
     >>> image, transcriptome = sg.benchmark.Frozen(case).embed(slide, slide.tiles)
     >>> {scale: x.shape for scale, x in image.items()}, transcriptome
@@ -147,7 +151,7 @@ class Frozen(Method):
         from sigmma_sc.tissue.setup import common_setup
 
         setup = common_setup(case.sdata)
-        config = Config.of({**case.switches, "seed": case.seed}, setup.grids)
+        config = Config.of({**case.options, "seed": case.seed}, setup.grids)
         encoder = get_encoder(case.encoder or "stain-stats")
         for size in config.crop_sizes or ():
             encoder.allow(size)
@@ -163,7 +167,9 @@ class Frozen(Method):
         patches = features.float().numpy()[index]
         parts = np.split(patches, np.cumsum([b * b for b in setup.grids])[:-1], axis=1)
         image = {scale: part.mean(axis=1) for scale, part in zip(setup.scales, parts, strict=True)}
-        return ({setup.scales[-1]: image[setup.scales[-1]]} if self.arguments["macro"] else image), None
+        if self.arguments["macro"]:
+            image = {setup.scales[-1]: image[setup.scales[-1]]}
+        return image, None
 
 
 class Alignment(Method):
@@ -178,11 +184,11 @@ class Alignment(Method):
     macro
         Align the coarsest scale alone.
     **arguments
-        Of the class: switches, and what else it takes.
+        Of the class: options, and what else it takes.
 
     Examples
     --------
-    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, switches={"n_latent": 16}, cache_dir=None)
+    >>> case = sg.benchmark.Case(sdata, encoder=None, split="blocks", seed=0, options={"n_latent": 16}, cache_dir=None)
     >>> method = sg.benchmark.Alignment(SIGMMA, case, macro=True, edges="full")
     >>> method.model.config.n_latent, method.model.config.edges, method.model.config.loss_weights
     (16, 'full', (0.0, 0.0, 1.0))
@@ -190,59 +196,56 @@ class Alignment(Method):
 
     trains = True
 
-    def __init__(self, kind: type[SIGMMA], case: Case, macro: bool = False, **arguments: Any):
+    def __init__(self, kind: type[SIGMMA], case: Case, macro: bool = False, **arguments: object):
         super().__init__(case, **arguments)
         from sigmma_sc.tissue.setup import common_setup
 
+        settings: dict[str, Any] = {**case.options, **arguments}
         if macro:
-            arguments["loss_weights"] = (0.0,) * (len(common_setup(case.sdata).grids) - 1) + (1.0,)
+            settings["loss_weights"] = (0.0,) * (len(common_setup(case.sdata).grids) - 1) + (1.0,)
         if case.encoder is not None:
-            arguments["image_encoder"] = case.encoder
-        settings = {**case.switches, **arguments, "seed": case.seed, "cache_dir": case.cache_dir}
-        self.model = kind(case.sdata, **settings)
+            settings["image_encoder"] = case.encoder
+        self.model = kind(case.sdata, **{**settings, "seed": case.seed, "cache_dir": case.cache_dir})
 
-    def fit(self, **training: Any) -> dict[str, Any]:
+    def fit(self, **training: object) -> dict[str, Any]:
         """Train; epochs, and loss and ln(batch) of the last."""
-        self.model.train(split=self.case.split, **{"enable_progress_bar": False, **training})
+        arguments: dict[str, Any] = {"enable_progress_bar": False, **training}
+        self.model.train(split=self.case.split, **arguments)
         last = {name: float(frame.iloc[-1, 0]) for name, frame in self.model.history.items()}
         losses = {name: value for name, value in last.items() if name.startswith("train_")}
         return {"epochs": len(next(iter(self.model.history.values()))), **losses}
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Both towers'."""
-        found = self.model.embedder.tiles(slide, tiles)
-        return found.image, found.transcriptome
+        embedded = self.model.embedder.tiles(slide, tiles)
+        return embedded.image, embedded.transcriptome
 
     def embed_cells(self) -> dict[str, NDArray[np.float32]] | None:
         """Of every scale; NaN for cells off the image."""
-        if not self.model.module.embedded:
+        if not self.model.embedder.towers.embedded:
             return None
-        found = self.model.embedder.slides(self.model.resolve(), images=False)
-        out = {}
-        for scale in self.model.module.embedded:
-            parts = [np.where(e.covered[:, None], e.cells[scale], np.nan) for e in found]
-            out[scale] = np.concatenate(parts).astype(np.float32)
-        return out
-
-
-def _aligns(kind: type[SIGMMA], **arguments: Any) -> Callable[..., Alignment]:
-    return partial(Alignment, kind, **arguments)
+        slides = self.model.embedder.slides(self.model.resolve(), images=False)
+        cells = {}
+        for scale in self.model.embedder.towers.embedded:
+            parts = [np.where(slide.covered[:, None], slide.cells[scale], np.nan) for slide in slides]
+            cells[scale] = np.concatenate(parts).astype(np.float32)
+        return cells
 
 
 METHODS: dict[str, Callable[..., Method]] = {
-    "sigmma": _aligns(SIGMMA),
-    "sigmma-full": _aligns(SIGMMA, edges="full"),
-    "sigmma-none": _aligns(SIGMMA, edges="none"),
-    "sigmma-macro": _aligns(SIGMMA, macro=True),
-    "sigmma-macro-full": _aligns(SIGMMA, edges="full", macro=True),
-    "genes": _aligns(SIGMMA, cells="genes", cell_covariates=False),
-    "genes-covariates": _aligns(SIGMMA, cells="genes"),
-    "genes-macro": _aligns(SIGMMA, cells="genes", cell_covariates=False, macro=True),
-    "bleep": _aligns(BLEEP),
-    "clip": _aligns(CLIP, text="clip"),
-    "plip": _aligns(CLIP, image_encoder="plip", text="plip"),
-    "omiclip": _aligns(CLIP, image_encoder="omiclip", text="omiclip"),
-    "gene-sentence": _aligns(CLIP, text="genes"),
+    "sigmma": partial(Alignment, SIGMMA),
+    "sigmma-full": partial(Alignment, SIGMMA, edges="full"),
+    "sigmma-none": partial(Alignment, SIGMMA, edges="none"),
+    "sigmma-macro": partial(Alignment, SIGMMA, macro=True),
+    "sigmma-macro-full": partial(Alignment, SIGMMA, edges="full", macro=True),
+    "genes": partial(Alignment, SIGMMA, cells="genes", cell_covariates=False),
+    "genes-covariates": partial(Alignment, SIGMMA, cells="genes"),
+    "genes-macro": partial(Alignment, SIGMMA, cells="genes", cell_covariates=False, macro=True),
+    "bleep": partial(Alignment, BLEEP),
+    "clip": partial(Alignment, CLIP, text="clip"),
+    "plip": partial(Alignment, CLIP, image_encoder="plip", text="plip"),
+    "omiclip": partial(Alignment, CLIP, image_encoder="omiclip", text="omiclip"),
+    "gene-sentence": partial(Alignment, CLIP, text="genes"),
     "frozen": Frozen,
     "frozen-macro": partial(Frozen, macro=True),
     "gene-mean": Method,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
+from sigmma_sc.benchmark.trial import Niches
 from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
@@ -20,33 +21,46 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.frame import Slide
 
 
-def niche_labels(method: Method, slides: Sequence[Slide], data: DataSpec, spec: NicheSpec) -> dict[str, NDArray]:
+def niches_of(method: Method, slides: Sequence[Slide], data: DataSpec, spec: NicheSpec) -> Niches:
     """Cluster a part of the cells at each scale.
 
-    Returns
-    -------
-    ``niche|<scale>``, Leiden labels ``(n,)``; ``cell|slide`` and ``cell|xy``, number of the slide and place in µm; and
-    ``reference``, known niches as text, empty where a cell has none.
+    Parameters
+    ----------
+    method
+        A fitted method.
+    slides
+        The data set's slides, as the method embeds them.
+    data, spec
+        Column of reference niches; resolution, and most cells to cluster.
+
+    Raises
+    ------
+    SetupError
+        The method embeds no cells.
     """
     from anndata import AnnData
 
     from sigmma_sc import tl
 
-    found = method.embed_cells()
-    if found is None:
+    embedded = method.embed_cells()
+    if embedded is None:
         raise SetupError(f"niches.methods={spec.methods!r} names a method that embeds no cells. Leave it out.")
-    known = np.flatnonzero(np.isfinite(next(iter(found.values()))).all(axis=1))
+    covered = np.flatnonzero(np.isfinite(next(iter(embedded.values()))).all(axis=1))
     # The same cells for every seed and method: labels of two runs can be compared.
-    some = np.sort(np.random.default_rng(0).permutation(known)[: spec.n_cells])
-    table = AnnData(obs=pd.DataFrame(index=some.astype(str)))
-    for scale, z in found.items():
-        table.obsm[_keys.obsm_cells(scale)] = z[some]
-    tl.niches(table, tuple(found), spec.resolution)
-    out = {f"niche|{scale}": table.obs[f"sigmma_niche_{scale}"].astype(int).to_numpy() for scale in found}
-    out["cell|slide"] = np.concatenate([np.full(len(s.rows), k) for k, s in enumerate(slides)])[some]
-    out["cell|xy"] = np.concatenate([s.xy * s.microns_per_pixel for s in slides])[some]
-    if data.reference is not None:
-        columns = [s.table.obs[data.reference].iloc[s.rows] for s in slides]
-        labels = pd.concat([column.astype(object) for column in columns], ignore_index=True)
-        out["reference"] = np.where(labels.isna(), "", labels.astype(str)).astype(str)[some]
-    return out
+    chosen = np.sort(np.random.default_rng(0).permutation(covered)[: spec.n_cells])
+    table = AnnData(obs=pd.DataFrame(index=chosen.astype(str)))
+    for scale, z in embedded.items():
+        table.obsm[_keys.obsm_cells(scale)] = z[chosen]
+    tl.niches(table, tuple(embedded), spec.resolution)
+    labels = {scale: table.obs[f"sigmma_niche_{scale}"].astype(int).to_numpy() for scale in embedded}
+    slide = np.concatenate([np.full(len(one.rows), number) for number, one in enumerate(slides)])
+    xy = np.concatenate([one.xy * one.microns_per_pixel for one in slides])
+    reference = None if data.reference is None else _reference(slides, data.reference)[chosen]
+    return Niches(labels, slide[chosen], xy[chosen], reference)
+
+
+def _reference(slides: Sequence[Slide], column: str) -> NDArray[np.str_]:
+    """A column of ``obs`` of all cells as text, empty where a cell has no value."""
+    parts = [slide.table.obs[column].iloc[slide.rows].astype(object) for slide in slides]
+    values = pd.concat(parts, ignore_index=True)
+    return np.where(values.isna(), "", values.astype(str)).astype(str)

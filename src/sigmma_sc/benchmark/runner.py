@@ -1,4 +1,4 @@
-"""A whole benchmark: every cell once, kept as soon as it is done, then tables and the report."""
+"""A whole benchmark: every trial once, kept as soon as it is done, then tables and the report."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Any
 from sigmma_sc._checks import require_positive
 from sigmma_sc._files import fresh_file
 from sigmma_sc.benchmark.config import BenchmarkConfig, read_config
+from sigmma_sc.benchmark.evaluation import run_trial
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.methods import METHODS
 from sigmma_sc.benchmark.report import write_report
 from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
 from sigmma_sc.benchmark.sources import encoder_of, load
-from sigmma_sc.benchmark.trial import Cell, cell_path, require_same, run_cell, settings_of
+from sigmma_sc.benchmark.trial import Trial, require_same, settings_of, trial_path
 from sigmma_sc.encoders.text import PRETRAINED, text_tower
 from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
+from sigmma_sc.tissue.split import LEAK, get_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import pandas as pd
 
-    from sigmma_sc.benchmark.config import DataSpec, MethodSpec
-
-    Job = tuple[DataSpec, str, MethodSpec, int]
+    from sigmma_sc.benchmark.config import MethodSpec, TrialSpec
 
 
 def run(
@@ -46,22 +46,22 @@ def run(
 ) -> pd.DataFrame:
     """Run a benchmark, or what is left of it, and report.
 
-    Every cell (data set × split × seed × method) is kept in a file of its own as soon as it is done; the same call, run again after it
-    was stopped, takes up from there.
+    Every trial (data set × split × seed × method) is kept in a file of its own as soon as it is done; the same call, run again after it
+    was stopped, resumes from there.
 
     Parameters
     ----------
     config
         Configuration, a YAML file or dict of it, or the name of one in the package (``sigmma_sc.benchmark.packaged()``).
     out
-        Folder of cells, tables and report.
+        Folder of trials, tables and report.
     jobs
-        Processes that share the cells, and this machine's cores. Methods that were added to ``METHODS`` in a notebook run with
-        one process only.
+        Processes that share the trials, and this machine's cores. Methods that were added to ``METHODS`` in a notebook, and splits
+        that were registered in one, run with one process only.
     cache_dir
         Of patch features; ``out/features`` by default.
     overwrite
-        Run cells anew whose settings are no longer the configuration's.
+        Run trials anew whose settings are no longer the configuration's, or whose file is damaged.
     command
         What to print in the report as the command that was run.
 
@@ -74,14 +74,15 @@ def run(
     Raises
     ------
     SetupError
-        The configuration is wrong, or some cells failed; the report is written before and names them.
+        The configuration is wrong or the file of a trial damaged; nothing is run then. Or some trials failed; the report is written
+        before and names them.
     ExistsError
-        A cell in ``out`` was run with other settings, and ``overwrite`` is not set; nothing is run then.
+        A trial in ``out`` was run with other settings, and ``overwrite`` is not set; nothing is run then.
 
     Warns
     -----
     SplitWarning
-        A data set is split at random.
+        A split leaks, as ``"random"`` does.
 
     Examples
     --------
@@ -98,81 +99,92 @@ def run(
     out = Path(out).expanduser()
     cache = str(out / "features" if cache_dir is None else Path(cache_dir).expanduser())
     missing = _missing(plan, out, overwrite)
-    if leaking := [data.name for data in plan.datasets if "random" in data.splits]:
-        warnings.warn(
-            f"split='random' of {', '.join(leaking)} puts neighbouring tiles into train and test: use its figures only to show the "
-            "leak.",
-            SplitWarning,
-            stacklevel=2,
-        )
+    for split, names in _leaking(plan).items():
+        warnings.warn(f"split={split!r} of {', '.join(names)} {LEAK}", SplitWarning, stacklevel=2)
     failed = []
-    for job, error in _results(plan, missing, out, cache, int(jobs)):
+    for spec, error in _results(plan, missing, out, cache, int(jobs)):
         if error is not None:
-            failed.append(f"{_name(job)}: {error}")
+            failed.append(f"{spec}: {error}")
             warnings.warn(f"{failed[-1]} The benchmark goes on.", stacklevel=2)
-    cells = [Cell.read(path) for job in plan.cells() if (path := cell_path(out, *job)).exists()]
-    if not cells:
-        raise SetupError(f"No cell could be run. {failed[0]}")
-    table = _write(plan, cells, out, command or f"sg.benchmark.run(…, {str(out)!r}, jobs={jobs})", failed)
+    specs = plan.trials()
+    paths = [trial_path(out, spec) for spec in specs]
+    trials = [Trial.read(path) for path in paths if path.exists()]
+    if not trials:
+        raise SetupError(f"No trial could be run. {failed[0]}")
+    table = _write(plan, trials, out, command or f"sg.benchmark.run(…, {str(out)!r}, jobs={jobs})", failed)
     if failed:
-        raise SetupError(f"{len(failed)} of {len(plan.cells())} cells failed; the report holds the others. {failed[0]}")
+        raise SetupError(f"{len(failed)} of {len(specs)} trials failed; the report holds the others. {failed[0]}")
     return table
 
 
-def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[Job]:
-    """Cells to run; all that can be refused is refused here, before any work."""
-    jobs = []
-    for job in plan.cells():
-        data, _, method, _ = job
-        path, settings = cell_path(out, *job), settings_of(plan, data, method)
-        if path.exists():
-            if overwrite and Cell.read(path).meta["settings"] != settings:
-                jobs.append(job)
-                continue
-            require_same(path, settings)
+def _leaking(plan: BenchmarkConfig) -> dict[str, list[str]]:
+    """Splits that leak, and the data sets that are split by them."""
+    leaking: dict[str, list[str]] = {}
+    for data in plan.datasets:
+        for split in data.splits:
+            if get_split(split).leaks:
+                leaking.setdefault(split, []).append(data.name)
+    return leaking
+
+
+def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[TrialSpec]:
+    """Trials to run; all that can be refused is refused here, before any work."""
+    missing = []
+    for spec in plan.trials():
+        path, settings = trial_path(out, spec), settings_of(plan, spec.data, spec.method)
+        if not path.exists() or (overwrite and not _was_run_with(path, settings)):
+            missing.append(spec)
         else:
-            jobs.append(job)
-    _require_weights(plan, [method for *_, method, _ in jobs])
-    return jobs
+            require_same(path, settings)
+    _require_weights(plan, [spec.method for spec in missing])
+    return missing
+
+
+def _was_run_with(path: Path, settings: dict[str, Any]) -> bool:
+    try:
+        return Trial.read(path).meta.settings == settings
+    except SetupError:  # damaged
+        return False
 
 
 def _require_weights(plan: BenchmarkConfig, methods: list[MethodSpec]) -> None:
-    """Build every image encoder and pretrained text tower once, those that a method takes by itself among them."""
+    """Build every image encoder and pretrained text tower once, a method's defaults included."""
     encoders, texts = {}, set()
     for spec in methods:
-        own = _arguments_of(spec)
-        given = spec.encoder or plan.encoder or own.get("image_encoder")
+        arguments = arguments_of(spec)
+        given = spec.encoder or plan.encoder or arguments.get("image_encoder")
         if given is not None:
             encoders[repr(given)] = given
-        if own.get("text") in PRETRAINED:
-            texts.add((own["text"], own.get("text_weights")))
+        if arguments.get("text") in PRETRAINED:
+            texts.add((arguments["text"], arguments.get("text_weights")))
     for given in encoders.values():
         encoder_of(given)
     for name, weights in texts:
         text_tower(name, weights, [])
 
 
-def _arguments_of(spec: MethodSpec) -> dict[str, Any]:
+def arguments_of(spec: MethodSpec) -> dict[str, Any]:
     """Arguments of a method's class: its defaults, those that come with the method's name, and the configuration's."""
     make = METHODS[spec.method]
-    kind = next((one for one in getattr(make, "args", ()) if isinstance(one, type)), make)
+    classes = [argument for argument in getattr(make, "args", ()) if isinstance(argument, type)]
+    kind = classes[0] if classes else make
     defaults = {name: p.default for name, p in signature(kind).parameters.items() if p.default is not p.empty}
     return {**defaults, **getattr(make, "keywords", {}), **spec.arguments}
 
 
 def _results(
-    plan: BenchmarkConfig, missing: list[Job], out: Path, cache: str, jobs: int
-) -> Iterator[tuple[Job, SigmmaError | None]]:
-    """Run cells, and say of each whether it failed."""
+    plan: BenchmarkConfig, missing: list[TrialSpec], out: Path, cache: str, jobs: int
+) -> Iterator[tuple[TrialSpec, SigmmaError | None]]:
+    """Run trials; each with its error, if it failed."""
     from rich.progress import Progress
 
-    with Progress(disable=None) as progress:
+    with Progress() as progress:
         bar = progress.add_task("Benchmark", total=len(missing))
-        one = partial(_run_one, plan, out=out, cache=cache)
+        run_one = partial(_run_one, plan, out=out, cache=cache)
         if jobs == 1 or len(missing) < 2:
-            for job in missing:
-                progress.update(bar, description=_name(job))
-                yield job, one(job)
+            for spec in missing:
+                progress.update(bar, description=str(spec))
+                yield spec, run_one(spec)
                 progress.advance(bar)
             return
         _encode(plan, missing, cache)
@@ -181,9 +193,9 @@ def _results(
             _threads(max(1, (os.cpu_count() or jobs) // jobs)),
             ProcessPoolExecutor(jobs, get_context("spawn")) as pool,
         ):
-            waiting = {pool.submit(one, job): job for job in missing}
+            waiting = {pool.submit(run_one, spec): spec for spec in missing}
             for done in as_completed(waiting):
-                progress.update(bar, advance=1, description=_name(waiting[done]))
+                progress.update(bar, advance=1, description=str(waiting[done]))
                 yield waiting[done], done.result()
 
 
@@ -203,10 +215,10 @@ def _threads(n: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_one(plan: BenchmarkConfig, job: Job, out: Path, cache: str) -> SigmmaError | None:
+def _run_one(plan: BenchmarkConfig, spec: TrialSpec, out: Path, cache: str) -> SigmmaError | None:
     try:
         with _quiet():
-            run_cell(plan, *job, cache).save(cell_path(out, *job))
+            run_trial(plan, spec, cache).save(trial_path(out, spec))
     except SigmmaError as error:
         return error
     return None
@@ -214,22 +226,22 @@ def _run_one(plan: BenchmarkConfig, job: Job, out: Path, cache: str) -> SigmmaEr
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what a trainer says of each of some hundred runs, and that a random split leaks, which is said once."""
-    talkers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
-    levels = [talker.level for talker in talkers]
+    """Drop what the trainer logs of each of some hundred runs, and the warning of a split that leaks, which was given once."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=SplitWarning)
         warnings.filterwarnings("ignore", module="lightning")
         try:
-            for talker in talkers:
-                talker.setLevel(logging.ERROR)
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
             yield
         finally:
-            for talker, level in zip(talkers, levels, strict=True):
-                talker.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
-def _encode(plan: BenchmarkConfig, missing: list[Job], cache: str) -> None:
+def _encode(plan: BenchmarkConfig, missing: list[TrialSpec], cache: str) -> None:
     """Encode what the processes share, before they start."""
     from sigmma_sc.pp import encode_patches
 
@@ -237,22 +249,23 @@ def _encode(plan: BenchmarkConfig, missing: list[Job], cache: str) -> None:
     for data, _, method, _ in missing:
         given = method.encoder or plan.encoder
         stride = {**plan.train, **data.train, **method.train}.get("stride")
-        sizes = {**data.switches, **method.arguments}.get("crop_sizes")
+        sizes = {**data.options, **method.arguments}.get("crop_sizes")
         key = (data.name, repr(given), stride, repr(sizes))
         if given is not None and key not in seen:
             encode_patches(load(data), encoder_of(given), cache, stride=stride, crop_sizes=sizes)
         seen.add(key)
 
 
-def _write(plan: BenchmarkConfig, cells: list[Cell], out: Path, command: str, failed: list[str]) -> pd.DataFrame:
+def _write(plan: BenchmarkConfig, trials: list[Trial], out: Path, command: str, failed: list[str]) -> pd.DataFrame:
     import pandas as pd
 
-    results, genes, stability = results_table(cells), genes_table(cells), stability_table(cells)
+    results, genes, stability = results_table(trials), genes_table(trials), stability_table(trials)
+    together: dict[tuple[str, str], list[Trial]] = {}
+    for trial in trials:
+        together.setdefault((trial.meta.dataset, trial.meta.split), []).append(trial)
     parts = []
-    for (dataset, split), group in pd.DataFrame([c.meta | {"cell": c} for c in cells]).groupby(
-        ["dataset", "split"], sort=False
-    ):
-        parts.append(intervals_table(list(group.cell)).assign(dataset=dataset, split=split))
+    for (dataset, split), group in together.items():
+        parts.append(intervals_table(group).assign(dataset=dataset, split=split))
     intervals = pd.concat(parts, ignore_index=True)
     for table, name in ((results, "results"), (genes, "genes")):
         with fresh_file(out / f"{name}.parquet") as fresh:
@@ -260,10 +273,5 @@ def _write(plan: BenchmarkConfig, cells: list[Cell], out: Path, command: str, fa
     for table, name in ((results, "results"), (intervals, "intervals")):
         with fresh_file(out / f"{name}.csv") as fresh:
             table.to_csv(fresh, index=False)
-    write_report(plan, cells, results, intervals, stability, out, command, failed)
+    write_report(plan, trials, results, intervals, stability, out, command, failed)
     return results
-
-
-def _name(job: Job) -> str:
-    data, split, method, seed = job
-    return f"{data.name}, {split}, {method.label}, seed {seed}"

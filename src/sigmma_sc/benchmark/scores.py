@@ -1,13 +1,15 @@
-"""From what cells keep to tidy tables: one row for each cell, slide and figure; one for each gene."""
+"""From what trials keep to tidy tables: one row for each trial, slide and figure; one for each gene."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from sigmma_sc.benchmark.trial import HEADS
 from sigmma_sc.metrics.expression import pearson
 from sigmma_sc.metrics.niches import niche_agreement, spatial_contiguity
 from sigmma_sc.metrics.retrieval import PERCENTS, chance_level, recall_at_percent
@@ -17,16 +19,52 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.benchmark.trial import Cell
-
-HEADS = {"default": "default", "hest": "hest", "lookup": "default"}
-"""Protocol whose target each head predicts."""
+    from sigmma_sc.benchmark.trial import Head, Niches, Trial
 
 DIRECTIONS = ("image→transcriptome", "transcriptome→image")
 
+COLUMNS = [
+    "dataset", "split", "method", "seed", "slide", "task", "metric", "scale", "head", "value", "chance", "n_test", "n_train",
+]  # fmt: skip
 
-def results_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Every figure of every cell.
+STABILITY_COLUMNS = ["dataset", "split", "method", "scale", "ari", "n_pairs"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Expression of some tiles as one head predicts it, in float64.
+
+    Attributes
+    ----------
+    head
+        Its name.
+    genes
+        Names, ``(g,)``.
+    target, predicted
+        ``(n, g)``.
+    mean
+        Mean of the training tiles, ``(g,)``.
+    """
+
+    head: Head
+    genes: NDArray[np.str_]
+    target: NDArray[np.float64]
+    predicted: NDArray[np.float64]
+    mean: NDArray[np.float64]
+
+    @property
+    def mse(self) -> NDArray[np.float64]:
+        """Squared error of each gene, ``(g,)``."""
+        return ((self.predicted - self.target) ** 2).mean(axis=0)
+
+    @property
+    def mse_gene_mean(self) -> NDArray[np.float64]:
+        """Squared error of the training mean of each gene, ``(g,)``."""
+        return ((self.mean - self.target) ** 2).mean(axis=0)
+
+
+def results_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Every figure of every trial.
 
     Returns
     -------
@@ -35,142 +73,132 @@ def results_table(cells: Sequence[Cell]) -> pd.DataFrame:
     ``n_train`` tiles.
     """
     rows = []
-    for cell in cells:
-        of_cell = {name: cell.meta[name] for name in ("dataset", "split", "method", "seed", "n_train")}
-        for slide, tiles in slides_of(cell):
-            of_slide = {**of_cell, "slide": slide, "n_test": len(tiles)}
-            rows += [of_slide | row for row in (*_retrieval(cell, tiles), *_expression(cell, tiles))]
-        rows += [of_cell | row for row in _niches(cell)]
-    first = [
-        "dataset",
-        "split",
-        "method",
-        "seed",
-        "slide",
-        "task",
-        "metric",
-        "scale",
-        "head",
-        "value",
-        "chance",
-        "n_test",
-    ]
-    return pd.DataFrame(rows).reindex(columns=[*first, "n_train"])
+    for trial in trials:
+        of_trial = {**_identity(trial), "n_train": trial.meta.n_train}
+        for slide, tiles in slides_of(trial):
+            of_slide = {**of_trial, "slide": slide, "n_test": len(tiles)}
+            rows += [of_slide | row for row in _retrieval(trial, tiles)]
+            rows += [of_slide | row for row in _expression(trial, tiles)]
+        if trial.niches is not None:
+            rows += [of_trial | row for row in _niches(trial.niches)]
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def genes_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Pearson correlation and squared error of every gene, by cell, slide and head."""
+def genes_table(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Pearson correlation and squared error of every gene, by trial, slide and head."""
     tables = []
-    for cell in cells:
-        of_cell = {name: cell.meta[name] for name in ("dataset", "split", "method", "seed")}
-        for slide, tiles in slides_of(cell):
-            for head, target, predicted, mean in heads_of(cell, tiles):
+    for trial in trials:
+        for slide, tiles in slides_of(trial):
+            for prediction in predictions_of(trial, tiles):
                 scores = {
                     "slide": slide,
-                    "head": head,
-                    "gene": cell.arrays[f"genes|{HEADS[head]}"],
-                    "pcc": pearson(target, predicted),
-                    "mse": ((predicted - target) ** 2).mean(axis=0),
-                    "mse_gene_mean": ((mean - target) ** 2).mean(axis=0),
+                    "head": prediction.head,
+                    "gene": prediction.genes,
+                    "pcc": pearson(prediction.target, prediction.predicted),
+                    "mse": prediction.mse,
+                    "mse_gene_mean": prediction.mse_gene_mean,
                 }
-                tables.append(pd.DataFrame(of_cell | scores))
+                tables.append(pd.DataFrame(_identity(trial) | scores))
     return pd.concat(tables, ignore_index=True)
 
 
-def stability_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def stability_table(trials: Sequence[Trial]) -> pd.DataFrame:
     """Agreement (ARI) of the niches of two seeds, mean over pairs of seeds, by data set, split, method and scale."""
+    by_method: dict[tuple[str, str, str], list[Niches]] = {}
+    for trial in trials:
+        if trial.niches is not None:
+            key = (trial.meta.dataset, trial.meta.split, trial.meta.method)
+            by_method.setdefault(key, []).append(trial.niches)
     rows = []
-    frame = pd.DataFrame([{k: c.meta[k] for k in ("dataset", "split", "method")} | {"cell": c} for c in cells])
-    for (dataset, split, method), group in frame.groupby(["dataset", "split", "method"], sort=False):
-        of_seeds = [c.arrays for c in group.cell if "cell|xy" in c.arrays]
-        for scale in [name.split("|")[1] for name in (of_seeds[0] if of_seeds else {}) if name.startswith("niche|")]:
-            pairs = [
-                niche_agreement(a[f"niche|{scale}"], b[f"niche|{scale}"])["ari"]
-                for a, b in combinations(of_seeds, 2)
-                if np.array_equal(a["cell|xy"], b["cell|xy"])
-            ]
-            if pairs:
-                row = {"dataset": dataset, "split": split, "method": method, "scale": scale}
-                rows.append({**row, "ari": np.mean(pairs), "n_pairs": len(pairs)})
-    return pd.DataFrame(rows)
+    for key, seeds in by_method.items():
+        for scale in seeds[0].labels:
+            aris = []
+            for a, b in combinations(seeds, 2):
+                if np.array_equal(a.xy, b.xy):
+                    aris.append(niche_agreement(a.labels[scale], b.labels[scale])["ari"])
+            if aris:
+                rows.append((*key, scale, np.mean(aris), len(aris)))
+    return pd.DataFrame(rows, columns=STABILITY_COLUMNS)
 
 
-def slides_of(cell: Cell) -> Iterator[tuple[str, NDArray[np.intp]]]:
-    """Slides with test tiles, and these."""
-    for slide in np.unique(cell.arrays["slide"]):
-        yield str(slide), np.flatnonzero(cell.arrays["slide"] == slide)
+def slides_of(trial: Trial) -> Iterator[tuple[str, NDArray[np.intp]]]:
+    """Slides with scored tiles, and the positions of these."""
+    for slide in np.unique(trial.slide):
+        yield str(slide), np.flatnonzero(trial.slide == slide)
 
 
-def whole_scale(cell: Cell) -> str | None:
+def whole_scale(trial: Trial) -> str | None:
     """Scale that a method is compared by: all together, or its only one; ``None`` if it retrieves nothing."""
-    scales = [name.split("|")[2] for name in cell.arrays if name.startswith("rank|")]
+    scales = [key.scale for key in trial.ranks]
     return scales[-1] if scales else None
 
 
-def heads_of(cell: Cell, tiles: NDArray) -> Iterator[tuple[str, NDArray, NDArray, NDArray]]:
-    """Head, target ``(n, g)``, prediction ``(n, g)`` and training mean ``(g,)`` on some test tiles, in float64."""
+def predictions_of(trial: Trial, tiles: NDArray[np.intp]) -> Iterator[Prediction]:
+    """Predictions of every head for some scored tiles."""
     for head, protocol in HEADS.items():
-        if f"predicted|{head}" in cell.arrays:
-            target, predicted = (
-                cell.arrays[name][tiles].astype(float) for name in (f"target|{protocol}", f"predicted|{head}")
-            )
-            yield head, target, predicted, cell.arrays[f"mean|{protocol}"].astype(float)
+        expression = trial.expression.get(protocol)
+        if expression is not None and head in expression.predicted:
+            target = expression.target[tiles].astype(float)
+            predicted = expression.predicted[head][tiles].astype(float)
+            yield Prediction(head, expression.genes, target, predicted, expression.mean.astype(float))
 
 
-def _retrieval(cell: Cell, tiles: NDArray) -> Iterator[dict[str, Any]]:
+def _identity(trial: Trial) -> dict[str, Any]:
+    meta = trial.meta
+    return {"dataset": meta.dataset, "split": meta.split, "method": meta.method, "seed": meta.seed}
+
+
+def _retrieval(trial: Trial, tiles: NDArray[np.intp]) -> Iterator[dict[str, Any]]:
     n = len(tiles)
-    for name, ranks in cell.arrays.items():
-        if not name.startswith("rank|") or n < 2:
-            continue
-        _, direction, scale = name.split("|")
-        row = {"task": "retrieval", "scale": scale}
-        for p, recall in recall_at_percent(ranks[tiles], n).items():
-            yield row | {"metric": f"recall@{p}% {direction}", "value": recall, "chance": chance_level(p, n)}
-        mean = np.mean(list(recall_at_percent(ranks[tiles], n).values()))
+    if n < 2:
+        return
+    for key, all_ranks in trial.ranks.items():
+        ranks = all_ranks[tiles]
+        row = {"task": "retrieval", "scale": key.scale}
+        recalls = recall_at_percent(ranks, n)
+        for p, recall in recalls.items():
+            yield row | {"metric": f"recall@{p}% {key.direction}", "value": recall, "chance": chance_level(p, n)}
+        mean = np.mean(list(recalls.values()))
         chance = np.mean([chance_level(p, n) for p in PERCENTS])
-        yield row | {"metric": f"mean recall {direction}", "value": mean, "chance": chance}
+        yield row | {"metric": f"mean recall {key.direction}", "value": mean, "chance": chance}
         middle = (n + 1) / 2
-        yield row | {"metric": f"median rank {direction}", "value": np.median(ranks[tiles]), "chance": middle}
+        yield row | {"metric": f"median rank {key.direction}", "value": np.median(ranks), "chance": middle}
 
 
-def _expression(cell: Cell, tiles: NDArray) -> Iterator[dict[str, Any]]:
-    for head, target, predicted, mean in heads_of(cell, tiles):
-        pcc, mse = pearson(target, predicted), ((predicted - target) ** 2).mean(axis=0)
+def _expression(trial: Trial, tiles: NDArray[np.intp]) -> Iterator[dict[str, Any]]:
+    for prediction in predictions_of(trial, tiles):
+        pcc, mse = pearson(prediction.target, prediction.predicted), prediction.mse
+        defined = pcc[np.isfinite(pcc)]
         values = {
-            "pcc": _mean(pcc),
-            "pcc_sd_over_genes": float(np.nanstd(pcc)) if np.isfinite(pcc).any() else np.nan,
-            "pcc_undefined": int(np.isnan(pcc).sum()),
+            "pcc": float(defined.mean()) if len(defined) else np.nan,
+            "pcc_sd_over_genes": float(np.nanstd(pcc)) if len(defined) else np.nan,
+            "pcc_undefined": len(pcc) - len(defined),
             "mse": mse.mean(),
             "mse_sd_over_genes": mse.std(),
-            "mse_gene_mean": ((mean - target) ** 2).mean(),
+            "mse_gene_mean": ((prediction.mean - prediction.target) ** 2).mean(),
         }
         for metric, value in values.items():
-            yield {"task": "expression", "metric": metric, "head": head, "value": value}
+            yield {"task": "expression", "metric": metric, "head": prediction.head, "value": value}
 
 
-def _niches(cell: Cell) -> Iterator[dict[str, Any]]:
+def _niches(niches: Niches) -> Iterator[dict[str, Any]]:
     from scipy.sparse import block_diag
 
     from sigmma_sc.tissue.graph import spatial_graph
 
-    if "cell|xy" not in cell.arrays:
-        return
-    slide, xy = cell.arrays["cell|slide"], cell.arrays["cell|xy"]
-    near = block_diag([spatial_graph(xy[slide == k]) for k in np.unique(slide)], format="csr")
-    for name, labels in cell.arrays.items():
-        if not name.startswith("niche|"):
-            continue
-        values: dict[str, float] = {"number of niches": len(np.unique(labels))}
+    graphs = [spatial_graph(niches.xy[niches.slide == number]) for number in np.unique(niches.slide)]
+    near = block_diag(graphs, format="csr")
+    for scale, labels in niches.labels.items():
         together = spatial_contiguity(labels, near)
-        values |= {"contiguity": together["contiguity"], "contiguity of shuffled labels": together["expected"]}
-        if "reference" in cell.arrays:
-            reference = cell.arrays["reference"].astype(object)
-            agreement = niche_agreement(labels, np.where(reference == "", None, reference))
+        values = {
+            "number of niches": len(np.unique(labels)),
+            "contiguity": together["contiguity"],
+            "contiguity of shuffled labels": together["expected"],
+        }
+        if niches.reference is not None:
+            reference = niches.reference.astype(object)
+            reference[reference == ""] = None
+            agreement = niche_agreement(labels, reference)
             values |= {"ari": agreement["ari"], "nmi": agreement["nmi"]}
         for metric, value in values.items():
-            yield {"task": "niches", "metric": metric, "scale": name.split("|")[1], "value": value}
-
-
-def _mean(values: NDArray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else np.nan
+            yield {"task": "niches", "metric": metric, "scale": scale, "value": value}

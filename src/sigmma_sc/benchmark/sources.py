@@ -1,4 +1,4 @@
-"""Data sets of a benchmark: loaded, set up, and split."""
+"""Data sets of a benchmark: loaded and set up."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import json
 import os
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sigmma_sc.benchmark.config import DataSpec
 from sigmma_sc.errors import CoverageWarning, SetupError
 from sigmma_sc.model import SIGMMA
-from sigmma_sc.tissue.setup import get_table, objects_of, stored_setup
+from sigmma_sc.tissue.setup import common_setup, get_table, objects_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
+    Tissue: TypeAlias = SpatialData | dict[str, SpatialData]
 
-def load(spec: DataSpec) -> Any:
+
+def load(spec: DataSpec) -> Tissue:
     """Object, or objects by name, of a data set, set up; kept until another one is asked for.
 
     Raises
@@ -32,10 +34,10 @@ def load(spec: DataSpec) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _loaded(given: str) -> Any:
+def _loaded(given: str) -> Tissue:
     spec = DataSpec(**json.loads(given))
     if spec.store is not None:
-        tissue: Any = _of_store(spec)
+        tissue: Tissue = _of_store(spec)
     elif spec.simulate is not None:
         from sigmma_sc.datasets import simulate_tissue
 
@@ -45,7 +47,7 @@ def _loaded(given: str) -> Any:
     defaults = {} if spec.hest is None else {"sample_key": "sample"}
     SIGMMA.setup_spatialdata(tissue, **{**defaults, **spec.setup})
     for one in objects_of(tissue).values():
-        obs = get_table(one, stored_setup(one)).obs
+        obs = get_table(one, common_setup(one)).obs
         if spec.reference is not None and spec.reference not in obs:
             raise SetupError(
                 f"datasets[{spec.name!r}] reference={spec.reference!r} is no column of obs, which has {', '.join(obs.columns)}."
@@ -57,10 +59,10 @@ def encoder_of(given: str | dict[str, Any]) -> ImageEncoder:
     """An image encoder as a configuration names it."""
     from sigmma_sc.encoders.encoder import get_encoder
 
-    return get_encoder(**({"name": given} if isinstance(given, str) else given))
+    return get_encoder(given) if isinstance(given, str) else get_encoder(**given)
 
 
-def _of_store(spec: DataSpec) -> Any:
+def _of_store(spec: DataSpec) -> SpatialData:
     import spatialdata
 
     if not os.path.exists(str(spec.store)):
@@ -86,7 +88,10 @@ def _of_hest(spec: DataSpec) -> dict[str, Any]:
         raise SetupError(f"datasets[{spec.name!r}] hest={given!r} names no samples.")
     tissue = {sample: hest(given["root"], sample) for sample in given["samples"]}
     tables = [one.tables["table"] for one in tissue.values()]
-    shared = [gene for gene in tables[0].var_names if all(gene in table.var_names for table in tables)]
+    common = set(tables[0].var_names)
+    for table in tables[1:]:
+        common &= set(table.var_names)
+    shared = [gene for gene in tables[0].var_names if gene in common]
     if not shared:
         raise SetupError(f"datasets[{spec.name!r}]: samples {', '.join(tissue)} have no gene in common.")
     if any(table.n_vars > len(shared) for table in tables):
@@ -99,37 +104,3 @@ def _of_hest(spec: DataSpec) -> dict[str, Any]:
     for one in tissue.values():
         one.tables["table"] = one.tables["table"][:, shared].copy()
     return tissue
-
-
-def split_of(kind: str, samples: Sequence[str], donors: dict[str, str], turn: int) -> str | dict[str, Any]:
-    """A split as :meth:`sigmma_sc.SIGMMA.train` takes it.
-
-    Parameters
-    ----------
-    kind
-        ``"blocks"``, ``"end"`` and ``"random"`` are left as they are. ``"section"`` leaves one sample out, ``"donor"`` all of
-        one donor; the next one validates, or blocks of the only one that is left.
-    samples
-        Sample of each slide.
-    donors
-        Donor of a sample, by default the sample itself.
-    turn
-        Which one is left out: the seed's place among the seeds.
-
-    Raises
-    ------
-    SetupError
-        There is only one to leave out, or a donor is named for a sample that does not exist.
-    """
-    if kind in ("blocks", "end", "random"):
-        return kind
-    if unknown := sorted(set(donors) - set(samples)):
-        raise SetupError(f"donors names sample {unknown[0]!r}; there are {', '.join(sorted(set(samples)))}.")
-    groups: dict[str, list[str]] = {}
-    for sample in sorted(set(samples)):
-        groups.setdefault(donors.get(sample, sample) if kind == "donor" else sample, []).append(sample)
-    names = sorted(groups)
-    if len(names) < 2:
-        raise SetupError(f"split={kind!r} needs two {kind}s or more, there is {', '.join(names)} alone. Use 'blocks'.")
-    test, following = names[turn % len(names)], names[(turn + 1) % len(names)]
-    return {"test": groups[test], "val": groups[following] if len(names) > 2 else "blocks"}

@@ -20,11 +20,11 @@ from sigmma_sc.cli.options import (
     Image,
     Microns,
     ModelEncoder,
+    Options,
     Out,
     Overwrite,
     Sample,
     Store,
-    Switches,
     System,
     TableName,
     TileSize,
@@ -32,6 +32,7 @@ from sigmma_sc.cli.options import (
 )
 from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.errors import SetupError, SigmmaError
+from sigmma_sc.tissue.split import SPLITS
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -39,6 +40,27 @@ if TYPE_CHECKING:
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def extend(
+    modules: Annotated[
+        list[str],
+        typer.Option("--import", help="Module to import first: it may register splits, and methods of a benchmark."),
+    ] = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Import modules of the user's, from the working folder or installed."""
+    from importlib import import_module
+
+    if modules:
+        sys.path.insert(0, str(Path.cwd()))
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError as error:
+            raise SetupError(
+                f"--import {module}: {error}. Name a module of the working folder or an installed one."
+            ) from error
 
 
 @app.command()
@@ -104,8 +126,8 @@ def train(
     weights: Weights = None,
     encoder_arg: EncoderArg = [],  # noqa: B006
     epochs: Epochs = 60,
-    split: Annotated[str, typer.Option(help="auto, sample, blocks, end, random or none.")] = "auto",
-    switches: Switches = [],  # noqa: B006
+    split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or one of your own.")] = "auto",
+    options: Options = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
     cache: Cache = None,
     checkpoints: Checkpoints = None,
@@ -119,7 +141,7 @@ def train(
     from sigmma_sc import SIGMMA, get_encoder
 
     require_free(out, overwrite)
-    chosen = _switches(switches)
+    chosen = _options(options)
     # Before the store is read and its registration checked: an encoder that cannot be had is told of at once.
     frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
@@ -195,15 +217,19 @@ def benchmark(
         str, typer.Argument(help="YAML file, or the name of a configuration that comes with the package.")
     ],
     out: Out,
-    jobs: Annotated[int, typer.Option(help="Processes that share the cells and this machine's cores.")] = 1,
+    jobs: Annotated[int, typer.Option(help="Processes that share the trials and this machine's cores.")] = 1,
     cache: Cache = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run cells anew whose settings have changed.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Run trials anew whose settings have changed.")
+    ] = False,
 ) -> None:
-    """Compare methods on data sets, splits and seeds; write tables and a report. The same command takes up what is left."""
+    """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes what was stopped."""
     from sigmma_sc.benchmark import run
 
-    told = f"sigmma-sc benchmark {config} --out {out}" + (f" --jobs {jobs}" if jobs > 1 else "")
-    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=told)
+    command = f"sigmma-sc benchmark {config} --out {out}"
+    if jobs > 1:
+        command += f" --jobs {jobs}"
+    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=command)
     console.print(f"Report: {out / 'report.html'}")
 
 
@@ -243,8 +269,8 @@ def _by_region(values: list[str]) -> str | dict[str, str]:
     return dict(value.split("=", 1) for value in values)
 
 
-def _switches(arguments: list[str]) -> dict[str, Any]:
-    """Switches of the method from NAME=VALUE; those that are on or off as booleans."""
+def _options(arguments: list[str]) -> dict[str, Any]:
+    """Options of the method from NAME=VALUE; those that are on or off as booleans."""
     from sigmma_sc.config import FLAGS
 
     words = _words("--set", arguments)

@@ -35,10 +35,10 @@ Weights = Annotated[
 EncoderArg = Annotated[
     list[str], typer.Option("--encoder-arg", help="NAME=VALUE for timm.create_model, or mean=…/std=… as three numbers.")
 ]
-Switches = Annotated[
+Options = Annotated[
     list[str],
     typer.Option(
-        "--set", help="NAME=VALUE for a switch of the method, e.g. edges=none or loss_weights=0,0,1 (sg.Config)."
+        "--set", help="NAME=VALUE for an option of the method, e.g. edges=none or loss_weights=0,0,1 (sg.Config)."
     ),
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]

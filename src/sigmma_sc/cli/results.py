@@ -61,7 +61,8 @@ def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (
     if scales:  # gene vectors in the place of the cell graph embed no cells
         tl.niches(adata, scales)
     # Of a slide it was not trained on, every tile is a test tile.
-    split = "all" if model.data.roles.split == "none" else "test"
+    tests = any((roles == "test").any() for roles in model.data.roles.by_slide.values())
+    split = "test" if tests else "all"
     recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
     with fresh_folder(out) as folder:
         model.save(folder / "model")

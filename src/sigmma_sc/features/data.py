@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
+    from sigmma_sc.tissue.split import Split
 
 FEWEST_TILES = 8
 """Tiles by which a slide can be centred and scaled: a single one would be its own mean, whatever it shows."""
@@ -109,7 +110,7 @@ class TissueData:
         """Tiles fit to be trained and scored on: enough cells, and not on bare glass."""
         return (tiles.n_cells >= self.config.min_cells) & (self.tissue_share(slide, tiles) >= MIN_TISSUE)
 
-    def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]]) -> None:
+    def assign_roles(self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]] | Split) -> None:
         """Decide which tiles of slides that were not trained on before train, validate and test."""
         self.roles.assign(slides, split, self.config.seed, self.usable)
 

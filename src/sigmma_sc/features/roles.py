@@ -10,7 +10,7 @@ import numpy as np
 from sigmma_sc.errors import SetupError, SplitWarning
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import slide_identity
-from sigmma_sc.tissue.split import BLOCKS, resolve_split, split_slide
+from sigmma_sc.tissue.split import LEAK, Auto, get_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.split import Split, SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
     Usable = Callable[[Slide, Tiles], NDArray[np.bool_]]
@@ -35,7 +36,7 @@ class Roles:
     """
 
     def __init__(self) -> None:
-        self.split: str | dict[str, str | list[str]] | None = None
+        self.split: SplitJson | None = None
         self.by_slide: dict[str, NDArray] = {}
         self._identities: dict[str, str] = {}
         self._seen = ByImage()
@@ -50,7 +51,7 @@ class Roles:
         return roles
 
     def assign(
-        self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]], seed: int, usable: Usable
+        self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]] | Split, seed: int, usable: Usable
     ) -> None:
         """Give roles to the slides that have none.
 
@@ -72,28 +73,27 @@ class Roles:
         """
         unseen = [slide for slide in slides if not self.has_roles(slide)]
         if unseen:
-            self._assign(unseen, split, seed, usable)
-        elif split != "auto" and self.split != resolve_split(split, [s.sample for s in slides], seed):
+            self._assign(unseen, get_split(split), seed, usable)
+        elif split != Auto.name and self.split != _resolved(get_split(split), slides, seed).to_json():
             raise SetupError(
                 f"The model is trained on split={self.split!r}; another split would leak. Make a new model for {split!r}."
             )
 
-    def _assign(
-        self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]], seed: int, usable: Usable
-    ) -> None:
-        resolved = resolve_split(split, [slide.sample for slide in slides], seed)
+    def _assign(self, slides: Sequence[Slide], split: Split, seed: int, usable: Usable) -> None:
+        resolved = _resolved(split, slides, seed)
+        if resolved.leaks:
+            warnings.warn(f"split={resolved.name!r} {LEAK}", SplitWarning, stacklevel=5)
         roles = {}
         for slide in slides:
-            roles[slide.name] = _roles_of_slide(slide, usable(slide, slide.tiles), resolved, seed)
-        asked = resolved != "none" if isinstance(resolved, str) else "val" in resolved
-        if asked and not any((role == "val").any() for role in roles.values()):
+            roles[slide.name] = resolved.roles(slide.tiles, usable(slide, slide.tiles), slide.sample, seed)
+        if resolved.validates and not any((role == "val").any() for role in roles.values()):
             warnings.warn(
-                f"split={split!r} leaves no validation tile: there is no validation loss and no reliability of predictions. "
-                "Use a smaller tile_size or more slides.",
+                f"split={resolved.to_json()!r} leaves no validation tile: there is no validation loss and no reliability of "
+                "predictions. Use a smaller tile_size or more slides.",
                 SplitWarning,
                 stacklevel=5,
             )
-        self.split = resolved
+        self.split = resolved.to_json()
         self.by_slide |= roles
         self._identities |= {slide.name: self._identity(slide) for slide in slides}
 
@@ -126,12 +126,5 @@ class Roles:
         self._identities = dict(state["identities"])
 
 
-def _roles_of_slide(
-    slide: Slide, usable: NDArray[np.bool_], split: str | dict[str, str | list[str]], seed: int
-) -> NDArray:
-    if isinstance(split, str):
-        return split_slide(slide.tiles, usable, split, seed)
-    role = next((role for role, samples in split.items() if slide.sample in samples), "train")
-    if role == "train" and split.get("val") == BLOCKS:
-        return split_slide(slide.tiles, usable, BLOCKS, seed, test_share=0)
-    return np.where(usable, role, "unused").astype("<U6")
+def _resolved(split: Split, slides: Sequence[Slide], seed: int) -> Split:
+    return split.resolve([slide.sample for slide in slides], seed)

@@ -76,8 +76,6 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
             "The model carries no expression to predict from, and its object holds none of the tiles it was trained on. Load "
             "it on the object it was trained on, save it again, and load that."
         )
-    if chosen[0][0].slide.table is None:
-        raise SetupError("The object was set up with table_key=None and has no counts to predict from.")
     train = np.concatenate(roles) == "train"
     genes = [str(name) for name in chosen[0][0].slide.table.var_names]
     counts = chosen_counts(chosen, genes)

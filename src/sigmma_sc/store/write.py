@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc.errors import CoverageWarning, SetupError
+from sigmma_sc.errors import CoverageWarning
 from sigmma_sc.infer.tiles import centres_of
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ def cell_matrices(embeddings: Sequence[SlideEmbedding]) -> dict[str, NDArray[np.
         The object has no cells.
     """
     table = embeddings[0].slide.table
-    if table is None:
-        raise SetupError("The object was set up with table_key=None and has no cells to embed.")
     covered = np.zeros(table.n_obs, bool)
     out = {}
     for scale, cells in embeddings[0].cells.items():

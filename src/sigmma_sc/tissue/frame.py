@@ -58,7 +58,7 @@ class Slide:
         Donor or section the slide belongs to.
     setup
         How the object is read.
-    table
+    adata
         Table of the cells; ``None`` for a slide of H&E alone.
     """
 
@@ -74,13 +74,28 @@ class Slide:
     xy: NDArray[np.float64]
     sample: str
     setup: Setup
-    table: AnnData | None
+    adata: AnnData | None
 
     @property
     def under_image(self) -> NDArray[np.bool_]:
         """Which cells lie under the image, ``(n_cells,)``."""
         x, y = self.xy.T
         return (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
+
+    @property
+    def table(self) -> AnnData:
+        """Table of the cells.
+
+        Raises
+        ------
+        SetupError
+            The slide is one of H&E alone.
+        """
+        if self.adata is None:
+            raise SetupError(
+                f"Slide {self.name!r} was set up with table_key=None and has no cells. Set up with table_key=…."
+            )
+        return self.adata
 
     @property
     def side(self) -> float:

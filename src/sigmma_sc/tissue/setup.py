@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    Tissue = SpatialData | dict[str, SpatialData]
+    Tissue: TypeAlias = "SpatialData | dict[str, SpatialData]"
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _image_slide(sdata: SpatialData, setup: Setup, region: str, image_key: str, 
         image_key=image_key,
         coordinate_system=system,
         setup=setup,
-        table=None,
+        adata=None,
         region=None,
         microns_per_pixel=resolve_pixel_size(matrix, None, stated, image_key),
         width=level.sizes["x"],
@@ -257,7 +257,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         image_key=image_key,
         coordinate_system=system,
         setup=setup,
-        table=table,
+        adata=table,
         region=region,
         microns_per_pixel=resolve_pixel_size(image_to_cs, cells_to_cs, stated, image_key),
         width=level.sizes["x"],

@@ -1,137 +1,523 @@
-"""Train, validation and test tiles that do not leak into each other (METHOD: evaluation)."""
+"""Train, validation and test tiles that do not leak into each other (METHOD: evaluation).
+
+A split is a small class. Config, training, benchmark and command line ask its object, and never compare names.
+"""
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
 from sigmma_sc._checks import require_choice
-from sigmma_sc.errors import SetupError, SplitWarning
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
     from sigmma_sc.tissue.tiling import Tiles
 
-SPLITS = ("auto", "sample", "blocks", "end", "random", "none")
-BLOCKS = "blocks"
+SplitJson = str | dict[str, str | list[str]]
+"""A split as models and checkpoints store it, and as users write it."""
+
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
 BLOCKS_PER_SLIDE = 25
+FEWEST_SAMPLES = 3
+"""One sample each to train, validate and test on."""
+
+LEAK = "puts neighbouring tiles of one tissue into train and test: figures come out too good. Use it only to show the leak."
 
 
-def resolve_split(
-    split: str | Mapping[str, Sequence[str]], samples: Sequence[str], seed: int
-) -> str | dict[str, list[str]]:
-    """Turn ``"auto"`` into a kind of split, ``"sample"`` into the samples held out, and check names of samples.
+@dataclass(frozen=True)
+class Split:
+    """Which tiles of which slides train, validate and test.
 
-    ``{"test": [samples], "val": "blocks"}`` validates on blocks of the samples that are left, where these are too few to hold one
-    out. ``"auto"`` holds out whole samples when there are at least three, and spatial blocks of every slide otherwise.
+    A split of one's own names itself and overrides :meth:`groups`; :func:`register_split` makes it known by that name.
+
+    Attributes
+    ----------
+    name
+        Name by which it is chosen: letters, digits, ``-`` and ``_``.
+    leaks
+        Whether test tiles may have training tiles beside them. Training with such a split warns.
+    guard
+        Width of the band of unused tiles around all that is held out, in tile sides.
+    holds_out
+        Whether there are test tiles.
+    takes_turns
+        Whether a benchmark tells it the place of the seed among the seeds, see :meth:`in_turn`.
+
+    Examples
+    --------
+    >>> class Columns(sg.Split):
+    ...     name = "columns"
+    ...
+    ...     def groups(self, tiles, usable):
+    ...         return np.floor(tiles.origins[:, 0] / (3 * tiles.side)).astype(int)
+    >>> slide = model.resolve()[0]
+    >>> roles = Columns().roles(slide.tiles, model.data.usable(slide, slide.tiles), slide.sample, seed=0)
+    >>> sorted(set(roles))
+    ['guard', 'test', 'train', 'unused', 'val']
     """
-    known = sorted(set(samples))
-    if not isinstance(split, str):
-        for role, names in split.items():
+
+    name: ClassVar[str]
+    leaks: ClassVar[bool] = False
+    guard: ClassVar[float] = 1.0
+    holds_out: ClassVar[bool] = True
+    takes_turns: ClassVar[bool] = False
+
+    @property
+    def validates(self) -> bool:
+        """Whether validation tiles are meant to be held out, so that their absence is worth a warning."""
+        return self.holds_out
+
+    def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Number of the group of each tile; a group is held out as a whole.
+
+        Parameters
+        ----------
+        tiles
+            Tiles that cover a slide.
+        usable
+            Tiles with enough cells and stained tissue, ``(n_tiles,)``.
+
+        Returns
+        -------
+        Whole numbers, ``(n_tiles,)``.
+        """
+        raise SetupError(f"Split {type(self).__name__} makes no groups. Override its method groups, or roles.")
+
+    def order(self, groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Groups in the order in which they are taken, for test first, then for validation; drawn by default.
+
+        Parameters
+        ----------
+        groups
+            Numbers of the groups with usable tiles, ascending.
+        rng
+            Generator of the model's seed.
+        """
+        return rng.permutation(groups)
+
+    def resolve(self, samples: Sequence[str], seed: int) -> Split:
+        """The split for a set of slides; itself, unless it depends on their samples.
+
+        Parameters
+        ----------
+        samples
+            Sample of each slide.
+        seed
+            Seed of the model.
+        """
+        return self
+
+    def in_turn(self, turn: int, donors: Mapping[str, str]) -> Split:
+        """The split of one seed of a benchmark; itself, unless :attr:`takes_turns`.
+
+        Parameters
+        ----------
+        turn
+            Place of the seed among the seeds.
+        donors
+            Donor of a sample, where it is not the sample itself.
+        """
+        return self
+
+    def roles(self, tiles: Tiles, usable: NDArray[np.bool_], sample: str, seed: int) -> NDArray[np.str_]:
+        """Role of each tile that covers a slide.
+
+        Parameters
+        ----------
+        tiles
+            Covering tiles.
+        usable
+            Tiles with enough cells and stained tissue, ``(n_tiles,)``; shares are counted over these.
+        sample
+            Sample of the slide.
+        seed
+            Seed of the model.
+
+        Returns
+        -------
+        ``"train"``, ``"val"``, ``"test"``, ``"guard"`` (within the guard band of a tile held out) or ``"unused"``, ``(n_tiles,)``.
+        """
+        return self.draw(tiles, usable, seed)
+
+    def draw(
+        self, tiles: Tiles, usable: NDArray[np.bool_], seed: int, test_share: float = TEST_SHARE
+    ) -> NDArray[np.str_]:
+        """Hold groups out: as many as make up ``test_share`` of the usable tiles for test, the next for validation.
+
+        Parameters
+        ----------
+        tiles, usable, seed
+            See :meth:`roles`.
+        test_share
+            Share of the tiles to test on; 0 holds out validation tiles alone.
+
+        Raises
+        ------
+        SetupError
+            There are fewer than three groups, or no tile is left to train on.
+        """
+        group = self._checked_groups(tiles, usable)
+        groups, counts = np.unique(group[usable], return_counts=True)
+        order = self._checked_order(groups, seed)
+        if len(order) < 3:
+            raise SetupError(
+                f"A slide has {int(usable.sum())} tiles with enough cells, too few for split={self.name!r}. Use a smaller "
+                "tile_size, a lower min_cells, more slides, or split='none'."
+            )
+        sizes = counts[np.searchsorted(groups, order)]
+        reached = np.cumsum(sizes) / sizes.sum()
+        n_test = min(int(np.searchsorted(reached, test_share)) + 1, len(order) - 2) if test_share else 0
+        n_val = min(int(np.searchsorted(reached, test_share + VALIDATION_SHARE)) + 1 - n_test, len(order) - n_test - 1)
+        role = np.full(len(tiles), "train", dtype="<U6")
+        role[np.isin(group, order[:n_test])] = "test"
+        end = n_test + max(1, n_val)
+        if self.guard > 0:
+            # The guard band beside the test tiles may swallow all that was drawn for validation: then the next group is taken too.
+            free = usable & ~near(tiles, tiles.origins[role == "test"], self.guard)
+            while not free[np.isin(group, order[n_test:end])].any() and end < len(order) - 1:
+                end += 1
+        role[np.isin(group, order[n_test:end])] = "val"
+        if self.guard > 0:
+            role[(role == "val") & near(tiles, tiles.origins[role == "test"], self.guard)] = "guard"
+            held_out = tiles.origins[np.isin(role, ["test", "val"])]
+            role[(role == "train") & near(tiles, held_out, self.guard)] = "guard"
+        role[~usable] = "unused"
+        if not (role == "train").any():
+            raise SetupError(
+                f"split={self.name!r} leaves no training tile on a slide of {int(usable.sum())} tiles. Use a smaller tile_size."
+            )
+        return role
+
+    def to_json(self) -> SplitJson:
+        """What models and checkpoints store, and :func:`get_split` reads: the name, by default."""
+        return self.name
+
+    def _checked_groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+        group = np.asarray(self.groups(tiles, usable))
+        if group.shape != (len(tiles),) or not np.issubdtype(group.dtype, np.integer):
+            raise SetupError(
+                f"Split {self.name!r} gives groups of shape {group.shape} and type {group.dtype} for {len(tiles)} tiles. Return one "
+                "whole number a tile."
+            )
+        return group
+
+    def _checked_order(self, groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+        order = np.asarray(self.order(groups, np.random.default_rng(seed)))
+        if not np.array_equal(np.sort(order), groups):
+            raise SetupError(
+                f"Split {self.name!r} orders {len(groups)} groups into {order.tolist()}. Return each once: {groups.tolist()}."
+            )
+        return order
+
+
+class Blocks(Split):
+    """Contiguous squares of tiles, about :data:`BLOCKS_PER_SLIDE` on a slide, are drawn."""
+
+    name = "blocks"
+
+    def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Number of the square of tiles that each tile lies in."""
+        per_side = max(1, round(np.sqrt(usable.sum() / BLOCKS_PER_SLIDE)))
+        column, row = np.floor(tiles.origins / (tiles.side * per_side) + 1e-6).astype(np.int64).T
+        return row * (column.max() + 1) + column
+
+
+class End(Split):
+    """One end of the section's longer axis is test, the strip beside it validation."""
+
+    name = "end"
+
+    def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Strips of one tile's width across the longer axis of the tissue."""
+        extent = np.ptp(tiles.origins[usable], axis=0)
+        return np.floor(tiles.origins[:, int(np.argmax(extent))] / tiles.side + 1e-6).astype(np.int64)
+
+    def order(self, groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """From one end to the other."""
+        return groups
+
+
+class Random(Split):
+    """Single tiles are drawn, without a guard band; they leak."""
+
+    name = "random"
+    leaks = True
+    guard = 0.0
+
+    def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Each tile by itself."""
+        return np.arange(len(tiles))
+
+
+class NoSplit(Split):
+    """Nothing is held out."""
+
+    name = "none"
+    holds_out = False
+
+    def roles(self, tiles: Tiles, usable: NDArray[np.bool_], sample: str, seed: int) -> NDArray[np.str_]:
+        """All usable tiles train."""
+        return np.where(usable, "train", "unused").astype("<U6")
+
+
+@dataclass(frozen=True)
+class Samples(Split):
+    """Whole samples are held out, those named.
+
+    Attributes
+    ----------
+    test, val
+        Samples; ``None`` for none. Validation may be on ``"blocks"`` of the samples that are left, where these are too few to hold one
+        out.
+    """
+
+    name = "samples"
+    test: tuple[str, ...] | None = None
+    val: tuple[str, ...] | Literal["blocks"] | None = None
+
+    @classmethod
+    def of(cls, named: Mapping[str, str | Sequence[str]]) -> Samples:
+        """Samples of a mapping such as ``{"test": ["s1"], "val": "blocks"}``.
+
+        Raises
+        ------
+        SetupError
+            A key is neither ``"test"`` nor ``"val"``, or a value is no list of samples.
+        """
+        for role, names in named.items():
             require_choice(role, ("val", "test"), "split key")
-            for name in _named(role, names):
-                require_choice(name, known, f"split[{role!r}] sample")
-        held = [name for role, names in split.items() for name in _named(role, names)]
-        if len(set(held)) != len(held) or not set(known) - set(held):
-            raise SetupError(f"split={dict(split)!r} holds a sample out twice, or leaves none to train on.")
-        return {role: names if names == BLOCKS else list(names) for role, names in split.items()}
-    require_choice(split, SPLITS, "split")
-    if split == "auto":
-        split = "sample" if len(known) >= 3 else "blocks"
-    if split == "sample" and len(known) < 3:
-        raise SetupError(
-            f"split='sample' needs at least three samples, one each to train, validate and test on; there are {len(known)} "
-            f"({', '.join(known)}). Use split='blocks', or set sample_key to a column that names donors or sections."
+            if isinstance(names, str) and (role, names) != ("val", Blocks.name):
+                raise SetupError(f"split[{role!r}]={names!r} must be a list of samples. Write [{names!r}].")
+        test, val = named.get("test"), named.get("val")
+        return cls(
+            None if test is None else tuple(test),
+            None if val is None else "blocks" if isinstance(val, str) else tuple(val),
         )
-    return held_out_samples(samples, seed) if split == "sample" else split
+
+    @property
+    def validates(self) -> bool:
+        """Whether validation is asked for."""
+        return self.val is not None
+
+    def resolve(self, samples: Sequence[str], seed: int) -> Samples:
+        """The same, once every sample is known to exist.
+
+        Raises
+        ------
+        SetupError
+            A sample does not exist or is held out twice, or none is left to train on.
+        """
+        known = sorted(set(samples))
+        test, val = self.test or (), () if self.val is None or self.val == "blocks" else self.val
+        for role, names in (("test", test), ("val", val)):
+            for name in names:
+                require_choice(name, known, f"split[{role!r}] sample")
+        held_out = [*test, *val]
+        if len(set(held_out)) != len(held_out) or not set(known) - set(held_out):
+            raise SetupError(f"split={self.to_json()!r} holds a sample out twice, or leaves none to train on.")
+        return self
+
+    def roles(self, tiles: Tiles, usable: NDArray[np.bool_], sample: str, seed: int) -> NDArray[np.str_]:
+        """One role for all usable tiles of a slide, but for validation on blocks."""
+        role = "train"
+        if self.test is not None and sample in self.test:
+            role = "test"
+        elif self.val == "blocks":
+            return Blocks().draw(tiles, usable, seed, test_share=0)
+        elif self.val is not None and sample in self.val:
+            role = "val"
+        return np.where(usable, role, "unused").astype("<U6")
+
+    def to_json(self) -> dict[str, str | list[str]]:
+        """The mapping it was made of."""
+        named: dict[str, str | list[str]] = {}
+        if self.test is not None:
+            named["test"] = list(self.test)
+        if self.val is not None:
+            named["val"] = self.val if self.val == "blocks" else list(self.val)
+        return named
 
 
-def _named(role: str, names: str | Sequence[str]) -> Sequence[str]:
-    """Samples that a part of a split names; validation may be on blocks of those that are left."""
-    return () if role == "val" and names == BLOCKS else names
+class DrawnSamples(Split):
+    """Whole samples are drawn, at least one each for test and validation."""
+
+    name = "sample"
+
+    def resolve(self, samples: Sequence[str], seed: int) -> Samples:
+        """The samples drawn.
+
+        Raises
+        ------
+        SetupError
+            There are fewer than three.
+        """
+        known = sorted(set(samples))
+        if len(known) < FEWEST_SAMPLES:
+            raise SetupError(
+                f"split='sample' needs at least three samples, one each to train, validate and test on; there are {len(known)} "
+                f"({', '.join(known)}). Use split='blocks', or set sample_key to a column that names donors or sections."
+            )
+        drawn = [str(sample) for sample in np.random.default_rng(seed).permutation(known)]
+        n_test = max(1, round(TEST_SHARE * len(drawn)))
+        n_val = max(1, round(VALIDATION_SHARE * len(drawn)))
+        return Samples(tuple(drawn[:n_test]), tuple(drawn[n_test : n_test + n_val]))
 
 
-def held_out_samples(samples: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """Draw whole samples for validation and test, at least one each."""
-    known = np.random.default_rng(seed).permutation(sorted(set(samples)))
-    n_test = max(1, round(TEST_SHARE * len(known)))
-    n_val = max(1, round(VALIDATION_SHARE * len(known)))
-    return {"test": [str(s) for s in known[:n_test]], "val": [str(s) for s in known[n_test : n_test + n_val]]}
+class Auto(Split):
+    """Whole samples are drawn where there are three or more, and blocks of every slide otherwise."""
+
+    name = "auto"
+
+    def resolve(self, samples: Sequence[str], seed: int) -> Split:
+        """The one or the other."""
+        chosen = DrawnSamples() if len(set(samples)) >= FEWEST_SAMPLES else Blocks()
+        return chosen.resolve(samples, seed)
 
 
-def split_slide(
-    tiles: Tiles, usable: NDArray[np.bool_], kind: str, seed: int, test_share: float = TEST_SHARE
-) -> NDArray:
-    """Role of each tile of one slide's covering grid.
+@dataclass(frozen=True)
+class Section(Split):
+    """One sample is left out, and the next validates; blocks of the other one do where there are only two.
+
+    Attributes
+    ----------
+    turn
+        Which one, in alphabetical order and round again; ``None`` for the seed.
+    donors
+        Donor of a sample, where it is not the sample itself.
+    """
+
+    name = "section"
+    takes_turns = True
+    turn: int | None = None
+    donors: Mapping[str, str] = field(default_factory=dict)
+
+    def in_turn(self, turn: int, donors: Mapping[str, str]) -> Section:
+        """The same for one seed of a benchmark."""
+        return replace(self, turn=turn, donors=donors)
+
+    def unit(self, sample: str) -> str:
+        """What is left out with a sample: itself."""
+        return sample
+
+    def resolve(self, samples: Sequence[str], seed: int) -> Samples:
+        """The samples left out.
+
+        Raises
+        ------
+        SetupError
+            There is only one to leave out, or a donor is named for a sample that does not exist.
+        """
+        known = sorted(set(samples))
+        unknown = sorted(set(self.donors) - set(known))
+        if unknown:
+            raise SetupError(f"donors names sample {unknown[0]!r}; there are {', '.join(known)}.")
+        members: dict[str, list[str]] = {}
+        for sample in known:
+            members.setdefault(self.unit(sample), []).append(sample)
+        units = sorted(members)
+        if len(units) < 2:
+            raise SetupError(
+                f"split={self.name!r} needs two {self.name}s or more, there is {', '.join(units)} alone. Use 'blocks'."
+            )
+        turn = seed if self.turn is None else self.turn
+        test, following = units[turn % len(units)], units[(turn + 1) % len(units)]
+        return Samples(tuple(members[test]), tuple(members[following]) if len(units) > 2 else "blocks")
+
+
+class Donor(Section):
+    """All samples of one donor are left out, and those of the next validate."""
+
+    name = "donor"
+
+    def unit(self, sample: str) -> str:
+        """What is left out with a sample: all samples of its donor."""
+        return self.donors.get(sample, sample)
+
+
+SPLITS: dict[str, Split] = {
+    split.name: split for split in (Auto(), DrawnSamples(), Blocks(), End(), Section(), Donor(), Random(), NoSplit())
+}
+"""Splits by name; :func:`register_split` adds to them."""
+
+
+def register_split(split: Split) -> None:
+    """Make a split known by its name, to :meth:`sigmma_sc.SIGMMA.train`, benchmarks and the command line.
+
+    It is known in the process that registers it. The command line imports a module of yours first with
+    ``sigmma-sc --import MODULE``. A saved model holds the name alone: it embeds without the class, and needs it to train on.
 
     Parameters
     ----------
-    tiles
-        Covering tiles.
-    usable
-        Tiles with enough cells, ``(n_tiles,)``; shares are counted over these.
-    kind
-        ``"blocks"``: contiguous squares of tiles are drawn for test and validation. ``"end"``: one end of the section's
-        longer axis is test, the strip beside it validation. ``"random"``: single tiles, which leak.
-    seed
-        Of the draw.
-    test_share
-        Share of the tiles to test on; 0 holds out validation tiles alone.
+    split
+        An instance of a subclass of :class:`sigmma_sc.Split`.
 
-    Returns
-    -------
-    ``"train"``, ``"val"``, ``"test"``, ``"guard"`` (closer than one tile to a tile held out) or ``"unused"``.
+    Raises
+    ------
+    SetupError
+        It is no split, its name is unfit or another class has it.
+
+    Examples
+    --------
+    >>> class Quarters(sg.Split):
+    ...     name = "quarters"
+    ...
+    ...     def groups(self, tiles, usable):
+    ...         right, low = (tiles.origins > tiles.origins.mean(axis=0)).T
+    ...         return right + 2 * low
+    >>> sg.register_split(Quarters())
+    >>> sg.benchmark.DataSpec(name="simulated", simulate={}, splits=("quarters",)).splits
+    ('quarters',)
     """
-    role = np.full(len(tiles), "train", dtype="<U6")
-    if kind == "none":
-        role[~usable] = "unused"
-        return role
-    if kind == "random":
-        warnings.warn(
-            "split='random' puts neighbouring tiles of one tissue into train and test: figures come out too good. Use it only "
-            "to show the leak.",
-            SplitWarning,
-            stacklevel=2,
-        )
-        group = np.arange(len(tiles))
-    else:
-        group = block_groups(tiles, usable) if kind == "blocks" else _end_groups(tiles, usable)
-    groups, counts = np.unique(group[usable], return_counts=True)
-    order = groups
-    if kind != "end":
-        order = np.random.default_rng(seed).permutation(groups)
-    sizes = counts[np.searchsorted(groups, order)]
-    if len(order) < 3:
+    if not isinstance(split, Split):
         raise SetupError(
-            f"A slide has {int(usable.sum())} tiles with enough cells, too few for split={kind!r}. Use a smaller tile_size, "
-            "a lower min_cells, more slides, or split='none'."
+            f"{split!r} is no instance of sg.Split. Pass an instance of your class: register_split(Mine())."
         )
-    reached = np.cumsum(sizes) / sizes.sum()
-    n_test = min(int(np.searchsorted(reached, test_share)) + 1, len(order) - 2) if test_share else 0
-    n_val = min(int(np.searchsorted(reached, test_share + VALIDATION_SHARE)) + 1 - n_test, len(order) - n_test - 1)
-    role[np.isin(group, order[:n_test])] = "test"
-    last = n_test + max(1, n_val)
-    if kind != "random":
-        # The guard band beside the test tiles may swallow all that was drawn for validation: then the next group is taken too.
-        free = usable & ~near(tiles, tiles.origins[role == "test"])
-        while not free[np.isin(group, order[n_test:last])].any() and last < len(order) - 1:
-            last += 1
-    role[np.isin(group, order[n_test:last])] = "val"
-    if kind != "random":
-        role[(role == "val") & near(tiles, tiles.origins[role == "test"])] = "guard"
-        role[(role == "train") & near(tiles, tiles.origins[np.isin(role, ["test", "val"])])] = "guard"
-    role[~usable] = "unused"
-    if not (role == "train").any():
+    name = getattr(split, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise SetupError(f"{type(split).__name__}.name={name!r} must be of letters, digits, '-' and '_'.")
+    there = SPLITS.get(name)
+    # The same class once more is a cell of a notebook that was run again.
+    if there is not None and _class_of(there) != _class_of(split):
+        raise SetupError(f"A split {name!r} is registered already, {_class_of(there)}. Give yours another name.")
+    SPLITS[name] = split
+
+
+def _class_of(split: Split) -> str:
+    return f"{type(split).__module__}.{type(split).__qualname__}"
+
+
+def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str = "split") -> Split:
+    """A split by its name, as a mapping of samples held out, or as itself.
+
+    Parameters
+    ----------
+    split
+        As users write it, or as :meth:`Split.to_json` gave it.
+    what
+        What to call it in an error.
+
+    Raises
+    ------
+    SetupError
+        No split of that name is registered; the message names all that are.
+    """
+    if isinstance(split, Split):
+        return split
+    if isinstance(split, Mapping):
+        return Samples.of(split)
+    if not isinstance(split, str) or split not in SPLITS:
         raise SetupError(
-            f"split={kind!r} leaves no training tile on a slide of {int(usable.sum())} tiles. Use a smaller tile_size."
+            f"{what}={split!r} is not one of {', '.join(map(repr, SPLITS))}. One of your own has to be registered first, by "
+            "sg.register_split."
         )
-    return role
+    return SPLITS[split]
 
 
 def near(tiles: Tiles, held_out: NDArray[np.float64], gap: float = 1.0) -> NDArray[np.bool_]:
@@ -153,16 +539,3 @@ def near(tiles: Tiles, held_out: NDArray[np.float64], gap: float = 1.0) -> NDArr
     # Corners apart by d leave d - side between two tiles of equal side; a shifted border tile may be closer than a grid step.
     distance, _ = cKDTree(held_out).query(tiles.origins, p=np.inf)
     return distance < (1 + gap) * tiles.side * (1 - 1e-6)
-
-
-def block_groups(tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Number of the square of tiles that each tile lies in, of which about :data:`BLOCKS_PER_SLIDE` cover the tissue."""
-    per_side = max(1, round(np.sqrt(usable.sum() / BLOCKS_PER_SLIDE)))
-    column, row = np.floor(tiles.origins / (tiles.side * per_side) + 1e-6).astype(np.int64).T
-    return row * (column.max() + 1) + column
-
-
-def _end_groups(tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Strips of one tile's width across the longer axis of the tissue."""
-    extent = np.ptp(tiles.origins[usable], axis=0)
-    return np.floor(tiles.origins[:, int(np.argmax(extent))] / tiles.side + 1e-6).astype(np.int64)

@@ -54,7 +54,7 @@ def runner_for(
 ) -> tuple[TrainRunner, EarlyStopping | None]:
     """scvi-tools' runner, before there is anything to run: what Lightning refuses, it refuses before any compute.
 
-    Early stopping is a callback beside it, as scvi-tools switches its own off where there are several processes.
+    Early stopping is a callback beside it, as scvi-tools options its own off where there are several processes.
 
     Parameters
     ----------

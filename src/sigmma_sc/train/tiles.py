@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.split import near
+from sigmma_sc.tissue.split import get_split, near
 from sigmma_sc.tissue.tiling import lattice_tiles
 from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 
@@ -69,12 +69,12 @@ def _keys(slide: int, which: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _training_tiles(data: TissueData, slide: Slide, role: NDArray, stride: float) -> Tiles:
     """Tiles at every step of the lattice that lie on training tiles and keep the guard band from all that is held out.
 
-    A random split has no guard band: what it shows is the leak.
+    The split decides how wide the band is. A random split has none: what it shows is the leak.
     """
     tiles = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
     held_out = slide.tiles.origins[np.isin(role, ["val", "test"])]
-    gap = 0.0 if data.roles.split == "random" else 1.0
-    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, gap)))
+    guard = get_split(data.roles.split).guard
+    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, guard)))
 
 
 def training_sample(

@@ -16,8 +16,8 @@ from sigmma_sc.train.batches import TileBatches
 QUIET = {"enable_progress_bar": False, "split": "none", "batch_size": 64}
 
 
-def fitted(sdata, encoder, epochs=1, **switches):
-    model = SIGMMA(sdata, encoder, n_latent=16, **switches)
+def fitted(sdata, encoder, epochs=1, **options):
+    model = SIGMMA(sdata, encoder, n_latent=16, **options)
     model.train(max_epochs=epochs, lr=3e-3, **QUIET)
     return model
 
