@@ -253,14 +253,17 @@ class SIGMMA:
         from sigmma_sc.train.fit import fit
         from sigmma_sc.train.options import TrainOptions
 
+        setup = self.setup
         options = TrainOptions(
             max_epochs=max_epochs, batch_size=batch_size, split=split, accelerator=accelerator, devices=devices,
-            precision=precision, stride=stride, lr=lr, weight_decay=weight_decay, encoder_lr=encoder_lr, augment=augment,
+            precision=precision, stride=setup.tile_size / setup.grids[0] if stride is None else stride, lr=lr, weight_decay=weight_decay, encoder_lr=encoder_lr,
+            augment=self.config.regime != "frozen" if augment is None else augment,
             chunk_size=chunk_size, early_stopping=early_stopping, early_stopping_patience=early_stopping_patience,
             checkpoint_dir=checkpoint_dir, ckpt_path=ckpt_path, trainer=trainer_kwargs,
         )  # fmt: skip
-        slides = slides_of(self.sdata, self.setup)
-        self._state = fit(self._state, slides, self._towers, options.completed(self.config, self.setup))
+        options.check(self.config, setup)
+        slides = slides_of(self.sdata, setup)
+        self._state = fit(self._state, slides, self._towers, options)
         self._slides = slides
         self._reference = None  # its embeddings are those of the weights before
 
@@ -612,7 +615,7 @@ class SIGMMA:
         return list(zip(self.embedder.slides(slides), tiles, strict=True))
 
     def evaluate_expression(
-        self, sdata: Tissue | None = None, split: str = "test", protocol: str = "default"
+        self, sdata: Tissue | None = None, split: str = "test", protocol: Literal["default", "hest"] = "default"
     ) -> pd.DataFrame:
         """Expression of tiles predicted from their image embedding by a ridge probe (Task 1, paper section 6.1).
 

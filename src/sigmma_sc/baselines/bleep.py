@@ -45,7 +45,7 @@ class BLEEP(OneScale):
     (81, 256)
     """
 
-    published: ClassVar[dict[str, Any]] = {"batch_size": 128, "lr": 1e-3, "weight_decay": 1e-3}
+    published: ClassVar[dict[str, Any]] = {"lr": 1e-3, "weight_decay": 1e-3}
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -60,8 +60,6 @@ class CLIP(OneScale):
     (81, 512)
     """
 
-    published: ClassVar[dict[str, Any]] = {"batch_size": 128}
-
     def __init__(
         self,
         sdata: Tissue,
@@ -88,12 +86,12 @@ class CLIP(OneScale):
 
     def _towers(self, n_node_features: int, data: TissueData) -> CLIPTowers:
         encoder = self._trainable_encoder()
-        tower: nn.Module
+        tower: GeneSentenceTower | PretrainedText
         if self._text is None:
             tower = GeneSentenceTower(n_node_features)
         else:
             tower = copy.deepcopy(self._text)  # the model's own stays as it came
-            tower.names = data.node_features.genes
+            tower.names = list(data.node_features.genes or ())
         return CLIPTowers(self.image_encoder.dim, n_node_features, self.setup, self.config, tower, encoder)
 
 
@@ -106,7 +104,7 @@ class CLIPTowers(OneScaleTowers):
         n_genes: int,
         setup: Setup,
         config: Config,
-        text: nn.Module,
+        text: GeneSentenceTower | PretrainedText,
         encoder: TrainableEncoder | None,
     ):
         temperature = Temperature(1, config.temperature, learned=True)

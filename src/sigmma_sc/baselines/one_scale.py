@@ -13,6 +13,7 @@ from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.towers import TwoTowers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from sigmma_sc.encoders.encoder import ImageEncoder
@@ -49,13 +50,23 @@ class OneScale(SIGMMA):
                 )
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**options, **own})
 
-    def train(self, max_epochs: int = 240, **kwargs: Any) -> None:
+    def train(
+        self,
+        max_epochs: int = 240,
+        batch_size: int = 128,
+        split: str | Mapping[str, Sequence[str]] = "auto",
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        precision: str = "auto",
+        **kwargs: Any,
+    ) -> None:
         """As :meth:`sigmma_sc.SIGMMA.train`, with the published values where none are given.
 
         The weights of the lowest validation loss are kept, as by BLEEP's authors, of more epochs than SIGMMA's.
         """
         early = {"early_stopping": True, "early_stopping_patience": 40}
-        super().train(max_epochs, **{**early, **self.published, **kwargs})
+        options = {**early, **self.published, **kwargs}
+        super().train(max_epochs, batch_size, split, accelerator, devices, precision, **options)
 
 
 class OneScaleTowers(TwoTowers):

@@ -42,14 +42,17 @@ def key_of_output(folder: Path, key: str, output: list[float]) -> str:
 
     ``output`` is what this one makes of it, kept in the folder of its features.
     """
-    for name in (key if n == 0 else f"{key}-{n}" for n in count()):
-        told = folder / name / OUTPUT
-        if not told.exists():
-            told.parent.mkdir(parents=True, exist_ok=True)
-            with fresh_file(told) as part:
+    name = key
+    for n in count(1):
+        stored = folder / name / OUTPUT
+        if not stored.exists():
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            with fresh_file(stored) as part:
                 part.write_text(json.dumps(output))
-        if agree(json.loads(told.read_text()), output):
-            return name
+        if agree(json.loads(stored.read_text()), output):
+            break
+        name = f"{key}-{n}"
+    return name
 
 
 class FeatureCache:
@@ -78,7 +81,8 @@ class FeatureCache:
     def read(self, crops: list[Crop]) -> tuple[list[int], torch.Tensor]:
         """Which of some crops ``(x, y, side)`` are stored, and their features ``(n, d)`` float16."""
         wanted = {crop: k for k, crop in enumerate(crops)}
-        found, parts = [], [torch.empty(0, self.dim, dtype=torch.float16)]
+        found = []
+        parts = [torch.empty(0, self.dim, dtype=torch.float16)]
         for path in sorted(self.folder.glob("*.safetensors")):
             if not wanted:
                 break
@@ -105,7 +109,7 @@ class FeatureCache:
         """
         from safetensors import SafetensorError, safe_open
 
-        nothing = [], torch.empty(0, self.dim, dtype=torch.float16)
+        nothing: tuple[list[Crop], torch.Tensor] = [], torch.empty(0, self.dim, dtype=torch.float16)
         try:
             with safe_open(path, "pt") as file:
                 if path not in self._sound and not self._is_sound(file):
@@ -128,8 +132,9 @@ class FeatureCache:
             return nothing
 
     def _is_sound(self, file: Any) -> bool:
-        told, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return told.get("key") == self.key and told.get("checksum") == _checksum(tensors)
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return metadata.get("key") == self.key and metadata.get("checksum") == _checksum(tensors)
 
 
 def _checksum(tensors: dict[str, torch.Tensor]) -> str:

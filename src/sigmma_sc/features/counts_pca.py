@@ -39,6 +39,7 @@ class CountsPCA(NodeFeatures):
         Mean ``(n_genes,)`` and axes ``(n_components, n_genes)`` of the PCA.
     """
 
+    genes: list[str]
     target_sum: float
     mean: NDArray[np.float32]
     components: NDArray[np.float32]

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import issparse
+import torch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import torch
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
@@ -33,7 +32,7 @@ class Moments:
     def of(cls, values: NDArray[np.float32] | csr_matrix, n_components: int = 0) -> Moments:
         """Moments of features ``(n, d)``, as :class:`~sigmma_sc.nn.image.Standardise` takes them; a constant keeps its scale."""
         values = values.astype(np.float64)
-        square = values.multiply(values) if issparse(values) else values**2
+        square = values**2 if isinstance(values, np.ndarray) else values.multiply(values)
         total = np.asarray(values.sum(axis=0)).ravel()
         moments = cls._of_sums(values.shape[0], total, np.asarray(square.sum(axis=0)).ravel())
         if n_components:
@@ -70,8 +69,8 @@ class Moments:
     def average(cls, moments: Sequence[Moments]) -> Moments:
         """Mean of the means, and root of the mean variance."""
         mean = np.mean([m.mean for m in moments], axis=0, dtype=np.float64)
-        std = np.sqrt(np.mean([m.std.astype(np.float64) ** 2 for m in moments], axis=0))
-        return cls(mean.astype(np.float32), std.astype(np.float32))
+        variance = np.mean([m.std.astype(np.float64) ** 2 for m in moments], axis=0)
+        return cls(np.asarray(mean, np.float32), np.asarray(np.sqrt(variance), np.float32))
 
     @classmethod
     def _of_sums(cls, n: int, total: NDArray[np.float64], square: NDArray[np.float64]) -> Moments:
@@ -81,4 +80,4 @@ class Moments:
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Centred and scaled values, of the same shape."""
-        return (values - self.mean) / self.std
+        return (values - torch.from_numpy(self.mean)) / torch.from_numpy(self.std)

@@ -42,7 +42,7 @@ class NodeFeatures(ABC):
     """
 
     per_tile: ClassVar[bool] = False
-    genes: list[str] | None = None
+    genes: Sequence[str] | None = None
     n_components: int = 0
 
     def __init__(self, covariates: bool = True, seed: int = 0):
@@ -66,9 +66,10 @@ class NodeFeatures(ABC):
 
     def differences(self, slide: Slide) -> Iterator[str]:
         """In what a slide does not fit these features, in words."""
-        missing = sorted(set(self.genes or ()) - set(slide.table.var_names))
+        genes = self.genes or []
+        missing = sorted(set(genes) - set(slide.table.var_names))
         if missing:
-            yield f"{len(missing)} of {len(self.genes)} genes are missing, e.g. {', '.join(missing[:5])}"
+            yield f"{len(missing)} of {len(genes)} genes are missing, e.g. {', '.join(missing[:5])}"
 
     def state(self) -> dict[str, Any]:
         """What :meth:`fit` found: JSON values and NumPy arrays by name."""

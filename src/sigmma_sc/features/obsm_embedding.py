@@ -34,7 +34,7 @@ class ObsmEmbedding(NodeFeatures):
     def fit(self, training: Training) -> None:
         """Remember the width of the embedding."""
         slide = training[0][0]
-        self.width = slide.table.obsm[slide.setup.features_key].shape[1]
+        self.width = slide.table.obsm[_key_of(slide)].shape[1]
 
     def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32]:
         """Rows of the embedding.
@@ -44,7 +44,7 @@ class ObsmEmbedding(NodeFeatures):
         SetupError
             A row is not finite.
         """
-        key = slide.setup.features_key
+        key = _key_of(slide)
         values = embedding_rows(slide.table, key, slide.rows)
         bad = ~np.isfinite(values).all(axis=1)
         if bad.any():
@@ -56,7 +56,7 @@ class ObsmEmbedding(NodeFeatures):
 
     def differences(self, slide: Slide) -> Iterator[str]:
         """Another width."""
-        key = slide.setup.features_key
+        key = _key_of(slide)
         width = slide.table.obsm[key].shape[1]
         if width != self.width:
             yield f"obsm[{key!r}] has {width} columns here and {self.width} in the model"
@@ -68,3 +68,10 @@ class ObsmEmbedding(NodeFeatures):
     def restore(self, state: dict[str, Any]) -> None:
         """Set the width."""
         self.width = state["width"]
+
+
+def _key_of(slide: Slide) -> str:
+    key = slide.setup.features_key
+    if key is None:
+        raise SetupError(f"Slide {slide.name!r} was set up without features_key=…, which node_features='obsm' needs.")
+    return key

@@ -30,6 +30,7 @@ class Pseudobulk(NodeFeatures):
     """
 
     per_tile = True
+    genes: list[str]
     target_sum: float
 
     def fit(self, training: Training) -> None:

@@ -28,7 +28,10 @@ class TileTensors(Protocol):
     moments: Moments | None
     """What the features are centred and scaled by, where that is done slide by slide."""
 
-    n_features: int
+    @property
+    def n_features(self) -> int:
+        """Width of the features."""
+        ...
 
     def part(self, tiles: Tiles, which: NDArray[np.int64]) -> Part:
         """What a tower takes of the tiles at positions ``which``."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.features.data import TissueData
-    from sigmma_sc.features.tensors import SlideTensors
+    from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
@@ -147,13 +147,13 @@ class Embedder:
             transcriptome=self._zeros(len(tiles) * cells, towers.aligned),
         )
         for which in _chunks(len(tiles)):
-            if images:
+            if tensors.image is not None:
                 part = move_data_to_device(tensors.image.part(tiles, which), self.device)
-                for scale, z in towers.embed_images(part).items():
-                    if scale in out.image:
-                        out.image[scale][which] = z.cpu().numpy()
-            if cells:
-                h, z = self._cells(tensors, tiles, which)
+                images_of = towers.embed_images(part)
+                for scale in out.image:
+                    out.image[scale][which] = images_of[scale].cpu().numpy()
+            if tensors.transcriptome is not None:
+                h, z = self._cells(tensors.transcriptome, tiles, which)
                 for scale in out.transcriptome:
                     out.transcriptome[scale][which] = z[scale]
                 # A cell that lies in two tiles, where the last column is shifted, takes its own tile's embedding.
@@ -161,19 +161,19 @@ class Embedder:
                 mine = tile_of_cell[position] == np.repeat(which, tiles.n_cells[which])
                 for scale in towers.embedded if keeps else ():
                     out.cells[scale][position[mine]] = h[scale][mine]
-        if keeps and stride is not None:
-            self._average(tensors, out, stride)
+        if keeps and stride is not None and tensors.transcriptome is not None:
+            self._average(tensors.transcriptome, out, stride)
         return out
 
     def _zeros(self, n: int, scales: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         return {scale: np.zeros((n, self.data.config.n_latent), np.float32) for scale in scales}
 
     def _cells(
-        self, tensors: SlideTensors, tiles: Tiles, which: NDArray[np.int64]
+        self, tensors: TileTensors, tiles: Tiles, which: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
         """Embeddings of the cells of some tiles, and the tiles' own, by scale."""
         config = self.data.config
-        part = move_data_to_device(tensors.transcriptome.part(tiles, which), self.device)
+        part = move_data_to_device(tensors.part(tiles, which), self.device)
         n_draws = config.mc_samples if config.edges == "sampled" else 0
         if n_draws == 0:
             h, z = self.towers.embed_cells(part)
@@ -181,7 +181,7 @@ class Embedder:
         draws = [self.towers.embed_cells(part, sample=True) for _ in range(n_draws)]
         return _mean([h for h, _ in draws]), _mean([z for _, z in draws])
 
-    def _average(self, tensors: SlideTensors, out: SlideEmbedding, stride: float) -> None:
+    def _average(self, tensors: TileTensors, out: SlideEmbedding, stride: float) -> None:
         """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
         side = out.tiles.side
         per_side = round(self.data.setup.tile_size / stride)
@@ -201,7 +201,13 @@ class Embedder:
 
 def _mean(draws: list[dict[str, torch.Tensor]]) -> dict[str, NDArray]:
     """Mean over draws by scale."""
-    return {scale: (sum(draw[scale] for draw in draws) / len(draws)).cpu().numpy() for scale in draws[0]}
+    out = {}
+    for scale in draws[0]:
+        total = torch.zeros_like(draws[0][scale])
+        for draw in draws:
+            total = total + draw[scale]
+        out[scale] = (total / len(draws)).cpu().numpy()
+    return out
 
 
 def _chunks(n: int) -> list[NDArray[np.int64]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     Chosen = list[tuple[SlideEmbedding, NDArray[np.int64]]]
 
 
-def expression_table(embedder: Embedder, train: Chosen, test: Chosen, protocol: str) -> pd.DataFrame:
+def expression_table(
+    embedder: Embedder, train: Chosen, test: Chosen, protocol: Literal["default", "hest"]
+) -> pd.DataFrame:
     """Per gene figures of the aligned embedding, the frozen encoder and the gene mean.
 
     Parameters

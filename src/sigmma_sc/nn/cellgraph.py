@@ -184,12 +184,13 @@ class CellGraphTower(nn.Module):
         graph: dict[Bucket, Tensor] = {b: layout.spatial(b, kind) for b in layout.buckets if b.shell == 0}
         adds = self.edges != "none"
         candidates = {b: layout.candidates(b).to(kind) for b in layout.buckets} if adds else {}
+        samplers = [sampler for sampler in self.samplers if isinstance(sampler, EdgeSampler)]
         for k, layer in enumerate(self.layers):
             active = layout.active_buckets(k if adds else 0)
             # The ones beside the embeddings sum up to the weight of a cell's edges.
             source = layout.to_slots(torch.cat([h, h.new_ones(len(h), 1)], 1), active)
-            if k > 0 and self.samplers:
-                sampler = self.samplers[k - 1]
+            if k > 0 and samplers:
+                sampler = samplers[k - 1]
                 draws = self.training if sample is None else sample
                 temperature = self.edge_temperature if draws else None
                 for bucket, hidden in layout.to_slots(sampler.hidden(h), active).items():

@@ -17,6 +17,9 @@ class Standardise(nn.Module):
         Largest distance from the mean in standard deviations; beyond it a feature has no gradient.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, n_features: int, bound: float = 10.0):
         super().__init__()
         self.bound = bound
@@ -62,10 +65,13 @@ class ImageTower(nn.Module):
 
     def fit(self, patches: Tensor) -> None:
         """Fit the standardisation on the pooled features of training tiles ``(n_tiles, n_patches, d)``."""
-        for part, standardise in zip(patches.split(self.sizes, dim=1), self.standardise, strict=True):
+        for part, standardise in zip(patches.split(self.sizes, dim=1), self._of_grids(), strict=True):
             standardise.fit(part.float().mean(1))
 
     def forward(self, patches: Tensor) -> list[Tensor]:
         """``(n_tiles, n_patches, d)``, patches in the order of the grids, to ``(n_tiles, d)`` for each scale."""
         parts = patches.split(self.sizes, dim=1)
-        return [fit(part.float().mean(1)) for part, fit in zip(parts, self.standardise, strict=True)]
+        return [standardise(part.float().mean(1)) for part, standardise in zip(parts, self._of_grids(), strict=True)]
+
+    def _of_grids(self) -> list[Standardise]:
+        return [module for module in self.standardise if isinstance(module, Standardise)]

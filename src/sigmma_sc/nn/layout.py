@@ -56,7 +56,8 @@ def cell_layout(
         units = tile * (block.max(initial=0) + 1) + block
         mine = np.full(n, -1)
         for index in _buckets(units, spread[min(shell, len(spread) - 1)], max_pairs):
-            buckets.append(Bucket(shell, *index.shape, start))
+            n_blocks, size = index.shape
+            buckets.append(Bucket(shell, n_blocks, size, start))
             there = index < n
             mine[index[there]] = start + np.flatnonzero(there)
             cells.append(index.ravel())

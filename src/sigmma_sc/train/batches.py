@@ -26,6 +26,12 @@ class TilePairs(Dataset):
     def __len__(self) -> int:
         return sum(len(slide.tiles) for slide in self.slides)
 
+    @property
+    def n_node_features(self) -> int:
+        """Width of node features or profiles, the same for all slides."""
+        widths = [slide.transcriptome.n_features for slide in self.slides if slide.transcriptome is not None]
+        return widths[0]
+
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Part]:
         """A batch of tiles (slide, tile), as one part for each slide."""
         slide, tile = np.array(keys).T
@@ -119,7 +125,10 @@ class TileDataModule(pl.LightningDataModule):
         self.val = val
 
     def _loader(self, batches: TileBatches) -> DataLoader:
-        batches.rank, batches.world = self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        if trainer is not None:
+            batches.rank = trainer.global_rank
+            batches.world = trainer.world_size
         return DataLoader(self.dataset, batch_sampler=batches, collate_fn=lambda batch: batch)
 
     def train_dataloader(self) -> DataLoader:

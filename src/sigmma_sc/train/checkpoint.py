@@ -216,19 +216,19 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target.parent)
-    there = target is not None and target.exists()
+    there = target if target is not None and target.exists() else None
     if target is None and str(ckpt_path) == "last":
         raise MissingKeyError("ckpt_path='last' is the checkpoint in checkpoint_dir. Give checkpoint_dir=… too.")
     if ckpt_path is None or str(ckpt_path) == "last":
-        return (target if there else None), target
+        return there, target
     path = Path(ckpt_path).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.exists():
         raise MissingKeyError(
             f"ckpt_path={str(ckpt_path)!r} does not exist. Give a file or folder of checkpoint_dir=…."
         )
-    if there and not target.samefile(path):
-        raise ExistsError(f"{target} exists and is not ckpt_path={str(ckpt_path)!r}. Choose another checkpoint_dir.")
+    if there is not None and not there.samefile(path):
+        raise ExistsError(f"{there} exists and is not ckpt_path={str(ckpt_path)!r}. Choose another checkpoint_dir.")
     return path, target
 
 

@@ -11,7 +11,7 @@ import torch
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.patches import CPU_BATCH
 from sigmma_sc.train.checkpoint import SaveEpochs, describe_run
-from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs
+from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, copy_of
 from sigmma_sc.train.runner import precision_of, runner_for
 from sigmma_sc.train.tiles import tile_batches, training_sample
 
@@ -73,7 +73,7 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     build
         Makes towers for node features of a width, and for tissue data, on the first call.
     options
-        Options, completed.
+        Options, checked.
 
     Raises
     ------
@@ -95,17 +95,17 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     batches = tile_batches(data, slides, options.stride, options.batch_size, device)
     data.average_moments(batches.dataset.slides)
     callbacks = runner.trainer.callbacks
-    callbacks.append(SeedEpochs(data.config.seed, before.epochs))
-    if batches.val is None:
-        runner.trainer.limit_val_batches = 0
-    elif stopping is not None:
-        callbacks += [stopping, KeepBest()]
-    weights = None if before.towers is None else _copied(before.towers)
+    callbacks.append(SeedEpochs(batches.train, data.config.seed, before.epochs))
+    weights = {} if before.towers is None else copy_of(before.towers)
     try:
         # The user's own random state is left as it was.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             towers = before.towers or _built(build, data, batches, device)
+            if batches.val is None:
+                runner.trainer.limit_val_batches = 0
+            elif stopping is not None:
+                callbacks += [stopping, KeepBest(towers)]
             towers.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
             _ready_encoder(towers, data, options, device)
             runner.model.module = towers
@@ -136,10 +136,6 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     )
 
 
-def _copied(towers: TwoTowers) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in towers.trained_state().items()}
-
-
 def _ready_encoder(towers: TwoTowers, data: TissueData, options: TrainOptions, device: torch.device) -> None:
     """Set how an image encoder in training is trained."""
     if towers.encoder is None:
@@ -152,7 +148,7 @@ def _ready_encoder(towers: TwoTowers, data: TissueData, options: TrainOptions, d
 
 def _built(build: Build, data: TissueData, batches: TileDataModule, device: torch.device) -> TwoTowers:
     """Fresh towers, standardised on the training tiles."""
-    towers = build(batches.dataset.slides[0].transcriptome.n_features, data)
+    towers = build(batches.dataset.n_node_features, data)
     images, cells = training_sample(batches, towers.encoder, data.node_features.per_tile, device)
     towers.fit(images, cells, data.node_features.n_components)
     return towers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc._checks import is_number, require_divides, require_positive, require_whole
@@ -38,11 +38,11 @@ class TrainOptions:
     accelerator: str
     devices: int | list[int] | str
     precision: str
-    stride: float | None
+    stride: float
     lr: float
     weight_decay: float
     encoder_lr: float | None
-    augment: bool | None
+    augment: bool
     chunk_size: int | None
     early_stopping: bool
     early_stopping_patience: int
@@ -68,8 +68,8 @@ class TrainOptions:
                 "float32."
             )
 
-    def completed(self, config: Config, setup: Setup) -> TrainOptions:
-        """With the defaults that follow from the model.
+    def check(self, config: Config, setup: Setup) -> None:
+        """Compare with the model.
 
         Raises
         ------
@@ -83,10 +83,7 @@ class TrainOptions:
                     f"{name}={value!r} is for an image encoder in training, and this one is frozen. Make the model with "
                     "regime='lora', 'last_k' or 'full'."
                 )
-        stride = setup.tile_size / setup.grids[0] if self.stride is None else self.stride
-        require_divides(stride, setup.tile_size)
-        augment = config.regime != "frozen" if self.augment is None else self.augment
-        return replace(self, stride=stride, augment=augment)
+        require_divides(self.stride, setup.tile_size)
 
     def learning_rate_of_encoder(self, config: Config) -> float:
         """Learning rate of the image encoder; zero if it is frozen."""

@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRScheduler
+
     from sigmma_sc.nn.part import Part
     from sigmma_sc.nn.towers import TwoTowers
+    from sigmma_sc.train.batches import TileBatches
 
 
 class AlignmentPlan(pl.LightningModule):
@@ -47,7 +50,7 @@ class AlignmentPlan(pl.LightningModule):
         self.edge_temperatures = edge_temperatures
         self.strict_loading = False  # checkpoints leave out what is frozen, see state_dict
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]  # torch's overloads
         """Weights for checkpoints, without the frozen ones of the image encoder."""
         return {f"module.{name}": value for name, value in self.module.trained_state().items()}
 
@@ -61,18 +64,27 @@ class AlignmentPlan(pl.LightningModule):
             return out
         gathered = {}
         for tower, scales in out.items():
-            gathered[tower] = {s: self.all_gather(z, sync_grads=True).flatten(0, 1) for s, z in scales.items()}
+            gathered[tower] = {scale: self._of_all(z) for scale, z in scales.items()}
         return gathered
+
+    def _of_all(self, z: torch.Tensor) -> torch.Tensor:
+        """Rows of all processes, one process after the other."""
+        every = self.all_gather(z, sync_grads=True)
+        if not isinstance(every, torch.Tensor):
+            raise TypeError(f"all_gather returned {type(every).__name__} for a tensor.")
+        return every.flatten(0, 1)
 
     def _step(self, batch: list[Part], name: str, prefix: str) -> torch.Tensor:
         n = sum(part["n_tiles"] for part in batch) * self.trainer.world_size
         losses = self.module.losses(self._gathered(self.module(batch)))
         total = self.module.total(losses)
-        options = {"batch_size": n, "on_epoch": True, "on_step": False, "sync_dist": self.trainer.world_size > 1}
-        self.log(name, total, prog_bar=True, **options)
+        values: dict[str, torch.Tensor | float] = {name: total}
         for scale, loss in losses.items():
-            self.log(f"{prefix}_loss_{scale}", loss, **options)
-        self.log(f"{prefix}_ln_batch", math.log(n), **options)
+            values[f"{prefix}_loss_{scale}"] = loss
+        values[f"{prefix}_ln_batch"] = math.log(n)
+        several = self.trainer.world_size > 1
+        for key, value in values.items():
+            self.log(key, value, prog_bar=key == name, batch_size=n, on_epoch=True, on_step=False, sync_dist=several)
         return total
 
     def on_train_batch_start(self, batch: list[Part], batch_idx: int) -> None:
@@ -94,7 +106,7 @@ class AlignmentPlan(pl.LightningModule):
         """Log the losses of one batch of held-out tiles."""
         self._step(batch, "validation_loss", "validation")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW; warm-up over a twentieth of the steps, then cosine to a hundredth."""
         rates: dict[float, list[torch.nn.Parameter]] = {self.lr: [], self.encoder_lr: []}
         for name, parameter in self.module.named_parameters():
@@ -114,6 +126,11 @@ class AlignmentPlan(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def copy_of(towers: TwoTowers) -> dict[str, torch.Tensor]:
+    """Trained weights, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in towers.trained_state().items()}
+
+
 class SeedEpochs(pl.Callback):
     """Let every epoch draw its batches and its random numbers from the seed and its own number alone.
 
@@ -121,19 +138,22 @@ class SeedEpochs(pl.Callback):
 
     Parameters
     ----------
+    batches
+        Sampler of the training batches.
     seed
-        Of the model.
+        Seed of the model.
     first
         Epochs that the model was trained for before.
     """
 
-    def __init__(self, seed: int, first: int):
+    def __init__(self, batches: TileBatches, seed: int, first: int):
+        self.batches = batches
         self.seed = seed
         self.first = first
 
     def on_train_epoch_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Tell the sampler which epoch it is."""
-        trainer.datamodule.train.epoch = self.first + trainer.current_epoch
+        self.batches.epoch = self.first + trainer.current_epoch
 
     def on_train_batch_start(self, trainer: pl.Trainer, plan: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed before the first batch: loaders draw from torch's generator too, more or fewer times in a resumed run."""
@@ -145,16 +165,17 @@ class SeedEpochs(pl.Callback):
 class KeepBest(pl.Callback):
     """Remember the weights of the lowest validation loss and put them back when training ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, towers: TwoTowers) -> None:
+        self.towers = towers
         self.loss = math.inf
         self.state: dict[str, torch.Tensor] | None = None
 
-    def on_validation_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Copy the weights when this epoch is the best so far."""
         loss = trainer.callback_metrics.get("validation_loss")
         if loss is not None and not trainer.sanity_checking and float(loss) < self.loss:
             self.loss = float(loss)
-            self.state = {name: value.detach().cpu().clone() for name, value in plan.module.trained_state().items()}
+            self.state = copy_of(self.towers)
 
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
@@ -165,7 +186,7 @@ class KeepBest(pl.Callback):
         self.loss = state_dict["loss"]
         self.state = state_dict["state"]
 
-    def on_fit_end(self, trainer: pl.Trainer, plan: AlignmentPlan) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
         """Restore them."""
         if self.state is not None:
-            plan.module.load_trained_state(self.state)
+            self.towers.load_trained_state(self.state)

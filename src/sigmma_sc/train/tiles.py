@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.split import get_split, near
+from sigmma_sc.tissue.split import NoSplit, get_split, near
 from sigmma_sc.tissue.tiling import lattice_tiles
 from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 
@@ -44,7 +44,7 @@ def tile_batches(
     val = []
     for slide in slides:
         role = data.roles.of(slide)
-        tiles = _training_tiles(data, slide, role, stride) if (role == "train").any() else ()
+        tiles = _training_tiles(data, slide, role, stride)
         if len(tiles):
             train.append([_keys(len(dataset), tiles.phase == phase) for phase in np.unique(tiles.phase)])
             dataset.append(data.tensors(slide, tiles, device, pixels=tune))
@@ -71,9 +71,11 @@ def _training_tiles(data: TissueData, slide: Slide, role: NDArray, stride: float
 
     The split decides how wide the band is. A random split has none: what it shows is the leak.
     """
+    if not (role == "train").any():
+        return slide.tiles.take(np.zeros(0, np.int64))
     tiles = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
     held_out = slide.tiles.origins[np.isin(role, ["val", "test"])]
-    guard = get_split(data.roles.split).guard
+    guard = get_split(data.roles.split or NoSplit.name).guard
     return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, guard)))
 
 
