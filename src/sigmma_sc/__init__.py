@@ -1,7 +1,7 @@
 """Multi-scale alignment of H&E histology with single-cell spatial transcriptomics."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
@@ -44,7 +44,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Names load on first use: importing the package must not cost the seconds that torch and lightning take.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

@@ -168,7 +168,7 @@ class SIGMMA:
         for slide in store_setup(sdata, setup):
             warn_unregistered(slide)
 
-    def train(
+    def train(  # noqa: PLR0913 - scvi-tools' and the paper's, as options inside
         self,
         max_epochs: int = 60,
         batch_size: int = 128,

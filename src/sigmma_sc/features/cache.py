@@ -8,7 +8,7 @@ import uuid
 import warnings
 import zlib
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from safetensors import safe_open
 
 FORMAT = 1
 """Raised when the same crop of the same image would get other features: another resampling, say."""
@@ -131,7 +132,7 @@ class FeatureCache:
             )
             return nothing
 
-    def _is_sound(self, file: Any) -> bool:
+    def _is_sound(self, file: safe_open) -> bool:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return metadata.get("key") == self.key and metadata.get("checksum") == _checksum(tensors)

@@ -155,7 +155,7 @@ def read_model(path: str | Path) -> SavedModel:
     )
 
 
-def _without_arrays(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
+def _without_arrays(value: object, name: str, tensors: dict[str, torch.Tensor]) -> object:
     """JSON values of nested dicts; arrays go to ``tensors`` by their dotted name, which stands in their place."""
     if isinstance(value, np.ndarray):
         tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
@@ -165,7 +165,7 @@ def _without_arrays(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> 
     return value
 
 
-def _with_arrays(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _with_arrays(value: object, tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - any JSON value
     """Rebuild what :func:`_without_arrays` was given."""
     if not isinstance(value, dict):
         return value

@@ -43,7 +43,7 @@ NO_MATTER = {
 class SafetensorsIO(CheckpointIO):
     """Lightning's checkpoints as tensors and JSON, so that reading one can execute nothing."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         """Write a checkpoint; a crash leaves the last one or this one."""
         from safetensors.torch import save_file
 
@@ -52,7 +52,9 @@ class SafetensorsIO(CheckpointIO):
         with fresh_file(Path(path)) as part:
             save_file(tensors, part, {"format": str(FORMAT), "tree": tree})
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+    def load_checkpoint(
+        self, path: str | Path, map_location: object = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read a checkpoint on to the CPU; Lightning moves what it takes from it."""
         return read_checkpoint(path)
 
@@ -83,7 +85,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
-def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _to_json(value: object, tensors: dict[str, torch.Tensor]) -> object:
     """Plain JSON for nested values, with the tensors set aside by number; a dict keeps the types of its keys."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
@@ -101,7 +103,7 @@ def _to_json(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     )
 
 
-def _from_json(value: Any, tensor: Any) -> Any:
+def _from_json(value: object, tensor: Callable[[str], torch.Tensor]) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, list):
         return [_from_json(part, tensor) for part in value]
     if isinstance(value, dict):
@@ -266,7 +268,7 @@ def describe_run(
     return run
 
 
-def _named(value: Any) -> Any:
+def _named(value: object) -> object:
     """NumPy's values as Python's, and any other object by its type."""
     return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
@@ -287,6 +289,6 @@ def require_same_run(stored: dict[str, Any], run: dict[str, Any], encoder: dict[
         )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     words = str(value)
     return words if len(words) <= 40 else f"{words[:40]}…"

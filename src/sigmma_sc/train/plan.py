@@ -155,7 +155,9 @@ class SeedEpochs(pl.Callback):
         """Tell the sampler which epoch it is."""
         self.batches.epoch = self.first + trainer.current_epoch
 
-    def on_train_batch_start(self, trainer: pl.Trainer, plan: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, plan: pl.LightningModule, batch: object, batch_idx: int
+    ) -> None:
         """Seed before the first batch: loaders draw from torch's generator too, more or fewer times in a resumed run."""
         if batch_idx == 0:
             words = np.random.SeedSequence([self.seed, self.first + trainer.current_epoch, trainer.global_rank])
