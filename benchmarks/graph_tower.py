@@ -131,7 +131,7 @@ class Listed(nn.Module):
                 drawn = new
             total = scatter(h[edges[0]] * weights[:, None], edges[1], 0, len(h))
             mean = total / scatter(weights, edges[1], 0, len(h))[:, None].clamp_min(1)
-            h = nn.functional.gelu(layer.own(h) + layer.neighbours(mean))
+            h = nn.functional.gelu(layer.root(h) + layer.neighbours(mean))
             gate = softmax(tower.pools[k].gate(h).squeeze(-1), self.tile, num_nodes=self.n_tiles)
             out.append(scatter(gate[:, None] * h, self.tile, 0, self.n_tiles))
         return out
@@ -223,7 +223,7 @@ class Padded(nn.Module):
                 new = torch.where(pairs & (block[:, :, None] == block[:, None, :]), new, 0.0)
                 weights = weights + (1 - weights) * new
             mean = (weights @ h) / weights.sum(-1, keepdim=True).clamp_min(1)
-            h = nn.functional.gelu(layer.own(h) + layer.neighbours(mean))
+            h = nn.functional.gelu(layer.root(h) + layer.neighbours(mean))
             gate = tower.pools[k].gate(h).squeeze(-1).masked_fill(~self.mask, -torch.inf).softmax(-1)
             out.append(torch.einsum("tp,tpd->td", gate, h))
         return out

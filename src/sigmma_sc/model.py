@@ -365,7 +365,8 @@ class SIGMMA:
         sdata
             Another object with the same setup; ``None`` for the one trained on.
         scale
-            ``"micro"``, ``"meso"``, ``"macro"``, or ``"all"`` side by side.
+            ``"micro"``, ``"meso"`` or ``"macro"``; or ``"all"``, the unit vectors of the scales side by side, so that each
+            scale has the same weight, as for tiles.
         stride
             Average each cell over all grids of tiles moved by this step in µm, which lowers the seams at tile borders at
             ``(tile_size / stride)²`` times the cost; ``None`` for one grid.
@@ -382,6 +383,7 @@ class SIGMMA:
         >>> model.get_latent_representation(scale="all").shape  # micro, meso and macro
         (5000, 192)
         """
+        from sigmma_sc.infer.scales import at_scale
         from sigmma_sc.store.write import by_object, cell_matrices
 
         embedded = self._trained().embedded
@@ -398,7 +400,7 @@ class SIGMMA:
         embeddings = self.embedder.slides(slides, images=False, stride=stride)
         for name, group in zip(objects_of(tissue), by_object(embeddings), strict=True):
             cells = cell_matrices(group)
-            out[name] = np.concatenate(list(cells.values()), axis=1) if scale == "all" else cells[scale]
+            out[name] = at_scale(cells, scale)
         return out if isinstance(tissue, dict) else next(iter(out.values()))
 
     def get_tile_representation(
@@ -771,6 +773,7 @@ class SIGMMA:
         write_model(
             folder,
             SavedModel(
+                kind=type(self).__name__,
                 setup=self.setup,
                 config=self.config.to_json(),
                 extra=self._state.extra,
@@ -823,7 +826,7 @@ class SIGMMA:
         from sigmma_sc.store.compatible import check_compatible, inherit_setup
         from sigmma_sc.store.model import read_model, saved_encoder
 
-        saved = read_model(path)
+        saved = read_model(path, cls.__name__)
         with inherit_setup(sdata, saved.setup) as inheriting:
             encoder = saved_encoder(saved.encoder, image_encoder)
             model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **saved.config, **saved.extra)

@@ -7,7 +7,7 @@ from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.baselines.bleep import soft_target_loss
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.encoders.text import GeneSentenceTower, PretrainedText, ranked_genes
-from sigmma_sc.errors import EncoderError, SetupError
+from sigmma_sc.errors import EncoderError, NotTrainedError, SetupError
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_bleeps_loss_is_its_formula(rng):
 def test_published_values_are_the_defaults(slide):
     model = BLEEP(slide, "stain-stats")
     assert (model.config.n_latent, model.config.dropout, model.config.temperature) == (256, 0.1, 1.0)
-    assert BLEEP.published == {"batch_size": 128, "lr": 1e-3, "weight_decay": 1e-3}
+    assert BLEEP.published == {"lr": 1e-3, "weight_decay": 1e-3}
     assert repr(model).startswith("BLEEP (not trained)")
     assert "cells: pooled genes" in repr(model)
 
@@ -125,3 +125,18 @@ def test_the_sentence_tower_reads_the_order_and_no_padding():
         tower.words.weight[2:] += 10
     torch.testing.assert_close(tower(genes)[0], a)
     assert torch.isfinite(tower(torch.zeros(1, 6))).all()
+
+
+def test_a_saved_baseline_is_loaded_by_its_own_class(slide, tmp_path):
+    bleep = BLEEP(slide, "stain-stats", n_latent=8)
+    bleep.train(1, 32, "none", enable_progress_bar=False)
+    bleep.save(tmp_path / "bleep")
+    with pytest.raises(SetupError, match=r"holds a BLEEP, not a SIGMMA\. Load it with BLEEP\.load\(\)"):
+        SIGMMA.load(tmp_path / "bleep", slide)
+    again = BLEEP.load(tmp_path / "bleep", slide)
+    np.testing.assert_array_equal(again.get_tile_representation().X, bleep.get_tile_representation().X)
+
+
+def test_nothing_is_moved_before_training(slide):
+    with pytest.raises(NotTrainedError):
+        BLEEP(slide, "stain-stats", n_latent=8).to_device("cpu")

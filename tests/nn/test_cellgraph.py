@@ -28,7 +28,7 @@ def batch_of(counts, seed=0, side=128.0, n_features=6):
 
 
 def dense(tower, x, layout, sample=None):
-    """Edge weights of each scale as a matrix over all cells: row v holds what v listens to."""
+    """Edge weights of each scale as a matrix over all cells: row v holds the sources of v."""
     out = []
     for source, target, weight in tower.weights(x, layout, sample):
         matrix = torch.zeros(len(x), len(x), dtype=x.dtype)
@@ -63,7 +63,7 @@ def reference(tower, x, indptr, blocks, source, target, drawn=None):
         for v in range(n):
             total = sum((w * h[u] for u, w in edges[v].items()), torch.zeros(h.shape[1], dtype=h.dtype))
             mean = total / sum(edges[v].values(), torch.zeros((), dtype=h.dtype)).clamp_min(1)
-            rows.append(torch.nn.functional.gelu(layer.own(h[v]) + layer.neighbours(mean)))
+            rows.append(torch.nn.functional.gelu(layer.root(h[v]) + layer.neighbours(mean)))
         h = torch.stack(rows)
         cells.append(h)
         sets.append(edges)
@@ -104,8 +104,8 @@ def test_tower_equals_the_method_written_out(max_pairs):
     assert (tiles[0][0] == 0).all()  # an empty tile pools to zero
     for matrix, edges in zip(found, sets, strict=True):
         expected = torch.zeros(len(x), len(x), dtype=x.dtype)
-        for v, heard in enumerate(edges):
-            for u, w in heard.items():
+        for v, sources in enumerate(edges):
+            for u, w in sources.items():
                 expected[v, u] = w
         torch.testing.assert_close(matrix, expected, atol=1e-12, rtol=1e-10)
     single = tower.float()(x.float(), layout)
@@ -305,7 +305,7 @@ def test_mean_by_hand():
     """One cell hears two whole neighbours, one a quarter of one, and one nobody."""
     layer, h = WeightedSAGE(2, 2), torch.tensor([[2.0, 4.0], [6.0, 8.0], [1.0, 1.0]])
     with torch.no_grad():
-        layer.own.weight.zero_(), layer.own.bias.zero_(), layer.neighbours.weight.copy_(torch.eye(2))
+        layer.root.weight.zero_(), layer.root.bias.zero_(), layer.neighbours.weight.copy_(torch.eye(2))
     weights = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]])
     got = layer(h, weights @ torch.cat([h, torch.ones(3, 1)], 1))
     expected = torch.nn.functional.gelu(torch.tensor([[4.0, 6.0], [1.5, 2.0], [0.0, 0.0]]))
@@ -320,11 +320,11 @@ def test_cells_without_a_neighbour_do_not_outweigh_the_others():
     nothing = np.zeros(0, np.int64)
     tower = CellGraphTower(6, 8, dropout=0.0)
     cells, _ = tower(x, cell_layout(indptr, blocks, nothing, nothing))
-    alone = (cells[1] == torch.nn.functional.gelu(tower.layers[1].own(cells[0]))).all(1)
+    alone = (cells[1] == torch.nn.functional.gelu(tower.layers[1].root(cells[0]))).all(1)
     assert 20 < alone.sum() < 400
     cells[1].square().mean().backward()
     largest = max(float(p.grad.abs().max()) for p in tower.samplers[0].parameters())
-    assert 0 < largest < 0.1 * float(tower.layers[1].own.weight.grad.abs().max())
+    assert 0 < largest < 0.1 * float(tower.layers[1].root.weight.grad.abs().max())
 
 
 def test_weighted_sage_with_unit_weights_equals_pyg():
@@ -334,12 +334,12 @@ def test_weighted_sage_with_unit_weights_equals_pyg():
     ours, theirs = WeightedSAGE(6, 8), SAGEConv(6, 8, aggr="mean", root_weight=True)
     theirs.lin_l.weight.data = ours.neighbours.weight.data
     theirs.lin_l.bias.data.zero_()
-    theirs.lin_r.weight.data = ours.own.weight.data
+    theirs.lin_r.weight.data = ours.root.weight.data
     weights = torch.zeros(30, 30)
     weights[target, source] = 1.0
     got = ours(x, weights @ torch.cat([x, torch.ones(30, 1)], 1))
     edges = torch.from_numpy(np.stack([source, target]))
-    expected = torch.nn.functional.gelu(theirs(x, edges) + ours.own.bias)
+    expected = torch.nn.functional.gelu(theirs(x, edges) + ours.root.bias)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
 
 

@@ -210,5 +210,5 @@ def _warn_undefined(mean: pd.Series, n_held: int, any_slide: bool) -> None:
 
 
 def _side_by_side(values: Scales, scale: str) -> NDArray[np.float32]:
-    """Embeddings of one scale, or of all as they are, which is what the probe of Task 1 sees."""
+    """Embeddings of one scale, or of all as they are: the probe standardises every feature, so that scales weigh the same."""
     return np.concatenate(list(values.values()), axis=1) if scale == "all" else values[scale]

@@ -38,6 +38,8 @@ class SavedModel:
 
     Attributes
     ----------
+    kind
+        Name of the model's class.
     setup, config
         Setup of the object trained on, and options of the method as JSON values.
     extra
@@ -56,6 +58,7 @@ class SavedModel:
         Tiles to predict expression from; ``None`` for a model without counts.
     """
 
+    kind: str
     setup: Setup
     config: dict[str, Any]
     extra: dict[str, Any]
@@ -101,6 +104,7 @@ def write_model(path: Path, saved: SavedModel) -> None:
     tensors = {f"towers.{name}": value.detach().cpu().contiguous() for name, value in saved.towers.items()}
     described = {
         "format": FORMAT,
+        "kind": saved.kind,
         "setup": saved.setup.to_json(),
         "config": saved.config,
         "extra": saved.extra,
@@ -119,17 +123,19 @@ def write_model(path: Path, saved: SavedModel) -> None:
         save_file(tensors, folder / WEIGHTS)
 
 
-def read_model(path: str | Path) -> SavedModel:
-    """Read a model; neither of its files can execute anything.
+def read_model(path: str | Path, kind: str) -> SavedModel:
+    """Read a model of the class named ``kind``; neither of its files can execute anything.
 
     Raises
     ------
     MissingKeyError
         The folder holds no model.
     SetupError
-        The files are damaged, or of another version.
+        The files are damaged, of another version, or of another class.
     """
     described, tensors = _read(Path(path).expanduser())
+    if described["kind"] != kind:
+        raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
     setup = Setup.from_json(described["setup"])
     towers = {}
     for name, value in tensors.items():
@@ -142,6 +148,7 @@ def read_model(path: str | Path) -> SavedModel:
             described["reference"], tensors, tuple(scale for scale in setup.scales if scale in scales)
         )
     return SavedModel(
+        kind=kind,
         setup=setup,
         config=described["config"],
         extra=described["extra"],

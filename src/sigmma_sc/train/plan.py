@@ -107,13 +107,19 @@ class AlignmentPlan(pl.LightningModule):
         self._step(batch, "validation_loss", "validation")
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW; warm-up over a twentieth of the steps, then cosine to a hundredth."""
-        rates: dict[float, list[torch.nn.Parameter]] = {self.lr: [], self.encoder_lr: []}
+        """AdamW; warm-up over a twentieth of the steps, then cosine to a hundredth.
+
+        Biases, norms and temperatures are not decayed: they have one dimension.
+        """
+        groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
-                rates[self.encoder_lr if name.startswith("encoder.") else self.lr].append(parameter)
-        groups = [{"params": parameters, "lr": rate} for rate, parameters in rates.items() if parameters]
-        optimiser = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+                lr = self.encoder_lr if name.startswith("encoder.") else self.lr
+                decay = self.weight_decay if parameter.ndim > 1 else 0.0
+                groups.setdefault((lr, decay), []).append(parameter)
+        optimiser = torch.optim.AdamW(
+            [{"params": parameters, "lr": lr, "weight_decay": decay} for (lr, decay), parameters in groups.items()]
+        )
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         warm = max(1, steps // 20)
 
