@@ -26,18 +26,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from sigmma_sc.config import Config
 from sigmma_sc.encoders.encoder import ImageEncoder
 from sigmma_sc.encoders.tuning import tuned
+from sigmma_sc.features.tensors import GraphTensors
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.nn.trainable import TrainableEncoder
-from sigmma_sc.tissue.tiling import covering_tiles, crops_of_tiles
-from sigmma_sc.train.batches import SlideTensors, part_of
+from sigmma_sc.tissue.tiling import covering_tiles
 
 GRIDS, SCALES, N_NODES = (4, 2, 1), ("micro", "meso", "macro"), 50
 SIDE = 256
 PRECISIONS = {"bf16-mixed": torch.bfloat16, "32-true": None}
 
 
-def slide(n_tiles, cells_a_tile, seed=0):
-    """Cells at random under a square of tiles, as batches are cut from it."""
+def part_of(n_tiles, cells_a_tile, pixels, seed=0):
+    """Tiles with cells at random, with pixels of noise or without an image."""
     rng = np.random.default_rng(seed)
     across = int(np.ceil(n_tiles**0.5))
     size = across * SIDE
@@ -49,9 +49,11 @@ def slide(n_tiles, cells_a_tile, seed=0):
     adjacency = adjacency.maximum(adjacency.T).tocsr()
     nodes = torch.from_numpy(rng.normal(size=(len(xy), N_NODES)).astype(np.float32))
     noise = rng.integers(0, 256, (n_tiles, 3, SIDE, SIDE), dtype=np.uint8)
-    out = SlideTensors(tiles, xy, nodes, adjacency, None, crops_of_tiles(tiles, GRIDS)[1])
-    out.pixels = lambda origins: noise[: len(origins)]
-    return out
+    part = GraphTensors(xy, nodes, adjacency, GRIDS).part(tiles, np.arange(n_tiles))
+    part["n_tiles"] = n_tiles
+    if pixels:
+        part["pixels"] = torch.from_numpy(noise)
+    return part
 
 
 class Clock:
@@ -161,7 +163,7 @@ def main():
         print(f"matrix product of {args.matrix}², {precision}: {value / 1e12:.1f} TFLOP/s", flush=True)
     encoder = encoder_of(args.arch, args.size).to(device)
     one, crops = flops_of(encoder, args.size, device), sum(b * b for b in GRIDS)
-    part = move_data_to_device(part_of(slide(args.tiles, 85), np.arange(args.tiles), GRIDS), device)
+    part = move_data_to_device(part_of(args.tiles, 85, pixels=True), device)
     rows = []
 
     def note(what, precision, seconds, memory, tiles, own, done):
@@ -180,7 +182,7 @@ def main():
             for chunk in args.chunks if precision == "bf16-mixed" else args.chunks[:1]:
                 found = training(regime, encoder, args.size, part, chunk, clock, precision, args.repeats)
                 note(f"{regime}, step of {args.tiles} tiles, {chunk} at once", precision, *found, args.tiles, own, done)
-    batch = part_of(slide(args.graph_tiles, 85), np.arange(args.graph_tiles), GRIDS, images=False)
+    batch = part_of(args.graph_tiles, 85, pixels=False)
     batch["patches"] = torch.randn(args.graph_tiles, crops, encoder.dim)
     batch = move_data_to_device(batch, device)
     for precision in PRECISIONS:

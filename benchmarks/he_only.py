@@ -16,23 +16,21 @@ import spatialdata as sd
 from scipy.stats import spearmanr
 
 from sigmma_sc import SIGMMA
-from sigmma_sc.infer.embed import Embedder
 from sigmma_sc.infer.evaluate import chosen_counts
-from sigmma_sc.infer.predict import predict, reliability
-from sigmma_sc.infer.reference import reference_of
+from sigmma_sc.infer.predict import Prediction, predict, reliability
+from sigmma_sc.infer.reference import build_reference
 from sigmma_sc.metrics.expression import log_expression, pearson
 
 
 def test_tiles(model, reference):
     """Image embeddings of the test tiles, their log expression and their slides."""
     chosen = []
-    for slide in model._slides:
-        tiles = slide.tiles
+    for slide in model.resolve():
         which = np.flatnonzero(model.data.roles.of(slide) == "test")
         if len(which):
-            chosen.append((Embedder(model.data, model.module).tiles(slide, tiles.take(which)), np.arange(len(which))))
+            chosen.append((model.embedder.tiles(slide, slide.tiles.take(which)), np.arange(len(which))))
     image = {s: np.concatenate([e.image[s] for e, _ in chosen]) for s in model.setup.scales}
-    counts = chosen_counts(model, chosen, reference.genes)
+    counts = chosen_counts(chosen, reference.genes)
     slide = np.concatenate([np.full(len(which), e.slide.name) for e, which in chosen])
     return image, log_expression(counts, reference.library).toarray(), slide
 
@@ -45,7 +43,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     model = SIGMMA.load(given.model, sd.read_zarr(given.store), cache_dir=given.cache)
-    reference = reference_of(model)
+    reference = build_reference(model.embedder, model.resolve())
     image, truth, slide = test_tiles(model, reference)
     mean = reference.expression[reference.train].astype(float).mean(0)
     mse_mean = ((mean - truth) ** 2).mean(0)
@@ -55,11 +53,11 @@ def main() -> None:
     rows = []
     for method in ("retrieval", "ridge"):
         for scale in ("all", *model.setup.scales):
-            arguments = reference, method, scale, 50, float(next(iter(model.module.temperatures.values())))
-            predicted = predict(image, *arguments).astype(float)
+            how = Prediction(method, scale, 50, float(next(iter(model.module.temperatures.values()))))
+            predicted = predict(image, reference, how).astype(float)
             pcc = np.nanmean([pearson(truth[slide == s], predicted[slide == s]) for s in np.unique(slide)], axis=0)
             mse = ((predicted - truth) ** 2).mean(0)
-            told = reliability(*arguments)["reliability"].to_numpy()
+            told = reliability(reference, how)["reliability"].to_numpy()
             both = np.isfinite(told) & np.isfinite(pcc)
             rows.append(
                 {

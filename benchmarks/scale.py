@@ -116,7 +116,7 @@ def measure(path: str, only_setup: bool) -> dict[str, Any]:
 
     from sigmma_sc.tissue.graph import spatial_graph
     from sigmma_sc.tissue.mask import tissue_mask
-    from sigmma_sc.tissue.setup import Setup, register
+    from sigmma_sc.tissue.setup import Setup
     from sigmma_sc.tissue.tiling import covering_tiles, crops_of_tiles, lattice_tiles
 
     stages: dict[str, tuple[float, float]] = {}
@@ -131,7 +131,7 @@ def measure(path: str, only_setup: bool) -> dict[str, Any]:
     sdata = stage("open", spatialdata.read_zarr, path)
     stated = float(microns) if microns else None
     setup = Setup("he_image", "table", "global", None, None, None, stated, 128.0, (4, 2, 1))
-    slide = stage("setup_spatialdata", register, sdata, setup)[0]
+    slide = stage("setup_spatialdata", set_up, sdata, setup)
     side = setup.tile_size / slide.microns_per_pixel
     where = slide.xy, slide.width, slide.height, side
     covering, _ = stage("covering tiles", covering_tiles, *where)
@@ -141,7 +141,7 @@ def measure(path: str, only_setup: bool) -> dict[str, Any]:
     crops = stage("distinct crops", crops_of_tiles, lattice, setup.grids)[0]
     adjacency = stage("spatial graph", spatial_graph, slide.xy * slide.microns_per_pixel)
     stage("edges in blocks", block_edges, slide, covering, adjacency, setup.grids[0])
-    stage("node features", node_features, sdata["table"], slide.rows)
+    stage("node features", node_features, slide)
     if not only_setup:
         stage("read crops", read_all, slide, crops)
     return {"n_cells": len(slide.xy), "n_tiles": len(lattice), "n_crops": len(crops), "stages": stages}
@@ -163,11 +163,26 @@ def block_edges(slide: Any, tiles: Any, adjacency: Any, grid: int) -> int:
     return n
 
 
-def node_features(counts: Any, rows: Any) -> Any:
-    """The default features of every cell."""
-    from sigmma_sc.features.nodes import CountsPCA
+def set_up(sdata: Any, setup: Any) -> Any:
+    """The first slide, set up and checked as by setup_spatialdata."""
+    from sigmma_sc.registration.check import warn_unregistered
+    from sigmma_sc.tissue.setup import store_setup
 
-    return CountsPCA.fit([(counts, rows)], None, seed=0, totals=True).transform(counts, rows, None)
+    slides = store_setup(sdata, setup)
+    for slide in slides:
+        warn_unregistered(slide)
+    return slides[0]
+
+
+def node_features(slide: Any) -> Any:
+    """The default features of every cell, fitted on all tiles."""
+    import numpy as np
+
+    from sigmma_sc.features.counts_pca import CountsPCA
+
+    features = CountsPCA()
+    features.fit([(slide, np.arange(len(slide.tiles)))])
+    return features.transform(slide, slide.tiles)
 
 
 def read_all(slide: Any, crops: Any) -> int:
