@@ -43,27 +43,42 @@ class SIGMMA:
     sdata
         Object, or objects by name, prepared with :meth:`setup_spatialdata`.
     image_encoder
-        Name in :func:`sigmma_sc.list_encoders`, name of a timm model, or a :class:`sigmma_sc.ImageEncoder`. The default is
-        embedded: stain and texture statistics that need no download. It is frozen unless ``regime`` says otherwise.
+        Name in :func:`sigmma_sc.list_encoders`, name of a timm model, or a :class:`sigmma_sc.ImageEncoder`. The default
+        computes statistics of stain and texture and needs no download. The encoder is frozen unless ``regime`` is set.
     n_latent
         Width of the shared space and of the cell embeddings (our choice; the paper is silent).
     preset
-        ``"paper"`` for the method as published, as far as it is known: the image encoder is trained as a whole, cells are told
-        apart by their profiles alone, and slides are not standardised one by one. Options that are given override it.
+        ``"paper"`` for the method as published, as far as it is known. The whole image encoder is trained, node features
+        have no covariates, and slides are not standardised one by one. Options that are given override it.
     cache_dir
-        Folder that keeps the encoder's patch features from one session to the next, as float16. Models share it, and may use
-        it at the same time. Features are known by image, encoder and crop; the page *Method* tells what that covers. It is
-        not saved with the model.
+        Folder that keeps the encoder's patch features from one session to the next, as float16. Several models may share
+        it, also at the same time. Features are found by image, encoder and crop (page *Method*).
     **options
         Any other field of :class:`sigmma_sc.Config`: ``edges``, ``n_neighs``, ``radius``, ``regime``, ``loss_weights``,
         ``temperature``, ``negatives``, ``seed`` …
+
+    Attributes
+    ----------
+    sdata
+        Object, or objects by name, that the model works on.
+    setup
+        How the object is read, as stored by :meth:`setup_spatialdata`.
+    config
+        Options of the method, a :class:`sigmma_sc.Config`.
+    image_encoder
+        The image encoder as it came; a trained model holds its own copy.
 
     Raises
     ------
     SetupError
         An option does not exist or is out of range.
     EncoderError
-        The encoder cannot be had, or not be used as the options ask.
+        The encoder cannot be loaded, or cannot be used as the options ask.
+
+    See Also
+    --------
+    sigmma_sc.tl.niches : Cluster the cell embeddings.
+    sigmma_sc.baselines.BLEEP : A published method behind the same interface.
 
     Examples
     --------
@@ -118,7 +133,7 @@ class SIGMMA:
         tile_size: float = 128.0,
         grids: Sequence[int] = (4, 2, 1),
     ) -> None:
-        """Check an object and store with it how to read it, in ``sdata.attrs["sigmma"]``.
+        """Check an object, and store in ``sdata.attrs["sigmma"]`` how to read it.
 
         Parameters
         ----------
@@ -127,15 +142,15 @@ class SIGMMA:
         image_key
             H&E image, or image by region of the table.
         table_key
-            Table of cells; ``None`` for a slide of H&E alone.
+            Name of the table of cells; ``None`` for a slide of H&E alone.
         coordinate_system
-            System that image and cells share, or system by region.
+            Coordinate system that image and cells share, or coordinate system by region.
         layer
-            Layer of raw counts; ``None`` for ``X``.
+            Layer that holds the raw counts; ``None`` for ``X``.
         features_key
-            Key of ``obsm`` with an embedding of the cells; ``None`` for PCA of log-normalised counts.
+            Key of ``obsm`` that holds an embedding of the cells; ``None`` for PCA of log-normalised counts.
         sample_key
-            Column of ``obs`` that names donor or section; ``None`` takes each region for a sample.
+            Column of ``obs`` that names the donor or section; ``None`` makes each region a sample.
         microns_per_pixel
             µm per H&E pixel at full resolution, or by region; ``None`` takes it from the transforms.
         tile_size
@@ -151,7 +166,11 @@ class SIGMMA:
         Warns
         -----
         RegistrationWarning
-            The cells do not seem to lie on their nuclei.
+            The cells are probably not registered to the image.
+
+        See Also
+        --------
+        sigmma_sc.pp.check_registration : The same check, as a table.
 
         Examples
         --------
@@ -189,49 +208,49 @@ class SIGMMA:
         ckpt_path: str | Path | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train the towers; calling it again trains on.
+        """Train the towers; a further call trains on.
 
-        A call that does not end, for an error or an interruption, leaves the model as it was before; with ``checkpoint_dir`` the
-        same call takes up where it ended. Slides that the model has not seen, as after :meth:`load` with another object, are
-        split by the call that first trains on them.
+        A call that ends with an error or an interruption leaves the model as it was before. With ``checkpoint_dir`` the same
+        call resumes where it ended. Slides that are new to the model, as after :meth:`load` with another object, are split by
+        the call that first trains on them.
 
         Parameters
         ----------
         max_epochs
-            Passes over the tissue; the rate of learning falls to a hundredth in their course.
+            Passes over the tissue. The learning rate falls to a hundredth over all of them.
         batch_size
             Tiles in a batch, over all devices.
         split
-            ``"auto"`` (whole samples if there are three or more, spatial blocks otherwise), ``"sample"``, ``"blocks"``,
-            ``"end"`` (one end of each section), ``"random"`` (leaks; warns), ``"none"`` (train on everything), or
-            ``{"test": [samples], "val": [samples]}``, where ``"val"`` may be ``"blocks"`` of the samples that are left.
+            Which tiles are held out. ``"auto"`` takes whole samples if there are three or more, and spatial blocks otherwise.
+            Others are ``"sample"``, ``"blocks"``, ``"end"`` (one end of each section), ``"random"`` (leaks; warns),
+            ``"none"`` (train on everything), or a name given to :func:`sigmma_sc.register_split`. A mapping
+            ``{"test": [samples], "val": [samples]}`` names samples; ``"val"`` may be ``"blocks"`` of the samples that are left.
         accelerator, devices, precision
-            As Lightning's, and so are ``num_nodes`` and ``strategy``; negatives are gathered from all devices. ``"auto"``
-            precision is bfloat16 autocast on a GPU that has it, float32 elsewhere.
+            Lightning's arguments of these names; ``num_nodes`` and ``strategy`` may be given too. Negatives are gathered
+            from all devices. ``precision="auto"`` is bfloat16 autocast on a GPU that has it, float32 elsewhere.
         stride
-            Step in µm of the lattice on which training tiles may be cut; by default the side of the finest grid's blocks, a
-            quarter of a tile, for twice the patches of tiles side by side. Each epoch passes over every slide once, its tiles cut at an
-            offset drawn anew.
+            Step in µm of the lattice on which training tiles may be cut. The default is the side of the finest grid's blocks:
+            a quarter of a tile, with twice the patches of tiles side by side. Each epoch passes over every slide once, and
+            cuts its tiles at an offset drawn anew.
         lr, weight_decay
-            Of AdamW.
+            Learning rate and weight decay of AdamW. Biases, norms and temperatures are not decayed.
         encoder_lr
-            Of the image encoder, where it is trained; ``None``: 1e-4 for adapters, 2e-5 otherwise (our choices).
+            Learning rate of the image encoder, where it is trained; ``None``: 1e-4 for adapters, 2e-5 otherwise (our choices).
         augment
             Turn, mirror and restain tiles at random; ``None``: where the image encoder is trained.
         chunk_size
-            Crops that pass an encoder in training at once: more are faster, fewer need less memory, and neither changes the
-            result. ``None``: 64 on a GPU, 4 elsewhere.
+            Crops that pass an encoder in training at once. More are faster and need more memory; the result is the same.
+            ``None``: 64 on a GPU, 4 elsewhere.
         early_stopping, early_stopping_patience
-            End when the validation loss has not improved for this many epochs, and keep the weights of its lowest; otherwise those
-            of the last epoch are kept. Without validation tiles there is nothing to stop by, and all epochs are run.
-            scvi-tools' other ``early_stopping_*`` arguments may be given beside them.
+            Stop when the validation loss has not improved for this many epochs, and keep the weights of its lowest. Without
+            early stopping, or without validation tiles, all epochs are run and the last weights are kept. scvi-tools' other
+            ``early_stopping_*`` arguments may be given too.
         checkpoint_dir
-            Folder in which the state of training is kept after every epoch, ``last.safetensors``. If it is there already,
-            training takes up from it, so that the same script, run again after it was killed, ends as if it had never been:
-            with the same weights and history, to the last bit on one CPU with one number of threads. A finished run only
-            returns.
+            Folder to which the state of training is written after every epoch, as ``last.safetensors``. If that file exists,
+            training resumes from it. A run that was killed then ends with the same weights and history, to the last bit on
+            one CPU with one number of threads. A finished run only returns.
         ckpt_path
-            Checkpoint to take up from, where it is not the one in ``checkpoint_dir``: a file, or a folder that holds one.
+            Checkpoint to resume from, where it is not the one in ``checkpoint_dir``: a file, or a folder that holds one.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`.
 
@@ -239,6 +258,10 @@ class SIGMMA:
         ------
         SetupError
             A value is out of range, or the checkpoint is of another run; the message names what differs.
+
+        See Also
+        --------
+        sigmma_sc.pl.training : Draw the losses.
 
         Examples
         --------
@@ -326,7 +349,7 @@ class SIGMMA:
 
     @property
     def history(self) -> dict[str, pd.DataFrame]:
-        """Losses by epoch: ``train_loss_epoch``, ``validation_loss``, each scale's, and ln(batch) beside them.
+        """Data frames of losses by epoch: ``train_loss_epoch``, ``validation_loss``, those of each scale, and ln(batch).
 
         >>> loss = model.history["train_loss_epoch"]["train_loss_epoch"]
         >>> len(loss), bool(loss.iloc[-1] < loss.iloc[0])
@@ -336,7 +359,7 @@ class SIGMMA:
 
     @property
     def device(self) -> torch.device:
-        """Where the towers are.
+        """Device of the towers.
 
         >>> model.to_device("cpu")
         >>> model.device
@@ -346,6 +369,16 @@ class SIGMMA:
 
     def to_device(self, device: str | torch.device) -> None:
         """Move the towers.
+
+        Parameters
+        ----------
+        device
+            Device, as torch names it.
+
+        Raises
+        ------
+        NotTrainedError
+            There are no towers yet.
 
         Examples
         --------
@@ -368,13 +401,17 @@ class SIGMMA:
             ``"micro"``, ``"meso"`` or ``"macro"``; or ``"all"``, the unit vectors of the scales side by side, so that each
             scale has the same weight, as for tiles.
         stride
-            Average each cell over all grids of tiles moved by this step in µm, which lowers the seams at tile borders at
-            ``(tile_size / stride)²`` times the cost; ``None`` for one grid.
+            Average each cell over all grids of tiles moved by this step in µm; ``None`` for one grid. It lowers the seams at
+            tile borders at ``(tile_size / stride)²`` times the cost.
 
         Returns
         -------
-        ``(n_obs, d)`` float32, rows in the order of the table; NaN for cells that do not lie under the image, of which a
-        :class:`~sigmma_sc.errors.CoverageWarning` tells. For a dict of objects, a dict of arrays.
+        Embeddings ``(n_obs, d)`` float32, rows in the order of the table. Cells outside the image have NaN, with a
+        :class:`~sigmma_sc.errors.CoverageWarning`. For a dict of objects, a dict of arrays.
+
+        See Also
+        --------
+        write_embeddings : Write the embeddings of all scales into the object.
 
         Examples
         --------
@@ -413,14 +450,14 @@ class SIGMMA:
         sdata
             Another object; with ``modality="image"`` it may hold no table (set up with ``table_key=None``).
         modality
-            Which tower.
+            Tower to embed with.
         scale
             One scale, or ``"all"``: the scales' unit vectors side by side.
 
         Returns
         -------
-        AnnData with one row a tile of the grid that covers each image; ``obs`` has slide, corner in px (x, y), number of
-        cells, share of stained tissue and split, ``obsm["spatial"]`` the centre in px.
+        AnnData with one row for each tile of the grid that covers an image. ``obs`` has slide, corner in px (``x``, ``y``),
+        number of cells, share of stained tissue and split; ``obsm["spatial"]`` has the centre in px.
 
         Examples
         --------
@@ -454,25 +491,25 @@ class SIGMMA:
     def get_attention(
         self, tiles: Sequence[str], sdata: Tissue | None = None, when: Literal["before", "after"] = "after"
     ) -> Dataset:
-        """Where the image encoder's class token looks on some tiles, head by head (paper, Fig. 3).
+        """Attention of the image encoder's class token to the patches of some tiles, head by head (paper, Fig. 3).
 
-        Each tile is one crop, as at a grid of 1. :func:`sigmma_sc.pl.attention` draws the result.
+        Each tile is one crop, as at a grid of 1.
 
         Parameters
         ----------
         tiles
-            Names of tiles, as in ``obs_names`` of :meth:`get_tile_representation` and of ``tables["sigmma_tiles"]``.
+            Names of tiles: ``obs_names`` of :meth:`get_tile_representation` and of ``tables["sigmma_tiles"]``.
         sdata
             Another object, with or without a table; ``None`` for the one trained on.
         when
-            The encoder before or after alignment. A frozen encoder is the same.
+            Encoder before or after alignment. A frozen encoder is the same.
 
         Returns
         -------
         Dataset of ``attention`` (tile, head, row, column), the last block's softmax weights from the class token to each
-        patch, and ``image`` (tile, y, x, channel), the crops that the encoder saw, uint8 RGB. Coordinates of each tile:
-        ``slide``, ``image_key``, ``coordinate_system``, ``microns_per_pixel``; its corner ``x0``, ``y0`` and ``side`` in px of
-        the full-resolution image.
+        patch, and ``image`` (tile, y, x, channel), the crops that were encoded, uint8 RGB. Coordinates of each tile are
+        ``slide``, ``image_key``, ``coordinate_system``, ``microns_per_pixel``, and its corner ``x0``, ``y0`` and ``side`` in px
+        of the full-resolution image.
 
         Raises
         ------
@@ -480,6 +517,10 @@ class SIGMMA:
             The encoder is no vision transformer with a class token.
         MissingKeyError
             There is no such tile.
+
+        See Also
+        --------
+        sigmma_sc.pl.attention : Draw the result.
 
         Examples
         --------
@@ -508,8 +549,8 @@ class SIGMMA:
     ) -> None:
         """Write embeddings into the object.
 
-        Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``; tiles get ``tables["sigmma_tiles"]`` with
-        both towers' embeddings in ``obsm`` and their squares in ``shapes["sigmma_tiles_<region>"]``; parameters go to
+        Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
+        towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. Parameters are written to
         ``uns["sigmma"]``.
 
         Parameters
@@ -519,12 +560,16 @@ class SIGMMA:
         overwrite
             Replace what an earlier call wrote.
         stride
-            As for :meth:`get_latent_representation`; tile embeddings are not affected.
+            Step in µm, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
 
         Raises
         ------
         ExistsError
             A key exists and ``overwrite`` is not set; nothing is written then.
+
+        See Also
+        --------
+        sigmma_sc.tl.niches : Cluster what is written.
 
         Examples
         --------
@@ -565,11 +610,16 @@ class SIGMMA:
         sdata
             Another object; all its tiles are candidates unless it was trained on.
         split
-            ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
+            Tiles to score: ``"test"``, ``"val"``, ``"train"`` or ``"all"``.
 
         Returns
         -------
-        One row a slide, direction and scale: recall at 5, 10 and 15 %, median rank, pool size and chance.
+        Data frame with one row for each slide, direction and scale: recall at 5, 10 and 15 %, median rank, pool size and
+        chance.
+
+        See Also
+        --------
+        sigmma_sc.pl.retrieval : Show queries and what they retrieve.
 
         Examples
         --------
@@ -621,8 +671,8 @@ class SIGMMA:
     ) -> pd.DataFrame:
         """Expression of tiles predicted from their image embedding by a ridge probe (Task 1, paper section 6.1).
 
-        The probe is fitted on the training tiles, genes are chosen there, and a gene-mean predictor and the frozen
-        encoder's own features stand beside the aligned embedding.
+        Probe and genes are chosen on the training tiles. A gene-mean predictor and the frozen encoder's features are scored
+        in the same way. The probe standardises every feature, so that all scales have the same weight.
 
         Parameters
         ----------
@@ -631,12 +681,12 @@ class SIGMMA:
         split
             Tiles to test on.
         protocol
-            ``"default"``, or ``"hest"`` for HEST-1k's head.
+            ``"default"``, or ``"hest"`` for HEST-1k's regression head.
 
         Returns
         -------
-        One row a gene and slide: ``pcc``, ``mse`` for the aligned embedding, ``pcc_frozen``, ``mse_frozen`` for the frozen
-        encoder, ``mse_gene_mean`` for the train mean.
+        Data frame with one row for each gene and slide: ``pcc`` and ``mse`` of the aligned embedding, ``pcc_frozen`` and
+        ``mse_frozen`` of the frozen encoder, ``mse_gene_mean`` of the training mean.
 
         Examples
         --------
@@ -673,40 +723,44 @@ class SIGMMA:
     ) -> AnnData:
         """Expression of every tile from H&E alone; page *From H&E alone*.
 
-        The numbers are log1p of a tile's counts, pooled over its cells and scaled to the median total of the training tiles,
-        natural logarithm: the scale of :meth:`evaluate_expression`.
+        Values are log1p of a tile's counts (natural logarithm), pooled over its cells and scaled to the median total of the
+        training tiles, as in :meth:`evaluate_expression`.
 
         Parameters
         ----------
         sdata
-            Object to predict, with or without a table (``table_key=None``), whose cells are not looked at; ``None`` for the
-            one of the model.
+            Object to predict, with or without a table (``table_key=None``); its cells are not used. ``None`` for the model's
+            own.
         method
-            ``"retrieval"``: mean of the training tiles whose *transcriptome* embedding is nearest to the tile's image embedding,
-            weighted by softmax(cosine similarity / temperature), after BLEEP (Xie et al. 2023). ``"ridge"``: the probe of
-            :meth:`evaluate_expression`, fitted to every gene on the training tiles' image embeddings; it may go below 0.
+            ``"retrieval"`` averages the training tiles whose *transcriptome* embeddings are nearest to the tile's image
+            embedding, weighted by softmax(cosine similarity / temperature), after BLEEP (Xie et al. 2023). ``"ridge"`` is
+            the probe of :meth:`evaluate_expression`, fitted to every gene; its values may be negative.
         scale
-            Embedding to use: one scale, or ``"all"``, for retrieval the mean of the scales' cosine similarities.
+            Embedding to use: one scale, or ``"all"``. For retrieval that is the mean of the scales' cosine similarities.
         n_neighbors
             Training tiles that retrieval averages; all of them if there are fewer.
 
         Returns
         -------
-        AnnData of tiles × the genes trained on, float32; ``obs`` and ``obsm["spatial"]`` as in :meth:`get_tile_representation`.
-        Tiles with ``obs["split"] == "train"`` were predicted from themselves among others, and tiles with little
-        ``obs["tissue"]`` show glass. ``var["reliability"]``: Pearson correlation of predicted and measured expression across
-        the validation tiles of a slide, mean over slides; ``var["reliability_n_tiles"]``: their number. Both speak of tissue
-        like the training slides', not of other stains or organs.
+        AnnData of tiles × genes trained on, float32, with ``obs`` and ``obsm["spatial"]`` of :meth:`get_tile_representation`.
+        Tiles with ``obs["split"] == "train"`` were predicted from themselves among others. Tiles with little
+        ``obs["tissue"]`` show glass. ``var["reliability"]`` is the Pearson correlation of predicted and measured expression
+        across the validation tiles of a slide, mean over slides, and ``var["reliability_n_tiles"]`` their number. Both hold
+        for tissue like that of the training slides, not for other stains or organs.
 
         Raises
         ------
         SetupError
-            The model carries no expression: it was trained without raw counts.
+            The model holds no expression: it was trained without raw counts.
 
         Warns
         -----
         ExpressionWarning
-            The reliability of some genes is not known (NaN): no validation tiles, or constant on them.
+            The reliability of some genes is not known (NaN): there are no validation tiles, or they are constant there.
+
+        See Also
+        --------
+        sigmma_sc.tl.map_to_image : The same for labels of cells.
 
         Examples
         --------
@@ -738,14 +792,26 @@ class SIGMMA:
         return self._reference
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Save to a folder: ``model.json`` and ``weights.safetensors``, no pickle; written beside and moved into place.
+        """Save to a folder: ``model.json`` and ``weights.safetensors``, no pickle; written to one side and moved into place.
 
         Of several processes the first one writes. A folder that holds more than a model is never replaced.
 
-        A frozen encoder's weights are not stored, only how to load it and what to know it again by. What
-        :meth:`predict_expression` needs of the training and validation tiles is: 2 bytes a gene and ``24 n_latent`` bytes for
-        embeddings of three scales, so 8 MB for 2,000 tiles of 377 genes, 200 MB for 5,000 tiles of 18,000. A model without raw
-        counts is saved without, with a warning.
+        A frozen encoder's weights are not stored, only how to load and recognise it. The folder holds what
+        :meth:`predict_expression` needs: for each training and validation tile 2 bytes a gene and ``24 n_latent`` bytes of
+        embeddings of three scales. That is 8 MB for 2,000 tiles of 377 genes, and 200 MB for 5,000 tiles of 18,000 genes. A
+        model without raw counts is saved without them, with a warning.
+
+        Parameters
+        ----------
+        path
+            Folder to write.
+        overwrite
+            Replace a saved model.
+
+        Raises
+        ------
+        ExistsError
+            The folder exists, or holds something else.
 
         Examples
         --------
@@ -802,19 +868,24 @@ class SIGMMA:
         path
             Folder written by :meth:`save`.
         sdata
-            Object to work on; set up like the one trained on unless it was set up already. One of H&E alone, without a table,
-            has to be: ``setup_spatialdata(sdata, table_key=None, microns_per_pixel=…)``.
+            Object to work on. One that was never set up is set up like the one trained on. One of H&E alone has to be set up
+            first: ``setup_spatialdata(sdata, table_key=None, microns_per_pixel=…)``.
         image_encoder
-            Needed when the model was trained with an encoder of your own; its weights must be the same.
+            The same encoder with the same weights, where the model was trained with one of your own.
         cache_dir
-            As for :class:`SIGMMA`.
+            Folder of patch features, see :class:`SIGMMA`.
+
+        Returns
+        -------
+        The model, ready to embed, score and train on.
 
         Raises
         ------
         SetupError
-            Object and model do not fit, in setup, genes or cell features; the message names what differs.
+            Object and model do not fit, in setup, genes or cell features; the message names what differs. Or the folder holds
+            a model of another class.
         EncoderError
-            The image encoder has other weights.
+            The image encoder has other weights, or cannot be loaded.
 
         Examples
         --------
