@@ -36,7 +36,7 @@ class CLIP(OneScale):
     ----------
     sdata, image_encoder, n_latent, cache_dir, **options
         As for :class:`sigmma_sc.SIGMMA`. With ``image_encoder="plip"`` and ``text="plip"`` the towers are PLIP's own; ``regime``
-        says what is trained of the image tower.
+        decides what is trained of the image tower.
     text
         ``"clip"``, ``"plip"`` or ``"omiclip"`` for that model's text tower, which is trained on; ``"genes"`` for a small one
         from scratch with a word for each gene, which needs no download.

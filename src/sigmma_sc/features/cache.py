@@ -59,8 +59,8 @@ def key_of_output(folder: Path, key: str, output: list[float]) -> str:
 class FeatureCache:
     """Features of the crops of one image by one encoder.
 
-    Shards are only ever added, each whole or not at all, under a name that no other process takes: a process may be killed
-    at any moment, and others may read and write meanwhile. Crops are stored one by one, whatever tiles they belong to, so
+    Shards are only ever added, each whole or not at all, under a name that no other process takes. A process may be killed at
+    any moment, and others may read and write meanwhile. Crops are stored one by one, whatever tiles they belong to, so
     other tilings and models take what they have in common.
 
     Parameters

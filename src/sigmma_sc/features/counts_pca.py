@@ -72,7 +72,7 @@ class CountsPCA(NodeFeatures):
         self._set_axes(pca.mean_.ravel(), pca.components_)
 
     def _sample(self, training: Training) -> csr_matrix:
-        """Counts of at most :data:`MAX_FIT_CELLS` cells that lie on training tiles."""
+        """Counts of at most :data:`MAX_FIT_CELLS` cells on training tiles."""
         from scipy.sparse import vstack
 
         cells = []

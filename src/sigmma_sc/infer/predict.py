@@ -173,7 +173,7 @@ def reliability(reference: Reference, how: Prediction) -> pd.DataFrame:
 
     Returns
     -------
-    Indexed by gene: ``reliability``, NaN where it is undefined, of which a warning tells; ``reliability_n_tiles``.
+    Data frame by gene: ``reliability``, NaN with a warning where it is undefined, and ``reliability_n_tiles``.
     """
     held = ~reference.train
     rows = []

@@ -30,8 +30,8 @@ class Standardise(nn.Module):
     def fit(self, features: Tensor, n_components: int = 0) -> None:
         """Take mean and standard deviation from ``(n, d)``; a constant feature keeps scale 1.
 
-        The leading ``n_components`` are components of one PCA, and are scaled by the geometric mean of their own deviation and the
-        widest's: each by its own, those of noise would weigh as much as those of signal; all by one, the first alone would count.
+        The leading ``n_components`` are components of one PCA. They are scaled by the geometric mean of their own deviation and
+        the largest. Scaled each by its own, noise would weigh as much as signal; scaled all by one, only the first would count.
         """
         features = features.double()
         self.mean.copy_(features.mean(0))

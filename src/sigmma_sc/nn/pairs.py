@@ -1,9 +1,9 @@
 """Pairs of cells as small dense problems: how they are laid out, and weights of edges drawn over them.
 
-Pairs come in *shells*. The first holds those that share a block of the second finest grid (meso), where the first edges are added; the spatial edges,
-within micro blocks, are among them. The next holds those that share a block of the next grid but none of a finer one, and so on: a
-pair appears at the scale at which it first can be an edge, and stays. Each shell is a set of blocks of nearly equal size put side by side, so that
-the macro scale's pairs cost the finer scales nothing, and a dense tile does not set the cost of the batch.
+Pairs come in *shells*. The first holds pairs that share a block of the second finest grid (meso), where the first edges are added; the
+spatial edges, within micro blocks, are among them. The next holds pairs that share a block of the next grid but none of a finer one. A pair
+appears at the scale at which it first can be an edge, and stays. Each shell is a set of blocks of nearly equal size. The macro scale's pairs
+then cost the finer scales nothing, and a dense tile does not set the cost of the batch.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ STAIN_JITTER = 0.15
 class TrainableEncoder(nn.Module):
     """An image encoder in training, over every patch of every grid.
 
-    The contrastive batch needs the features of all its crops at once, thousands of them. They are computed chunk by chunk;
-    what a chunk's gradient needs is not kept but computed again when its turn comes in the backward pass, so memory holds
-    one chunk whatever the batch, and the gradient is that of the whole batch (Gao et al. 2021, GradCache).
+    The contrastive batch needs the features of all its crops at once, thousands of them. They are computed chunk by chunk.
+    What a chunk's gradient needs is not kept, but computed again in the backward pass. Memory then holds one chunk whatever
+    the batch, and the gradient is that of the whole batch (Gao et al. 2021, GradCache).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class TrainableEncoder(nn.Module):
         self.chunk_size, self.augment = 32, False
 
     def train(self, mode: bool = True) -> TrainableEncoder:
-        """Keep the encoder in evaluation mode; ``mode`` only says whether tiles are augmented."""
+        """Keep the encoder in evaluation mode; ``mode`` only decides whether tiles are augmented."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -86,7 +86,7 @@ def resampled(patches: Tensor, size: int) -> Tensor:
 
 
 def turned(tiles: Tensor) -> Tensor:
-    """Each tile in one of the eight ways a square lies on itself, drawn at random."""
+    """Each tile in one of the eight orientations of a square, drawn at random."""
     for flip in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
         chosen = torch.rand(len(tiles), device=tiles.device) < 0.5
         tiles = torch.where(chosen[:, None, None, None], flip(tiles), tiles)

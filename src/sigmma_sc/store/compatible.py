@@ -27,7 +27,7 @@ def require_table(tissue: Tissue, setup: Setup) -> list[SpatialData]:
     Raises
     ------
     SetupError
-        Such an object holds no table, so that nothing tells how large its pixels are.
+        Such an object holds no table, so that its pixel size is not known.
     """
     inheriting = []
     for name, sdata in objects_of(tissue).items():

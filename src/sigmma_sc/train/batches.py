@@ -57,7 +57,7 @@ class TileBatches(Sampler):
         Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets; otherwise take the first
         phase, in order.
     seed
-        Of the draw.
+        Seed of the draw.
     pooled
         Mix the tiles of all slides.
 

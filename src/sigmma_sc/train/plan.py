@@ -57,8 +57,8 @@ class AlignmentPlan(pl.LightningModule):
     def _gathered(self, out: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, torch.Tensor]]:
         """Embeddings of all processes, in all of them, with gradient.
 
-        Each process then has the loss of the global batch, and the mean over processes of what flows back through the
-        gathering, which sums, is the gradient of one process on that batch.
+        Each process then has the loss of the global batch. The gathering sums what flows back through it, so that its mean over
+        processes is the gradient of one process on that batch.
         """
         if self.trainer.world_size == 1:
             return out

@@ -67,7 +67,7 @@ def _keys(slide: int, which: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _training_tiles(data: TissueData, slide: Slide, role: NDArray, stride: float) -> Tiles:
-    """Tiles at every step of the lattice that lie on training tiles and keep the guard band from all that is held out.
+    """Tiles at every step of the lattice on training tiles, beyond the guard band around all that is held out.
 
     The split decides how wide the band is. A random split has none: what it shows is the leak.
     """
