@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
+from sigmma_sc.nn.objectives import at_least_single
 from sigmma_sc.nn.temperature import Temperature
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def soft_target_loss(image: Tensor, genes: Tensor, temperature: Tensor | float) 
         τ of the logits, and inverse of that of the targets.
     """
     with torch.autocast(image.device.type, enabled=False):
-        image, genes = (z if z.dtype == torch.float64 else z.float() for z in (image, genes))
+        image = at_least_single(image)
+        genes = at_least_single(genes)
         targets = functional.softmax((image @ image.T + genes @ genes.T) / 2 * temperature, dim=-1)
         logits = genes @ image.T / temperature
         of_genes = -(targets * logits.log_softmax(-1)).sum(1)

@@ -188,7 +188,10 @@ def _stacked(parts: list[Embedding]) -> Embedding:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
         return None
-    return {scale: np.concatenate([part[scale] for part in known]) for scale in known[0]}
+    stacked = {}
+    for scale in known[0]:
+        stacked[scale] = np.concatenate([part[scale] for part in known])
+    return stacked
 
 
 def _validation_score(embedded: Embedded) -> float:

@@ -15,8 +15,6 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) -> Tensor:
     """Symmetric InfoNCE, ½ [L(I→S) + L(S→I)], with cosine similarity.
 
-    Half precision becomes single: similarities over τ would lose their second digit.
-
     Parameters
     ----------
     image, transcriptome
@@ -25,10 +23,16 @@ def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) 
         τ of the paper.
     """
     with torch.autocast(image.device.type, enabled=False):
-        image, transcriptome = (z if z.dtype == torch.float64 else z.float() for z in (image, transcriptome))
-        logits = functional.normalize(image, dim=-1) @ functional.normalize(transcriptome, dim=-1).T / temperature
+        image = functional.normalize(at_least_single(image), dim=-1)
+        transcriptome = functional.normalize(at_least_single(transcriptome), dim=-1)
+        logits = image @ transcriptome.T / temperature
         partner = torch.arange(len(logits), device=logits.device)
         return 0.5 * (functional.cross_entropy(logits, partner) + functional.cross_entropy(logits.T, partner))
+
+
+def at_least_single(z: Tensor) -> Tensor:
+    """Half precision as single: similarities over τ would lose their second digit."""
+    return z if z.dtype == torch.float64 else z.float()
 
 
 OBJECTIVES: dict[str, Objective] = {"infonce": info_nce}
