@@ -20,7 +20,7 @@ def test_a_configuration_survives_json():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"egdes": "none"}, "no switch 'egdes'. Did you mean 'edges'"),
+        ({"egdes": "none"}, "no option 'egdes'. Did you mean 'edges'"),
         ({"edges": "some"}, "edges='some' is not one of"),
         ({"cells": "spots"}, "cells='spots'"),
         ({"regime": "half"}, "regime='half'"),

@@ -294,16 +294,16 @@ def test_a_split_of_ones_own_trains_and_is_needed_to_train_on(registry, encoder,
     assert sg.benchmark.DataSpec(name="d", simulate={}, splits=("columns",)).splits == ("columns",)
     model = SIGMMA(tiny, encoder(), cells="genes", n_latent=8)
     model.train(max_epochs=1, split="columns", enable_progress_bar=False)
-    (slide,) = model.data.slides(tiny)
-    tiles, _ = model.data.covering(slide)
-    role = model.data.roles_of(slide, len(tiles))
+    (slide,) = model.resolve()
+    tiles = slide.tiles
+    role = model.data.roles.of(slide)
     held = tiles.origins[np.isin(role, ["test", "val"])]
     trained_on = model.trainer.datamodule.dataset.slides[0].tiles.origins
     assert np.abs(trained_on[:, None] - held).max(-1).min() >= (1 + Columns.guard) * tiles.side - 1e-6
     model.save(tmp_path / "model")
     del SPLITS["columns"]
     loaded = SIGMMA.load(tmp_path / "model", tiny, encoder())
-    np.testing.assert_array_equal(loaded.data.roles_of(slide, len(tiles)), role)
+    np.testing.assert_array_equal(loaded.data.roles.of(slide), role)
     assert loaded.get_tile_representation().n_obs == len(tiles)
     with pytest.raises(SetupError, match="split='columns' is not one of.*registered first, by sg.register_split"):
         loaded.train(max_epochs=1, enable_progress_bar=False)
@@ -311,7 +311,7 @@ def test_a_split_of_ones_own_trains_and_is_needed_to_train_on(registry, encoder,
 
 def test_a_leaking_split_warns_once_a_call(encoder, tiny):
     model = SIGMMA(tiny, encoder(), cells="genes", n_latent=8)
-    slides = model.data.slides(tiny)
+    slides = model.resolve()
     with pytest.warns(
         SplitWarning, match="split='random' puts neighbouring tiles of one tissue into train and test"
     ) as said:

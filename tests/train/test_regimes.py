@@ -27,7 +27,7 @@ def slide():
 
 
 def learned(model):
-    return {name for name, p in model.module.trainable.named_parameters() if p.requires_grad}
+    return {name for name, p in model.module.encoder.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("regime", ["lora", *(pytest.param(r, marks=pytest.mark.slow) for r in ("last_k", "full"))])
@@ -40,7 +40,7 @@ def test_training_the_encoder(slide, regime, tmp_path):
     assert last["train_loss_grid1"] < last["train_ln_batch"] - 0.15
     # The given encoder is as it was, the trained one differs in what was to be trained and in nothing else.
     assert encoder.fingerprint() == before
-    own = model.module.trainable.encoder
+    own = model.module.encoder.encoder
     assert own.fingerprint() != before
     given = dict(encoder.module.named_parameters())
     for name, p in own.module.named_parameters():
@@ -58,9 +58,9 @@ def test_training_the_encoder(slide, regime, tmp_path):
     from safetensors.torch import load_file
 
     names = {
-        n.removeprefix("module.trainable.")
+        n.removeprefix("towers.encoder.")
         for n in load_file(tmp_path / "model" / "weights.safetensors")
-        if "trainable" in n
+        if n.startswith("towers.encoder.")
     }
     assert names == learned(model)
     with pytest.raises(EncoderError, match="differs in its weights"):
