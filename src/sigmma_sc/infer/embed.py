@@ -201,7 +201,10 @@ class Embedder:
 
 def _mean(draws: list[dict[str, torch.Tensor]]) -> dict[str, NDArray]:
     """Mean over draws by scale."""
-    return {scale: (sum(draw[scale] for draw in draws) / len(draws)).cpu().numpy() for scale in draws[0]}
+    out = {}
+    for scale in draws[0]:
+        out[scale] = (sum(draw[scale] for draw in draws) / len(draws)).cpu().numpy()
+    return out
 
 
 def _chunks(n: int) -> list[NDArray[np.int64]]:
