@@ -703,10 +703,10 @@ class SIGMMA:
         embedder = self.embedder
         trained_on = self.resolve()
         train_tiles = scored_tiles(self.data, trained_on, "train", other=False)
-        slides = trained_on if sdata is None else self.resolve(sdata)
+        slides = trained_on if sdata is None or sdata is self.sdata else self.resolve(sdata)
         test_tiles = scored_tiles(self.data, slides, split, other=sdata is not None)
         train = embedder.slides(trained_on, cells=False)
-        test = train if sdata is None else embedder.slides(slides, cells=False)
+        test = train if slides is trained_on else embedder.slides(slides, cells=False)
         return expression_table(
             embedder,
             list(zip(train, train_tiles, strict=True)),
@@ -777,18 +777,20 @@ class SIGMMA:
         require_choice(scale, (*towers.aligned, "all"), "scale")
         require_positive(n_neighbors, "n_neighbors")
         how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale))
-        trained_on = self.resolve(cells=False)
-        reference = self._reference_from(trained_on)
+        slides = self.resolve(sdata, cells=False)
+        reference = self._reference_from(slides if sdata is None or sdata is self.sdata else None)
         require_enough(reference, how)
-        slides = trained_on if sdata is None else self.resolve(sdata, cells=False)
         return predict_expression(reference, self.embedder.slides(slides, cells=False), self.data, how)
 
-    def _reference_from(self, slides: Sequence[Slide]) -> Reference:
-        """Tiles to predict expression from: those that the model carries, else built from its own slides."""
+    def _reference_from(self, slides: Sequence[Slide] | None = None) -> Reference:
+        """Tiles to predict expression from: those that the model carries, else built from its own slides.
+
+        The slides are resolved here, if at all, unless the caller has them already.
+        """
         from sigmma_sc.infer.reference import build_reference
 
         if self._reference is None:
-            self._reference = build_reference(self.embedder, slides)
+            self._reference = build_reference(self.embedder, self.resolve(cells=False) if slides is None else slides)
         return self._reference
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
@@ -828,7 +830,7 @@ class SIGMMA:
             return
         folder = require_replaceable(path, overwrite)
         try:
-            reference = self._reference_from(self.resolve(cells=False))
+            reference = self._reference_from()
         except (SetupError, MissingKeyError) as error:
             # A model without counts to predict is saved all the same.
             reference = None

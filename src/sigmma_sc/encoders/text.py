@@ -142,9 +142,9 @@ def text_tower(name: str, weights: str | None, names: list[str]) -> PretrainedTe
 class _Embeds(nn.Module):
     """transformers' text tower, its output alone."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, tower: nn.Module):
         super().__init__()
-        self.model = model
+        self.model = tower
 
     def forward(self, tokens: Tensor) -> Tensor:
         # Padding is CLIP's end of text in transformers and zero in open_clip; the causal mask hides either.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from sigmma_sc.errors import SetupError
 from sigmma_sc.features.covariates import log_distance
 
 if TYPE_CHECKING:
@@ -59,10 +60,19 @@ class NodeFeatures(ABC):
 
     def __call__(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32] | csr_matrix:
         """Features with their covariates; those of cells end with the logarithm of the distance to the nearest cells."""
-        values = self.transform(slide, tiles)
+        values = self._checked(self.transform(slide, tiles), len(tiles) if self.per_tile else len(slide.rows))
         if self.per_tile or not self.covariates:
             return values
         return np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
+
+    def _checked(self, values: NDArray | csr_matrix, n_rows: int) -> NDArray[np.float32] | csr_matrix:
+        if values.ndim != 2 or values.shape[0] != n_rows:
+            kind = "tile" if self.per_tile else "cell"
+            raise SetupError(
+                f"{type(self).__name__}.transform gives features of shape {values.shape} for {n_rows} {kind}s. Return one row "
+                f"for each {kind}."
+            )
+        return values.astype(np.float32, copy=False)
 
     def differences(self, slide: Slide) -> Iterator[str]:
         """In what a slide does not fit these features, in words."""

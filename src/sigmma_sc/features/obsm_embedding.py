@@ -26,10 +26,10 @@ class ObsmEmbedding(NodeFeatures):
     Attributes
     ----------
     width
-        Columns of the embedding.
+        Columns of the embedding; ``None`` before :meth:`fit`.
     """
 
-    width: int
+    width: int | None = None
 
     def fit(self, training: Training) -> None:
         """Remember the width of the embedding."""
@@ -58,7 +58,7 @@ class ObsmEmbedding(NodeFeatures):
         """Another width."""
         key = _key_of(slide)
         width = slide.table.obsm[key].shape[1]
-        if width != self.width:
+        if self.width is not None and width != self.width:
             yield f"obsm[{key!r}] has {width} columns here and {self.width} in the model"
 
     def state(self) -> dict[str, Any]:

@@ -1,0 +1,311 @@
+"""Every public method of SIGMMA before training, after loading and on H&E alone; what it asks of an object, and what it leaves.
+
+A new method fails here until it has a row in :data:`ROWS`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from inspect import signature
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata as sd
+import xarray as xr
+
+from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import NotTrainedError, SetupError
+from sigmma_sc.tissue import frame
+from sigmma_sc.tissue import setup as setup_module
+
+QUIET = {"max_epochs": 1, "batch_size": 32, "stride": 64.0, "accelerator": "cpu", "enable_progress_bar": False}
+TILES = ["cell_circles_40", "cell_circles_41"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method called on a model and, where it takes one, on another object.
+
+    ``untrained`` and ``alone`` are the errors before training and on H&E alone, None for a value. ``own`` tells whether the
+    model's object is needed beside another one.
+    """
+
+    call: Callable
+    untrained: type[Exception] | None = NotTrainedError
+    alone: type[Exception] | None = None
+    own: bool = False
+
+
+def setup_again(model, sdata, folder):
+    sdata = copied(sdata or model.sdata)
+    SIGMMA.setup_spatialdata(sdata, **model.sdata.attrs["sigmma"])
+    return sdata.attrs["sigmma"]
+
+
+def written(model, sdata, folder):
+    sdata = copied(model.sdata) if sdata is None else sdata
+    model.write_embeddings(sdata, overwrite=True)
+    return dict(sdata.tables.items())
+
+
+def saved(model, sdata, folder):
+    model.save(folder / "model", overwrite=True)
+    return sorted(path.name for path in (folder / "model").iterdir())
+
+
+def loaded(model, sdata, folder):
+    if not (folder / "model").exists():
+        model.save(folder / "model")
+    return repr(SIGMMA.load(folder / "model", sdata or copied(model.sdata), model.image_encoder))
+
+
+def trained_on(model, sdata, folder):
+    model.train(**QUIET)
+    return model.history
+
+
+def embedded(model, sdata, folder):
+    (slide,) = model.embedder.slides(model.resolve())
+    return {"covered": slide.covered, "cells": slide.cells, "image": slide.image}
+
+
+def split_embedded(model, sdata, folder):
+    return [(slide.transcriptome, tiles) for slide, tiles in model.embed_split(sdata)]
+
+
+def moved(model, sdata, folder):
+    model.to_device("cpu")
+    return model.device.type
+
+
+ROWS = {
+    "setup_spatialdata": Row(setup_again, None),
+    "data": Row(lambda model, sdata, folder: model.data.state(), None),
+    "module": Row(lambda model, sdata, folder: model.module and model.module.trained_state(), None),
+    "trainer": Row(lambda model, sdata, folder: isinstance(model.trainer, object), None),
+    "is_trained": Row(lambda model, sdata, folder: model.is_trained, None),
+    "epochs_trained": Row(lambda model, sdata, folder: model.epochs_trained, None),
+    "embedder": Row(embedded),
+    "history": Row(lambda model, sdata, folder: model.history, None),
+    "device": Row(lambda model, sdata, folder: model.device.type),
+    "to_device": Row(moved),
+    "resolve": Row(lambda model, sdata, folder: [slide.xy for slide in model.resolve(sdata)], None),
+    "get_latent_representation": Row(
+        lambda model, sdata, folder: model.get_latent_representation(sdata, "all"), alone=SetupError
+    ),
+    "get_tile_representation": Row(lambda model, sdata, folder: model.get_tile_representation(sdata)),
+    "get_attention": Row(lambda model, sdata, folder: model.get_attention(TILES, sdata)),
+    "embed_split": Row(split_embedded, alone=SetupError),
+    "evaluate_retrieval": Row(lambda model, sdata, folder: model.evaluate_retrieval(sdata), alone=SetupError),
+    "evaluate_expression": Row(
+        lambda model, sdata, folder: model.evaluate_expression(sdata), alone=SetupError, own=True
+    ),
+    "predict_expression": Row(lambda model, sdata, folder: model.predict_expression(sdata), own=True),
+    "write_embeddings": Row(written),
+    "save": Row(saved),
+    "load": Row(loaded),
+    "train": Row(trained_on, None, SetupError),
+}
+CHANGES = {"setup_spatialdata", "write_embeddings", "load"}
+"""Methods that write into the object they are given."""
+
+METHODS = {name: member for name, member in vars(SIGMMA).items() if not name.startswith("_")}
+GIVEN = [name for name, member in METHODS.items() if not isinstance(member, property)]
+GIVEN = [name for name in GIVEN if "sdata" in signature(getattr(SIGMMA, name)).parameters]
+GETTERS = [name for name in GIVEN if name not in CHANGES]
+
+
+def copied(sdata):
+    """The same elements, with a table and attributes of its own."""
+    tables = {name: table.copy() for name, table in sdata.tables.items()}
+    return sd.SpatialData(
+        images=dict(sdata.images.items()),
+        shapes=dict(sdata.shapes.items()),
+        tables=tables,
+        attrs=deepcopy(dict(sdata.attrs)),
+    )
+
+
+def plain(value):
+    """Dicts, lists and arrays that numpy compares."""
+    if isinstance(value, ad.AnnData):
+        parts = {"X": value.X, "obs": value.obs, "var": value.var, "obsm": dict(value.obsm)}
+        return {name: plain(part) for name, part in parts.items()}
+    if isinstance(value, pd.DataFrame):
+        columns = {str(name): value[name].to_numpy(dtype=object) for name in value if name != "geometry"}
+        return {**columns, "index": value.index.to_numpy(dtype=object)}
+    if isinstance(value, xr.Dataset):
+        return {str(name): value[name].to_numpy() for name in value.variables}
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if hasattr(value, "toarray"):
+        return value.toarray()
+    return value.numpy() if hasattr(value, "numpy") else value
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return ImageEncoder.from_timm("vit_tiny_patch16_224", img_size=32, depth=1)
+
+
+@pytest.fixture(scope="module")
+def model(tiny, vit):
+    """Trained for an epoch; tests must not change it."""
+    model = SIGMMA(copied(tiny), vit, n_latent=8)
+    model.train(split="blocks", **QUIET)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("methods")
+    model.save(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def again(folder, tiny, vit):
+    return SIGMMA.load(folder / "model", copied(tiny), vit)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, tiny, vit):
+    """The model on an image without cells."""
+    sdata = sd.SpatialData(images={"he_image": tiny["he_image"]})
+    SIGMMA.setup_spatialdata(sdata, table_key=None, microns_per_pixel=0.5, tile_size=64)
+    return SIGMMA.load(folder / "model", sdata, vit)
+
+
+@pytest.fixture(scope="module")
+def other():
+    """Tissue that was never set up; tests must not change it."""
+    return simulate_tissue(n_cells=700, seed=1)
+
+
+def test_every_public_method_has_a_row():
+    assert set(ROWS) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_before_training(tiny, vit, tmp_path, name):
+    row = ROWS[name]
+    fresh = SIGMMA(copied(tiny), vit, n_latent=8)
+    if row.untrained is not None:
+        with pytest.raises(row.untrained, match=r"Call model\.train\(\) first"):
+            row.call(fresh, None, tmp_path)
+        return
+    row.call(fresh, None, tmp_path)
+    assert fresh.is_trained == (name == "train")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_after_loading_as_before_saving(model, again, folder, tiny, vit, tmp_path, name):
+    call = ROWS[name].call
+    if name == "train":
+        # A model of its own each: both go on from the same weights.
+        models = [SIGMMA.load(folder / "model", copied(tiny), vit) for _ in range(2)]
+        first, second = (plain(call(one, None, tmp_path)) for one in models)
+        assert len(first["train_loss_epoch"]["train_loss_epoch"]) == 2
+    else:
+        first, second = (plain(call(one, None, tmp_path)) for one in (model, again))
+    np.testing.assert_equal(second, first)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_on_an_image_alone(alone, tmp_path, name):
+    row = ROWS[name]
+    if row.alone is None:
+        assert row.call(alone, None, tmp_path) is not None
+        return
+    with pytest.raises(row.alone, match="cells"):
+        row.call(alone, None, tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How often objects are resolved, the cells of a slide located, and the tiles that cover it cut."""
+    counts = {"resolve": Counter(), "locate": Counter(), "cover": Counter()}
+
+    def count(kind, function, key):
+        def counted(*arguments):
+            counts[kind][key(*arguments)] += 1
+            return function(*arguments)
+
+        return counted
+
+    resolve = count("resolve", setup_module.resolve_slides, lambda sdata, *_: id(sdata))
+    locate = count("locate", setup_module.locate_cells, lambda sdata, table, region, *_: (id(sdata), region))
+    cover = count("cover", frame.covering_tiles, lambda xy, *_: xy.tobytes())
+    monkeypatch.setattr(setup_module, "resolve_slides", resolve)
+    monkeypatch.setattr(setup_module, "locate_cells", locate)
+    monkeypatch.setattr(frame, "covering_tiles", cover)
+    return counts
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.untrained or name == "train"])
+def test_an_object_is_resolved_once_a_call(folder, tiny, vit, asked, name):
+    model = SIGMMA.load(folder / "model", copied(tiny), vit)
+    model._reference = None  # as after training, so that it is built
+    for kind in asked.values():
+        kind.clear()
+    call = {
+        "write_embeddings": lambda: model.write_embeddings(),
+        "load": lambda: SIGMMA.load(folder / "model", model.sdata, vit),
+    }.get(name, lambda: ROWS[name].call(model, None, folder))
+    call()
+    times = 0 if name in ("device", "to_device") else 1
+    assert asked["resolve"] == Counter({id(model.sdata): 1} if times else {})
+    assert asked["locate"] == Counter({(id(model.sdata), "cell_circles"): 1} if times else {})
+    assert max(asked["cover"].values(), default=0) <= times
+    assert len(asked["cover"]) <= times
+
+
+@pytest.mark.parametrize("name", [name for name in GETTERS if name != "resolve"] + ["write_embeddings"])
+@pytest.mark.parametrize("which", ["own", "other"])
+def test_a_given_object_is_resolved_once_a_call(folder, tiny, other, vit, asked, name, which):
+    model = SIGMMA.load(folder / "model", copied(tiny), vit)
+    model._reference = None
+    given = model.sdata if which == "own" else copied(other)
+    for kind in asked.values():
+        kind.clear()
+    ROWS[name].call(model, given, folder)
+    objects = [given]
+    if ROWS[name].own and which == "other":
+        objects.append(model.sdata)
+    assert asked["resolve"] == Counter({id(one): 1 for one in objects})
+    assert asked["locate"] == Counter({(id(one), "cell_circles"): 1 for one in objects})
+    assert set(asked["cover"].values()) == {1}
+    assert len(asked["cover"]) <= len(objects)
+
+
+def state_of(sdata):
+    """All that an object holds, attributes of its elements among it."""
+    images = {name: image.to_numpy() for name, image in sdata.images.items()}
+    shapes = {name: shapes.geometry.to_wkb().to_list() for name, shapes in sdata.shapes.items()}
+    frames = {name: plain(shapes) for name, shapes in sdata.shapes.items()}
+    elements = {name: repr(element.attrs) for _, name, element in sdata.gen_spatial_elements()}
+    tables = {name: [plain(table), repr(table.uns), list(table.layers)] for name, table in sdata.tables.items()}
+    return [deepcopy(dict(sdata.attrs)), images, shapes, frames, elements, tables]
+
+
+@pytest.mark.parametrize("name", GETTERS)
+def test_a_getter_changes_nothing(model, other, tmp_path, name):
+    given = copied(other)
+    before = deepcopy(state_of(given))
+    ROWS[name].call(model, given, tmp_path)
+    np.testing.assert_equal(state_of(given), before)
+    assert "sigmma" not in given.attrs
+
+
+def test_a_change_would_be_seen(other):
+    given = copied(other)
+    before = deepcopy(state_of(given))
+    given.tables["table"].obsm["X_new"] = np.zeros((given["table"].n_obs, 1))
+    with pytest.raises(AssertionError):
+        np.testing.assert_equal(state_of(given), before)
