@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
-    from sigmma_sc.model import SIGMMA
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
     from sigmma_sc.encoders.registry import list_encoders, register_encoder
+    from sigmma_sc.model import SIGMMA
 
 __version__ = "0.1.0"
 __all__ = [
