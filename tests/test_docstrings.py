@@ -58,14 +58,16 @@ def tissue(trained, tmp_path_factory):
 
 @pytest.fixture
 def quiet(monkeypatch, tmp_path):
-    """A folder to write in, no windows, no progress bars, which doctest would take for output; and no methods left behind."""
+    """A folder to write in, no windows, no progress bars, which doctest would take for output; and no methods or encoders left behind."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
     import rich
 
     from sigmma_sc.benchmark import METHODS
+    from sigmma_sc.encoders import registry
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(rich.get_console(), "quiet", True)
     backend, methods = mpl.get_backend(), dict(METHODS)
     plt.switch_backend("agg")

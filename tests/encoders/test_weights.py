@@ -15,8 +15,9 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from sigmma_sc.encoders import encoder as encoders
+from sigmma_sc.encoders import registry
 from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
-from sigmma_sc.encoders.registry import REGISTRY
+from sigmma_sc.encoders.registry import REGISTRY, register_encoder
 from sigmma_sc.encoders.weights import fetch_weights, load_weights, read_weights
 from sigmma_sc.errors import EncoderError
 
@@ -184,6 +185,25 @@ class TestHub:
         model.reset_classifier(0)
         with torch.no_grad():
             torch.testing.assert_close(again.encode(crops(160)), model(normalised(crops(160), entry.mean, entry.std)))
+
+    def test_a_registered_network_of_timm_comes_from_its_page(self, hub, monkeypatch):
+        monkeypatch.setattr(registry, "_registered", {})
+        model = scramble(timm.create_model("test_vit"))
+        Hub.files["lab/mine"] = save(model.state_dict())
+        half = (0.5, 0.5, 0.5)
+        page = "https://huggingface.co/lab/mine"
+        register_encoder("mine", "test_vit", page=page, input_size=160, mean=half, std=half)
+        register_encoder("typo", "test_vlt", page=page, input_size=160, mean=half, std=half)
+        with pytest.raises(EncoderError, match="No image encoder is called 'test_vlt'"):
+            get_encoder("typo")
+        assert not Hub.asked
+        encoder = get_encoder("mine")
+        model.reset_classifier(0)
+        with torch.no_grad():
+            torch.testing.assert_close(encoder.encode(crops(160)), model(normalised(crops(160), half, half)))
+        register_encoder("secret", "test_vit", page=f"{page}-2", gated=True, input_size=160, mean=half, std=half)
+        with pytest.raises(EncoderError, match="ask for access at https://huggingface.co/lab/mine-2, then log in"):
+            get_encoder("secret")
 
     def test_licences_are_shown_once(self, hub, monkeypatch, caplog, tmp_path):
         monkeypatch.setattr(encoders, "_warned", set())

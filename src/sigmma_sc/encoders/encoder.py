@@ -315,8 +315,8 @@ class ImageEncoder(nn.Module):
         name = options["name"]
         if find_entry(name) is None:
             raise EncoderError(
-                f"Image encoder {name!r} is not registered in this session; it was one that a user had registered. Call "
-                f"sg.register_encoder({name!r}, …) as then, or install the package that registers it."
+                f"Image encoder {name!r} is not registered in this session; a user had registered it. Call "
+                f"sg.register_encoder({name!r}, …) first, or install the package that registers it."
             )
         return get_encoder(**options)
 

@@ -357,13 +357,13 @@ def _load_package(point: EntryPoint) -> None:
         taken = {**REGISTRY, **before}
         replaced = [name for name, entry in _registered.items() if name in taken and entry is not before.get(name)]
         if replaced:
-            raise EncoderError(f"It replaces {', '.join(replaced)}, which a package may not. Choose other names.")
+            raise EncoderError(f"It replaces {', '.join(replaced)}; only a session may, so choose other names.")
     except Exception as error:  # noqa: BLE001 - of whatever kind, it is shown
         _registered.clear()
         _registered.update(before)
         warnings.warn(
-            f"The encoders of the entry point {point.name} = {point.value!r} are left out, since it fails with "
-            f"{type(error).__name__}: {error} Mend or uninstall its package.",
+            f"Mend or uninstall the package with the entry point {point.name} = {point.value!r}: its image encoders are left "
+            f"out. {type(error).__name__}: {error}",
             EncoderWarning,
             stacklevel=2,
         )
