@@ -275,9 +275,9 @@ def test_what_a_class_returns_is_checked(tiles, every):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Columns, "is no instance of sg.Split"),
+        (lambda: Columns, "is not an instance of sg.Split"),
         (Split, "Split.name=None must be"),
-        (lambda: type("Bad", (Split,), {"name": "a/b"})(), "Bad.name='a/b' must be of letters"),
+        (lambda: type("Bad", (Split,), {"name": "a/b"})(), "Bad.name='a/b' must consist of letters"),
         (lambda: type("Mine", (Split,), {"name": "blocks"})(), "A split 'blocks' is registered already, sigmma_sc"),
     ],
 )

@@ -1,4 +1,4 @@
-"""In which order to decode an image, so that every stored chunk is decoded once and little is kept."""
+"""Order of decoding an image, such that every stored chunk is decoded once and little is kept in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK = 2048
-"""Chunks smaller than this are decoded together, px a side."""
+"""Chunks with a side below this, px, are decoded together."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Block:
     Attributes
     ----------
     row, column
-        Where in the grid of blocks.
+        Position in the grid of blocks.
     low, high
-        Corners (x, y). The last row and column reach over the image's edge, as windows do.
+        Corners (x, y). The last row and column extend beyond the image, as windows do.
     need_low, need_high
-        Corners (x, y) of what the windows need of this block.
+        Corners (x, y) of the part of this block that windows need.
     windows
-        Which windows end in this block: with it and its neighbours above and to the left, they are complete.
+        Windows with their bottom right corner in this block: its neighbours above and to the left hold the rest.
     """
 
     row: int
@@ -44,31 +44,28 @@ def plan_blocks(
 ) -> list[Block]:
     """Blocks that windows need, row by row.
 
-    A window is handed out with the block that holds its bottom right corner. It then needs of earlier blocks no more
-    than ``reach`` px above and to the left of that block, which is all that a reader has to keep.
+    A window is assigned to the block that holds its bottom right corner. Of earlier blocks it needs at most ``reach`` px
+    above and to the left of that block, which is all that a reader has to keep.
 
     Parameters
     ----------
     chunks
         Chunk lengths along y and x.
     low, high
-        Corners (x, y) of the windows in px, ``(n, 2)`` each; no window lies further than ``reach`` from the image.
+        Corners (x, y) of the windows in px, ``(n, 2)`` each; none is further than ``reach`` from the image.
     reach
-        Side of the largest window.
+        Side of the largest window, px.
     """
     columns = _joined(chunks[1], max(BLOCK, reach))
     # Where a chunk is as wide as the slide (TIFF strips), a block is kept low.
     rows = _joined(chunks[0], max(reach, BLOCK**2 // int(np.diff(columns).max())))
-    edges, shape = (columns, rows), np.array([len(columns), len(rows)]) - 1
-    first, last = (
-        np.column_stack(
-            [np.searchsorted(e, at[:, d].clip(0, e[-1] - 1), side="right") - 1 for d, e in enumerate(edges)]
-        )
-        for at in (low, high - 1)
-    )
+    shape = np.array([len(columns), len(rows)]) - 1
+    first = _block_at(low, (columns, rows))
+    last = _block_at(high - 1, (columns, rows))
     window, at = _pairs(first, last)
     number = at[:, 1] * shape[0] + at[:, 0]
-    need_low, need_high = np.full((shape.prod(), 2), np.iinfo(np.int64).max), np.full((shape.prod(), 2), -reach)
+    need_low = np.full((shape.prod(), 2), np.iinfo(np.int64).max)
+    need_high = np.full((shape.prod(), 2), -reach)
     np.minimum.at(need_low, number, low[window])
     np.maximum.at(need_high, number, high[window])
     ends_in = last[:, 1] * shape[0] + last[:, 0]
@@ -79,9 +76,17 @@ def plan_blocks(
         corner = np.array([columns[column], rows[row]])
         far = np.array([columns[column + 1], rows[row + 1]]) + reach * (np.array([column, row]) == shape - 1)
         members = order[slice(*np.searchsorted(ends_in[order], [n, n + 1]))]
-        box_low, box_high = need_low[n].clip(corner, far), need_high[n].clip(corner, far)
+        box_low = need_low[n].clip(corner, far)
+        box_high = need_high[n].clip(corner, far)
         blocks.append(Block(row, column, corner, far, box_low, box_high, members))
     return blocks
+
+
+def _block_at(pixels: NDArray[np.int64], edges: tuple[NDArray[np.int64], ...]) -> NDArray[np.int64]:
+    """Block (column, row) that holds each of some pixels (x, y), ``(n, 2)``, or the nearest one to those off the image."""
+    return np.column_stack(
+        [np.searchsorted(e, pixels[:, d].clip(0, e[-1] - 1), side="right") - 1 for d, e in enumerate(edges)]
+    )
 
 
 def _joined(chunks: tuple[int, ...], least: int) -> NDArray[np.int64]:
@@ -95,7 +100,7 @@ def _joined(chunks: tuple[int, ...], least: int) -> NDArray[np.int64]:
 
 
 def _pairs(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Every window with every block it touches: which window ``(p,)``, and the block's (column, row), ``(p, 2)``."""
+    """Pairs of a window and a block that it touches: window ``(p,)``, and (column, row) of the block, ``(p, 2)``."""
     across = last - first + 1
     count = across.prod(axis=1)
     window = np.repeat(np.arange(len(first)), count)

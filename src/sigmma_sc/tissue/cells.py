@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
     import pandas as pd
     from anndata import AnnData
+    from dask.dataframe import DataFrame as DaskDataFrame
+    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+    from xarray import DataArray, DataTree
 
 N_PROBED = 32
-"""Cells whose own pixel is looked up in a raster of labels, neighbours of one another so that few chunks are decoded."""
+"""Number of neighbouring cells looked up in a raster of labels; neighbours share chunks, so that few are decoded."""
 
 MIN_HITS = 0.5
-"""Share of probed cells that must lie on their own label; the centroid of a bent cell may lie beside it."""
+"""Least share of probed cells whose pixel holds their label; the centroid of a bent cell may be outside of it."""
 
 
 def locate_cells(
@@ -35,26 +38,30 @@ def locate_cells(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Find the positions of a region's cells.
 
-    A raster of labels is never read for its centroids, which would cost tens of bytes a pixel. Positions come from shapes
-    of the same cells or from ``obsm["spatial"]``, and a few cells are looked up in the raster to see that they are right.
+    Centroids of a raster of labels are never computed, which would cost tens of bytes a pixel. Positions come from shapes
+    of the same cells or from ``obsm["spatial"]``, and are checked against the labels of a few cells.
 
     Parameters
     ----------
-    sdata, table, region
-        The region of the table, an element of ``sdata``.
+    sdata
+        Object that holds the cells.
+    table
+        Table that annotates them.
+    region
+        Element of ``sdata`` that the table annotates.
     rows
-        Rows of the region's cells, ``(n,)``.
+        Rows of the region's cells in the table, ``(n,)``.
     coordinate_system
-        System to locate the cells in.
+        Coordinate system of the result.
     microns_per_unit
-        µm per unit of that system if known otherwise than by the cells' transform.
+        µm per unit of that system; ``None`` if only the transform of the cells can give it.
 
     Returns
     -------
     xy
         Centroids in the coordinate system, ``(n, 2)`` float64, in the order of ``rows``.
     to_system
-        Affine ``(3, 3)`` from the units the cells were given in, which are µm if it magnifies; ``None`` if they were pixels.
+        Affine ``(3, 3)`` from the units of the stored positions, which are µm if its scale is above 1; ``None`` for pixels.
 
     Raises
     ------
@@ -71,14 +78,14 @@ def locate_cells(
     if region in sdata.labels:
         return _on_labels(sdata, table, region, rows, keys, coordinate_system, microns_per_unit)
     for name, names in _shapes_of(sdata, table, rows, keys):
-        # Whole numbers are the index of almost anything; without the labels nothing would tell a mistake.
+        # Whole numbers are the index of almost anything, and without labels a mistake would go unnoticed.
         if not np.issubdtype(np.asarray(names).dtype, np.integer):
             shapes = sdata.shapes[name]
             to_system = affine_to(shapes, coordinate_system, f"shapes {name!r}")
             return apply_affine(to_system, _centroids(shapes, names, name)), to_system
     raise MissingKeyError(
-        f"Region {region!r} of the table is no element of shapes, labels or points, and no shapes of sdata hold its cells by "
-        f"name (looked among {', '.join(map(repr, sdata.shapes)) or 'none'}). Add them, e.g. with "
+        f"Region {region!r} of the table is no element of shapes, labels or points. No shapes of sdata hold its cells by "
+        f"name (shapes: {', '.join(map(repr, sdata.shapes)) or 'none'}). Add them, e.g. with "
         f"sdata.shapes[{region!r}] = ShapesModel.parse(xy, geometry=0, radius=5, index=table.obs[instance_key], "
         "transformations={…}) from table.obsm['spatial']."
     )
@@ -97,21 +104,19 @@ def _shapes_of(
                 yield name, names
 
 
-def _centroids(element: Any, keys: NDArray, name: str) -> NDArray[np.float64]:
-    """Centroids ``(n, 2)`` of the shapes or points named by ``keys``, in the element's own units, in the order of ``keys``."""
+def _centroids(element: GeoDataFrame | DaskDataFrame, keys: NDArray, name: str) -> NDArray[np.float64]:
+    """Centroids ``(n, 2)`` of the shapes or points named by ``keys``, in that order and in the units of the element."""
     if not hasattr(element, "geometry"):
-        element = element[["x", "y"]].compute()
-    where = _positions(element.index, keys, name)
-    if not hasattr(element, "geometry"):
-        return element.to_numpy(dtype=float)[where]
-    points = element.geometry.iloc[where].centroid
+        frame = element[["x", "y"]].compute()
+        return frame.to_numpy(dtype=float)[_positions(frame.index, keys, name)]
+    points = element.geometry.iloc[_positions(element.index, keys, name)].centroid
     return np.column_stack([points.x.to_numpy(), points.y.to_numpy()])
 
 
 def _positions(index: pd.Index, keys: NDArray, name: str) -> NDArray[np.int64]:
     if not index.is_unique:
         raise SetupError(
-            f"The index of {name!r} repeats, e.g. {index[index.duplicated()][0]!r}, so that a cell would lie at two places. "
+            f"The index of {name!r} repeats, e.g. {index[index.duplicated()][0]!r}, so that a cell would have two places. "
             "Give its rows unique names that the table's instance key holds."
         )
     where = index.get_indexer(keys)
@@ -133,18 +138,18 @@ def _on_labels(
     coordinate_system: str,
     unit: float | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Positions of the cells of a raster: the first candidate whose cells lie on their own labels."""
+    """Positions of the cells of a raster: the first candidate for which the labels hold the keys of the cells."""
     to_system = affine_to(sdata.labels[region], coordinate_system, f"labels {region!r}")
     tried = []
     for what, xy, matrix in _candidates(sdata, table, rows, keys, coordinate_system, to_system, unit):
         hits = _hits(sdata.labels[region], apply_affine(np.linalg.inv(to_system), xy), keys)
         if hits >= MIN_HITS:
             return xy, matrix
-        tried.append(f"{what} ({hits:.0%} of the cells on their own label)")
+        tried.append(f"{what} ({hits:.0%} of the cells on their label)")
     raise SetupError(
-        f"Nothing says where the cells of labels {region!r} are: tried {', '.join(tried) or 'nothing, for there is nothing'}. "
-        "Add circles or boundaries of the same cells to sdata.shapes, indexed by the table's instance key or obs['cell_id'], "
-        "or table.obsm['spatial'] in µm and state microns_per_pixel=…"
+        f"The positions of the cells of labels {region!r} cannot be found: tried {', '.join(tried) or 'nothing'}. Add circles or "
+        "boundaries of the same cells to sdata.shapes, indexed by the table's instance key or obs['cell_id']. Or add "
+        "table.obsm['spatial'] in µm and pass microns_per_pixel=…"
     )
 
 
@@ -157,7 +162,7 @@ def _candidates(
     labels_to_system: NDArray[np.float64],
     unit: float | None,
 ) -> Iterator[tuple[str, NDArray[np.float64], NDArray[np.float64] | None]]:
-    """What the positions might be: a description, ``xy`` in the system, and the affine if it starts from µm."""
+    """Possible positions: a description, ``xy`` in the system, and the affine if it maps from µm."""
     from spatialdata.transformations import get_transformation
 
     for name, names in _shapes_of(sdata, table, rows, keys):
@@ -168,7 +173,7 @@ def _candidates(
     if "spatial" not in table.obsm:
         return
     xy = np.asarray(table.obsm["spatial"], dtype=float)[rows, :2]
-    units = [] if unit is None else [unit]
+    units = [unit]
     for name, element in (*sdata.shapes.items(), *sdata.points.items()):
         if coordinate_system in get_transformation(element, get_all=True):
             units.append(microns_per_unit(affine_to(element, coordinate_system, f"element {name!r}")))
@@ -179,8 +184,8 @@ def _candidates(
     yield "obsm['spatial'] in pixels of the labels", apply_affine(labels_to_system, xy), None
 
 
-def _hits(labels: Any, xy: NDArray[np.float64], keys: NDArray) -> float:
-    """Share of some cells at ``xy`` (px of the labels) whose pixel holds their own key."""
+def _hits(labels: DataArray | DataTree, xy: NDArray[np.float64], keys: NDArray) -> float:
+    """Share of a few cells at ``xy`` (px of the labels) whose pixel holds the key of the cell."""
     import xarray as xr
     from scipy.spatial import cKDTree
 
@@ -190,5 +195,6 @@ def _hits(labels: Any, xy: NDArray[np.float64], keys: NDArray) -> float:
         return 0.0
     middle = xy[inside[len(inside) // 2]]
     near = inside[np.atleast_1d(cKDTree(xy[inside]).query(middle, k=min(N_PROBED, len(inside)))[1])]
-    column, row = (xr.DataArray(axis, dims="cell") for axis in np.floor(xy[near]).astype(np.int64).T)
-    return float((level.isel(x=column, y=row).to_numpy() == keys[near]).mean())
+    column, row = np.floor(xy[near]).astype(np.int64).T
+    pixels = level.isel(x=xr.DataArray(column, dims="cell"), y=xr.DataArray(row, dims="cell"))
+    return float((pixels.to_numpy() == keys[near]).mean())

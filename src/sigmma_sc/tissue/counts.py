@@ -1,8 +1,8 @@
-"""Rows of a table's counts, wherever they are: in memory, in a file, or lazy. Never a dense matrix of all cells and genes."""
+"""Rows of a table's counts in memory, in a file, or lazy; never a dense matrix of all cells and genes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from sigmma_sc.errors import SetupError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import dask.array as da
     from anndata import AnnData
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
@@ -18,27 +19,40 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
 
+    CountMatrix: TypeAlias = "NDArray | csr_matrix | da.Array | StoredMatrix"
+
 CHUNK = 50_000
-"""Cells whose counts are read at once."""
+"""Number of cells whose counts are read at once."""
 
 GAP = 1000
-"""Rows that are read along rather than skipped: opening another part of a file costs more."""
+"""Up to this many unneeded rows are read rather than skipped, because another read of a file costs more."""
 
 DENSE = 2**24
-"""Values that are dense at once."""
+"""Largest number of values that are dense at once."""
 
 
-def counts_by_rows(table: AnnData, layer: str | None) -> Any:
-    """The counts of a table in a form whose rows can be read apart.
+class StoredMatrix(Protocol):
+    """A backed sparse matrix of anndata, or an array of HDF5 or zarr, ``(n_cells, n_genes)``."""
 
-    A matrix stored by columns, or lazy and cut between genes, is read as a whole and held as CSR, for any of its rows lies
-    everywhere. Others are left as they are.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Numbers of cells and genes."""
+
+    def __getitem__(self, rows: slice) -> NDArray | csr_matrix: ...
+
+
+def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
+    """The counts of a table in a form whose rows can be read separately.
+
+    A matrix stored by columns, or lazy and chunked along genes, is read as a whole and held as CSR, because each row is in
+    all of its parts. Others are returned as they are.
 
     Raises
     ------
     SetupError
-        The table has no counts there.
+        The table has no ``X``.
     """
+    import dask.array as da
     from anndata.abc import CSCDataset
     from scipy.sparse import csr_matrix, issparse
 
@@ -51,13 +65,13 @@ def counts_by_rows(table: AnnData, layer: str | None) -> Any:
         matrix = matrix.to_memory()
     if issparse(matrix):
         return csr_matrix(matrix)
-    if hasattr(matrix, "dask") and len(matrix.chunks[1]) > 1:
+    if isinstance(matrix, da.Array) and len(matrix.chunks[1]) > 1:
         return _computed(matrix)
     return matrix
 
 
-def take_rows(matrix: Any, rows: NDArray[np.int64]) -> csr_matrix:
-    """Some rows of what :func:`counts_by_rows` gave.
+def take_rows(matrix: CountMatrix, rows: NDArray[np.int64]) -> csr_matrix:
+    """Some rows of a matrix from :func:`counts_by_rows`.
 
     Parameters
     ----------
@@ -65,19 +79,20 @@ def take_rows(matrix: Any, rows: NDArray[np.int64]) -> csr_matrix:
         ``(n_cells, n_genes)``: NumPy, CSR, Dask over dense or sparse chunks, a backed sparse matrix, or a dense array of HDF5
         or zarr.
     rows
-        Ascending, ``(n,)``.
+        Positions of the rows, ascending, ``(n,)``.
 
     Returns
     -------
-    ``(n, n_genes)``.
+    The rows, ``(n, n_genes)``.
     """
-    from scipy.sparse import csr_matrix, issparse, vstack
+    import dask.array as da
+    from scipy.sparse import csr_matrix, sparray, spmatrix, vstack
 
-    if issparse(matrix):
+    if isinstance(matrix, (sparray, spmatrix)):
         return matrix[rows]
-    if hasattr(matrix, "dask"):
+    if isinstance(matrix, da.Array):
         return _computed(matrix[rows])
-    # Only slices are asked for: files are slow to give rows one by one.
+    # Slices alone are read, because files are slow to read row by row.
     parts = [csr_matrix(matrix[some[0] : some[-1] + 1][some - some[0]]) for some in _slabs(rows, matrix.shape[1])]
     return vstack(parts, format="csr") if parts else csr_matrix((0, matrix.shape[1]), dtype=np.float32)
 
@@ -108,19 +123,19 @@ def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
 
 
 def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None) -> Iterator[tuple[slice, csr_matrix]]:
-    """Raw counts of some ascending rows, some at a time, whether the table holds them in memory, in a file or lazily.
+    """Raw counts of ascending rows, :data:`CHUNK` rows at a time.
 
     Yields
     ------
     some
-        Which of ``rows``.
+        Slice of ``rows``.
     counts
-        Theirs, ``(n, n_genes)`` float32.
+        Counts of these rows, ``(n, n_genes)`` float32.
 
     Raises
     ------
     SetupError
-        The values are no counts: negative, or not whole.
+        The values are not counts: negative, or not whole.
     """
     matrix = counts_by_rows(table, layer)
     for start in range(0, len(rows), CHUNK):
@@ -130,13 +145,13 @@ def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None) -> Ite
         if len(few) and (few.min() < 0 or not np.array_equal(few, np.round(few))):
             where = "X" if layer is None else f"layers[{layer!r}]"
             raise SetupError(
-                f"{where} holds {few[few != np.round(few)][:1] or few.min()} where raw counts are needed: it seems normalised "
-                "already. Pass layer=… for the raw counts, or features_key=… for an embedding."
+                f"{where} holds {few[few != np.round(few)][:1] or few.min()} where raw counts are needed: it seems to be "
+                "normalised already. Pass layer=… for the raw counts, or features_key=… for an embedding."
             )
         yield some, counts
 
 
-def log_normalise(counts, target_sum: float):
+def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
     """log1p of counts scaled to ``target_sum`` a cell; a cell without counts stays zero."""
     totals = np.asarray(counts.sum(axis=1)).ravel()
     scale = target_sum / np.maximum(totals, 1e-12)
@@ -146,8 +161,13 @@ def log_normalise(counts, target_sum: float):
 
 
 def log_totals(counts: csr_matrix) -> NDArray[np.float32]:
-    """log1p of each row's total, ``(n,)``."""
+    """log1p of the total of each row, ``(n,)``."""
     return np.log1p(np.asarray(counts.sum(axis=1)).ravel()).astype(np.float32)
+
+
+def row_totals(counts: csr_matrix) -> NDArray[np.float64]:
+    """Total of each row, ``(n,)``."""
+    return np.asarray(counts.sum(axis=1), dtype=float).ravel()
 
 
 def embedding_rows(table: AnnData, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -161,11 +181,12 @@ def embedding_rows(table: AnnData, key: str, rows: NDArray[np.int64]) -> NDArray
     return np.asarray(some.toarray() if issparse(some) else some, dtype=np.float32)
 
 
-def _computed(lazy: Any) -> csr_matrix:
-    """A Dask array, each chunk made sparse as soon as it is there."""
+def _computed(lazy: da.Array) -> csr_matrix:
+    """A Dask array as CSR; each chunk is made sparse as soon as it is computed."""
+    import dask.array as da
     from scipy.sparse import csr_matrix
 
-    return csr_matrix(lazy.map_blocks(csr_matrix, dtype=lazy.dtype).compute())
+    return csr_matrix(da.map_blocks(csr_matrix, lazy, dtype=lazy.dtype).compute())
 
 
 def _slabs(rows: NDArray[np.int64], n_genes: int) -> Iterator[NDArray[np.int64]]:

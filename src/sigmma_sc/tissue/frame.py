@@ -1,14 +1,14 @@
 """Where things are: cells in H&E pixels, µm per pixel, one :class:`Slide` a region.
 
-All geometry lives in one frame, the H&E pixels of level 0. H&E is often rotated and scaled against the frame of the
-cells, so positions always travel through the transforms and are never assumed axis-aligned.
+All geometry is in one frame, the H&E pixels of level 0. H&E is often rotated and scaled against the frame of the cells,
+so positions always pass through the transforms and are never assumed axis-aligned.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+    from spatialdata.models import SpatialElement
 
     from sigmma_sc.tissue.setup import Setup
 
@@ -31,19 +32,21 @@ MAX_CONDITION = 1e6
 """A transform whose axes differ by more than this factor maps the plane onto a line."""
 
 PLAUSIBLE_MICRONS = (0.05, 10.0)
-"""µm per H&E pixel outside this range is taken for a mistake."""
+"""Range of µm per H&E pixel; a value outside of it is refused as a mistake."""
 
 
 @dataclass(frozen=True)
 class Slide:
-    """One image with the cells that lie on it.
+    """One image with its cells.
 
     Attributes
     ----------
     name
         Unique name among the slides of a model.
-    sdata, image_key, coordinate_system
-        Where the image is, and the system that image and cells share.
+    sdata, image_key
+        Object that holds the image, and name of the image.
+    coordinate_system
+        Coordinate system that image and cells share.
     region
         Element that the table annotates, ``None`` for a slide of H&E alone.
     microns_per_pixel
@@ -53,11 +56,11 @@ class Slide:
     rows
         Rows of the slide's cells in the table, ascending, ``(n_cells,)``.
     xy
-        Cell centroids in H&E px of level 0, ``(n_cells, 2)`` float64; a pixel's centre lies at +0.5.
+        Cell centroids in H&E px of level 0, ``(n_cells, 2)`` float64; the centre of a pixel is at +0.5.
     sample
         Donor or section the slide belongs to.
     setup
-        How the object is read.
+        Setup of the object, which names table, image and tile size.
     adata
         Table of the cells; ``None`` for a slide of H&E alone.
     """
@@ -78,7 +81,7 @@ class Slide:
 
     @property
     def under_image(self) -> NDArray[np.bool_]:
-        """Which cells lie under the image, ``(n_cells,)``."""
+        """Which cells are under the image, ``(n_cells,)``."""
         x, y = self.xy.T
         return (x >= 0) & (x < self.width) & (y >= 0) & (y < self.height)
 
@@ -89,7 +92,7 @@ class Slide:
         Raises
         ------
         SetupError
-            The slide is one of H&E alone.
+            The slide has an H&E image and no table.
         """
         if self.adata is None:
             raise SetupError(
@@ -123,19 +126,21 @@ def image_levels(sdata: SpatialData, image_key: str) -> list[xr.DataArray]:
     return raster_levels(sdata.images[image_key])
 
 
-def raster_levels(image: Any) -> list[xr.DataArray]:
+def raster_levels(image: xr.DataArray | xr.DataTree) -> list[xr.DataArray]:
     """Pyramid levels of an image or of labels, full resolution first; a single one where there is no pyramid."""
-    if not hasattr(image, "children"):
+    from xarray import DataArray
+
+    if isinstance(image, DataArray):
         return [image]
     return [next(iter(node.ds.data_vars.values())) for _, node in sorted(image.children.items(), key=_level_number)]
 
 
-def _level_number(item: tuple[str, Any]) -> int:
+def _level_number(item: tuple[str, xr.DataTree]) -> int:
     return int(item[0].removeprefix("scale"))
 
 
-def affine_to(element: Any, coordinate_system: str, what: str) -> NDArray[np.float64]:
-    """Affine matrix ``(3, 3)`` over (x, y, 1) from an element's own units to a coordinate system.
+def affine_to(element: SpatialElement, coordinate_system: str, what: str) -> NDArray[np.float64]:
+    """Affine matrix ``(3, 3)`` over (x, y, 1) from the units of an element to a coordinate system.
 
     Raises
     ------
@@ -173,23 +178,23 @@ def axis_scale(matrix: NDArray[np.float64], what: str) -> float:
     Raises
     ------
     PixelSizeError
-        The two axes differ by more than 1 %: a tile would be no square, and a nucleus no circle.
+        The two axes differ by more than 1 %, so that a tile would not be square.
     """
     singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if singular[0] > MAX_ANISOTROPY * singular[1]:
         raise PixelSizeError(
-            f"The transform of {what} stretches one axis by {singular[0] / singular[1]:.3f} against the other; more than "
-            f"{MAX_ANISOTROPY} is refused, for a square tile in µm would be no square in pixels, and one number could not say "
-            "how many µm a pixel measures. Resample the image to square pixels, or correct the transform."
+            f"The transform of {what} stretches one axis by {singular[0] / singular[1]:.3f} against the other. At most "
+            f"{MAX_ANISOTROPY} is allowed, because a tile that is square in µm must be square in pixels. Resample the image to "
+            "square pixels, or correct the transform."
         )
     return float(np.sqrt(singular[0] * singular[1]))
 
 
 def microns_per_unit(cells_to_cs: NDArray[np.float64]) -> float | None:
-    """µm that one unit of the coordinate system measures, or ``None`` where the transforms cannot say.
+    """µm per unit of the coordinate system, or ``None`` where the transforms do not determine it.
 
-    The rule is spatialdata-io's convention for Xenium and MERSCOPE: cells in µm, with a scale above 1 that takes
-    them to pixels finer than a µm. A scale of 1 (cells already in the system's units) or below says nothing of µm.
+    The rule is spatialdata-io's convention for Xenium and MERSCOPE: cells in µm, with a scale above 1 to pixels finer
+    than 1 µm. A scale of 1 (cells already in the system's units) or below does not determine the µm.
     """
     scale = axis_scale(cells_to_cs, "the cells")
     return 1 / scale if scale > 1 + 1e-6 else None
@@ -203,27 +208,29 @@ def resolve_pixel_size(
     Raises
     ------
     PixelSizeError
-        The transforms cannot say, or the value is implausible.
+        The transforms do not determine the value, or it is implausible.
     """
     scale = axis_scale(image_to_cs, f"image {what!r}")
-    # What is stated needs no word from the cells, whose transform may then be of any kind.
-    unit = None if cells_to_cs is None or stated is not None else microns_per_unit(cells_to_cs)
-    if stated is None and unit is None:
-        raise PixelSizeError(
-            f"The transforms cannot say how many µm a pixel of image {what!r} measures: the cells are not in µm, or there "
-            "are none. Pass microns_per_pixel=… (µm per pixel of the full-resolution H&E; scanners write it in the slide's "
-            "metadata, e.g. 0.2738 for a 40x scan)."
-        )
-    microns = scale * unit if stated is None else stated
+    microns = stated
+    # If the pixel size is given, the transform of the cells is not needed and may be of any kind.
+    if microns is None:
+        unit = None if cells_to_cs is None else microns_per_unit(cells_to_cs)
+        if unit is None:
+            raise PixelSizeError(
+                f"The transforms do not determine the µm per pixel of image {what!r}: the cells are not in µm, or there are "
+                "none. Pass microns_per_pixel=… (µm per pixel of the full-resolution H&E; scanners write it in the slide's "
+                "metadata, e.g. 0.2738 for a 40x scan)."
+            )
+        microns = scale * unit
     low, high = PLAUSIBLE_MICRONS
     if not low <= microns <= high:
         raise PixelSizeError(
             f"{microns:.4g} µm per pixel of image {what!r} is outside {low} to {high} µm. Check the transforms, the "
-            "coordinate_system, or state microns_per_pixel=…"
+            "coordinate_system, or pass microns_per_pixel=…"
         )
     return float(microns)
 
 
-def apply_affine(matrix: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArray[np.float64]:
+def apply_affine(matrix: NDArray[np.floating], xy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Apply an affine ``(3, 3)`` to points ``(n, 2)``."""
     return xy @ matrix[:2, :2].T + matrix[:2, 2]

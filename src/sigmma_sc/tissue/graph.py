@@ -25,7 +25,7 @@ def spatial_graph(xy: NDArray[np.float64], n_neighs: int = 6, radius: float | No
 
     Returns
     -------
-    Adjacency ``(n_cells, n_cells)``; row v holds the neighbours that cell v listens to.
+    Adjacency ``(n_cells, n_cells)``; row v holds the neighbours that send messages to cell v.
     """
     from scipy.sparse import csr_matrix
 
@@ -38,7 +38,7 @@ def spatial_graph(xy: NDArray[np.float64], n_neighs: int = 6, radius: float | No
         builder = sq.gr.neighbors.RadiusBuilder(radius=radius)
     else:
         builder = sq.gr.neighbors.KNNBuilder(n_neighs=min(n_neighs, n - 1))
-    # The builder itself, for spatial_neighbors_* announces every graph in the user's notebook.
+    # The builder is called directly, because spatial_neighbors_* logs every graph.
     adjacency = csr_matrix(builder.build_graph(np.asarray(xy, dtype=float))[0])
     adjacency.eliminate_zeros()
     return adjacency
@@ -49,7 +49,7 @@ def edges_within(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Edges of a slide's graph among some of its cells, kept only inside a group.
 
-    A cell may stand in ``cells`` more than once (overlapping tiles), each time in another group.
+    A cell may be in ``cells`` more than once (overlapping tiles), each time in another group.
 
     Parameters
     ----------
@@ -63,9 +63,10 @@ def edges_within(
     Returns
     -------
     source, target
-        Positions in ``cells``; the target listens to the source.
+        Positions in ``cells``, ``(n_edges,)`` each; messages pass from source to target.
     """
-    starts, ends = adjacency.indptr[cells], adjacency.indptr[cells + 1]
+    starts = adjacency.indptr[cells]
+    ends = adjacency.indptr[cells + 1]
     degree = (ends - starts).astype(np.int64)
     target = np.repeat(np.arange(len(cells)), degree)
     within = np.arange(degree.sum()) - np.repeat(np.cumsum(degree) - degree, degree)

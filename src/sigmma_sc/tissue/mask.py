@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 RESOLUTION = 8.0
 """µm per pixel of the mask: a few cells."""
 
-GLASS, STAINED = 0.06, 0.03
-"""Optical density that glass has at most, however dim the lamp, and that tissue has more than glass."""
+GLASS = 0.06
+STAINED = 0.03
+"""Largest optical density of glass, however dim the lamp, and least excess over it of stained tissue."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,20 @@ class TissueMask:
     scale: float
 
     def share(self, origins: NDArray[np.float64], side: float) -> NDArray[np.float64]:
-        """Share of each square ``(n, 2)`` of corners, px of level 0, that is tissue; what lies off the image is none."""
+        """Share of tissue in squares of ``side`` px with corners ``(n, 2)`` in px of level 0; off the image is no tissue."""
         height, width = self.mask.shape
         total = np.zeros((height + 1, width + 1), np.int32)
         total[1:, 1:] = self.mask.cumsum(0, np.int32).cumsum(1, np.int32)
         low = np.round(origins / self.scale).astype(np.int64)
         high = np.maximum(np.round((origins + side) / self.scale).astype(np.int64), low + 1)
         area = np.prod(high - low, axis=1)
-        (x0, y0), (x1, y1) = (part.clip(0, (width, height)).T for part in (low, high))
+        x0, y0 = low.clip(0, (width, height)).T
+        x1, y1 = high.clip(0, (width, height)).T
         return (total[y1, x1] - total[y0, x1] - total[y1, x0] + total[y0, x0]) / area
 
 
 def tissue_mask(slide: Slide) -> TissueMask:
-    """Find stained pixels by their optical density, which glass does not have.
+    """Find stained pixels by their optical density, which is higher than that of glass.
 
     The coarsest level of at most 8 µm per pixel is read, chunk by chunk, and averaged down to about 8 µm.
     """
@@ -61,7 +63,7 @@ def tissue_mask(slide: Slide) -> TissueMask:
     number = max(0, int(np.searchsorted(microns, RESOLUTION * (1 + 1e-6), side="right")) - 1)
     factor = max(1, min(round(RESOLUTION / microns[number]), *levels[number].shape[1:]))
     planes = da.asarray(levels[number].data)[:3].map_blocks(to_uint8, dtype=np.uint8)
-    # Single precision, for a slide of glass 30 mm wide has many pixels of 8 µm.
+    # Single precision saves memory: a slide 30 mm wide has many pixels of 8 µm.
     small = da.coarsen(np.mean, planes, {1: factor, 2: factor}, trim_excess=True, dtype=np.float32).compute()
     density = optical_density(small.transpose(1, 2, 0))
     return TissueMask(is_tissue(density, density), factor * microns[number] / slide.microns_per_pixel)
@@ -76,5 +78,5 @@ def optical_density(pixels: NDArray) -> NDArray[np.floating]:
 
 
 def is_tissue(density: NDArray, around: NDArray) -> NDArray[np.bool_]:
-    """Which optical densities are those of stained tissue, given densities of the image at large, glass among them."""
+    """Which optical densities are those of stained tissue; ``around`` are densities of the whole image, with glass."""
     return density > min(GLASS, np.quantile(around, 0.01)) + STAINED

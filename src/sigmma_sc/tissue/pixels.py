@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.frame import Slide
 
 GLASS = 255
-"""Value of pixels beyond the image's edge: empty glass."""
+"""Value of pixels beyond the edge of the image: empty glass."""
 
 GROUP = 128
-"""Crops handed out at once."""
+"""Number of crops yielded at once."""
 
 TASKS = 16
-"""Parts in which threads cut a group: a task for each crop would cost as much as a small crop."""
+"""Number of thread tasks for a group of crops; a task for each crop would cost as much as a small crop."""
 
 
 def read_crops(
@@ -40,34 +40,33 @@ def read_crops(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Read square crops, resampled to ``size`` × ``size`` with antialiasing.
 
-    The pyramid level is the coarsest that still holds at least one pixel for each output pixel. Crops lie at fractional
-    positions and are never rounded to pixels; one that lies on whole pixels of its level and needs no resampling is
-    copied. A crop's pixels do not depend on what else is read with it, nor on how the image is stored.
+    The pyramid level is the coarsest that still holds at least one pixel for each output pixel. Crops are at fractional
+    positions and are never rounded to pixels. A crop on whole pixels of its level that needs no resampling is copied. A
+    crop's pixels do not depend on what else is read with it, nor on how the image is stored.
 
-    Each level is passed over once, in blocks of whole chunks, from left to right and from top to bottom: a stored chunk is
-    decoded once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. They live
-    as long as the iterator, and Dask's default scheduler is not asked, so a task of a Dask worker may read crops.
+    Each level is read once, in blocks of whole chunks, from left to right and from top to bottom. A stored chunk is decoded
+    once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. Dask's default
+    scheduler is not used, so a task of a Dask worker may read crops.
 
-    Memory holds three blocks, each one chunk or enough small ones to measure 2,048 px a side: the one that is cut, with a
-    margin of the largest crop's side, and two as they are decoded; a strip across the slide as high as that margin; the
-    chunks being decoded; and one group of crops. For chunks of 4,096 px and crops of 256 px on a slide 60,000 px wide these
-    are 160 + 47 + 50 + 25 MB, whatever the slide's height and the number of crops.
+    Memory holds three blocks, a strip across the slide, the chunks being decoded and one group of crops. A block is one
+    chunk, or enough small ones for 2,048 px a side. The strip is as high as the side of the largest crop. With chunks of
+    4,096 px and crops of 256 px on a slide 60,000 px wide these are 160 + 47 + 50 + 25 MB.
 
     Parameters
     ----------
     slide
-        Whose image to read.
+        Slide whose image is read.
     crops
-        ``(n, 3)`` as (x, y, side) in px of level 0.
+        Crops ``(n, 3)`` as (x, y, side) in px of level 0.
     size
-        Output size in px.
+        Side of the output in px.
 
     Yields
     ------
     index
-        Which crops, ``(k,)``; every group but the last has 128.
+        Positions of the crops, ``(k,)``; every group but the last has 128.
     pixels
-        ``(k, size, size, 3)`` uint8 RGB.
+        Crops ``(k, size, size, 3)`` uint8 RGB.
     """
     levels = image_levels(slide.sdata, slide.image_key)
     scales = level_scales(levels)
@@ -75,7 +74,8 @@ def read_crops(
     boxes = crops / scales[level_of, None]
     shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels])
     low, high, inner = _windows(boxes, size, shapes[level_of])
-    left, filled = len(crops), 0
+    left = len(crops)
+    filled = 0
     with ThreadPoolExecutor() as workers:
         for number in np.unique(level_of):
             members = np.flatnonzero(level_of == number)
@@ -93,14 +93,15 @@ def read_crops(
                     filled += len(now)
                     if filled == len(index):
                         yield index, pixels
-                        left, filled = left - filled, 0
+                        left -= filled
+                        filled = 0
 
 
 def level_scales(levels: list[xr.DataArray]) -> NDArray[np.float64]:
-    """Pixels of level 0 that a pixel of each level measures, ``(n_levels,)``.
+    """Side of a pixel of each level in px of level 0, ``(n_levels,)``.
 
-    Pyramids halve by whole factors and drop or pad what remains at the edge, so that the sizes alone are a little off:
-    the whole number is taken where it explains both sizes, and the ratio of the longer sides where none does.
+    Pyramids halve by whole factors and drop or pad what remains at the edge, so the ratio of sizes is not exact. A whole
+    number is used where it explains both sizes, and the ratio of the longer sides otherwise.
     """
     shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels], dtype=float)
     longer = int(np.argmax(shapes[0]))
@@ -120,14 +121,14 @@ def _windows(
     Corners (x, y) of the windows, low and high, and where in its window each box begins; ``(n, 2)`` each.
     """
     start, side = boxes[:, :2], boxes[:, 2:]
-    # The resampling kernel reaches beyond the box by its support, which grows when the crop shrinks.
+    # The resampling kernel extends beyond the box by its support, which grows when the crop shrinks.
     margin = np.ceil(3 * np.maximum(1.0, side / size)).astype(np.int64)
     unchanged = (side == size) & (start == np.floor(start)).all(axis=1, keepdims=True)
     margin[unchanged] = 0
     low = np.floor(start).astype(np.int64) - margin
     across = np.ceil(start + side).astype(np.int64) + margin - low
     inner = start - low
-    # A window wholly off the image is glass wherever it lies.
+    # A window wholly off the image is glass at any position.
     low = low.clip(-across, shapes)
     return low, low + across, inner
 
@@ -140,17 +141,17 @@ def _canvases(
     Yields
     ------
     block
-        Whose windows are complete.
+        Block that completes its windows.
     corner
-        Where the canvas begins, (x, y) in px.
+        Upper left corner of the canvas, (x, y) in px.
     canvas
-        ``(h, w, 3)`` pixels of the block, with enough of its neighbours above and to the left for all its windows; overwritten
-        when the iterator moves on.
+        Pixels ``(h, w, 3)`` of the block and of the neighbours above and to the left that its windows need. The next block
+        overwrites them.
     """
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
     width, height = reach + np.max([block.high - block.low for block in blocks], axis=0)
-    # Written again and again, for memory that was used before is several times faster to write than new memory.
+    # One buffer for all blocks, because used memory is several times faster to write than new memory.
     buffer = np.empty((height, width, 3), np.uint8)
     beside = np.empty((height, reach, 3), np.uint8)
     above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
@@ -163,10 +164,11 @@ def _canvases(
                 turn = ahead.submit(_decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers)
             across = slice(block.low[0], block.high[0])
             canvas = buffer[: reach + block.high[1] - block.low[1], : reach + block.high[0] - block.low[0]]
-            # Neighbours that were skipped are needed by no window, so what stands in their place does not matter.
+            # No window needs a neighbour that was skipped, so any values may fill its place.
             canvas[:, :reach] = beside[: len(canvas)] if before == (block.row, block.column - 1) else GLASS
             canvas[:reach, reach:] = above[:, across]
-            (left, top), (right, bottom) = block.need_low - block.low + reach, block.need_high - block.low + reach
+            left, top = block.need_low - block.low + reach
+            right, bottom = block.need_high - block.low + reach
             _paint(canvas[top:bottom, left:right], planes, block.need_low)
             del planes
             above[:, across] = canvas[-reach:, reach:]
@@ -183,9 +185,9 @@ def _cut(
     side: NDArray[np.float64],
     out: NDArray[np.uint8],
 ) -> None:
-    """Resample some boxes, each of which begins at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``."""
+    """Resample boxes, each at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``."""
     for (left, top), (right, bottom), (x, y), length, crop in zip(low, high, inner, side, out, strict=True):
-        # Resampled from its own surroundings, so that a crop's pixels do not depend on what else is read with it.
+        # Resampled from its window alone, so that a crop's pixels do not depend on what else is read with it.
         around = canvas[top:bottom, left:right]
         if around.shape == crop.shape and not (x or y):
             crop[:] = around
@@ -195,37 +197,38 @@ def _cut(
 
 
 def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
-    """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window that may reach beyond the image, where it is glass."""
+    """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window; beyond the image it is glass."""
     out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
     with ThreadPoolExecutor() as workers:
-        low, high = np.array([x0, y0]), np.array([x1, y1])
-        _paint(out, _decode(level.data, low, high, workers), low)
+        low = np.array([x0, y0])
+        _paint(out, _decode(level.data, low, np.array([x1, y1]), workers), low)
     return out
 
 
 def _decode(data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor) -> NDArray:
-    """Planes ``(3, h, w)`` of what of a window, corners (x, y), lies on a level ``(c, y, x)``; of any usual type."""
+    """Planes ``(3, h, w)`` of the part of a window, corners (x, y), that is on a level ``(c, y, x)``."""
     import dask.array as da
 
-    (left, top), (right, bottom) = (corner.clip(0, data.shape[:0:-1]) for corner in (low, high))
+    left, top = low.clip(0, data.shape[:0:-1])
+    right, bottom = high.clip(0, data.shape[:0:-1])
     window = slice(0, 3), slice(top, bottom), slice(left, right)
     stored = _stored(data)
     if stored is not None:
         return np.asarray(stored[window])
     planes = _Planes(np.empty((3, bottom - top, right - left), np.uint8))
-    # The scheduler is given, for in a task of a Dask worker the default one is the cluster's, whose workers may all be
-    # waiting here.
+    # The scheduler is given, because in a task of a Dask worker the default one is the cluster's. Its workers may all be
+    # waiting here. dask's stub allows names of schedulers alone, but an executor is documented.
     da.store(data[window], planes, lock=False, scheduler=workers)  # type: ignore[arg-type]
     return planes.pixels
 
 
 def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> None:
-    """Fill a window ``(h, w, 3)`` that begins at ``low`` (x, y) with the planes that :func:`_decode` gave for it."""
+    """Fill a window ``(h, w, 3)`` with upper left corner ``low`` (x, y) with its planes from :func:`_decode`."""
     left, top = (-low).clip(0)
     _, height, width = planes.shape
     if (height, width) != out.shape[:2]:
         out[:] = GLASS
-    # Plane by plane, which is many times faster than one transposed assignment.
+    # Plane by plane is many times faster than one transposed assignment.
     for channel, plane in enumerate(planes):
         out[top : top + height, left : left + width, channel] = to_uint8(plane)
 
@@ -233,15 +236,15 @@ def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> N
 def _stored(data: da.Array) -> zarr.Array | None:
     """The zarr array that a lazy one reads, unless Dask computes something in between.
 
-    Read as a window, zarr decodes the chunks in its own threads and spares the upkeep of a Dask task for each, half of the
-    time for chunks of 512 px.
+    To read a window, zarr decodes the chunks in threads without a Dask task for each. This takes half the time for chunks
+    of 512 px.
     """
     source = data.dask.layers.get(f"original-{data.name}", {}).get(f"original-{data.name}")
     return source if isinstance(source, zarr.Array) and len(data.dask.layers) == 2 else None
 
 
 class _Planes:
-    """Takes chunks of any type as bytes, each in the thread that computed it."""
+    """Target of :func:`dask.array.store` that converts each chunk to bytes in the thread that computed it."""
 
     def __init__(self, pixels: NDArray[np.uint8]):
         self.pixels = pixels
@@ -273,8 +276,8 @@ def require_full_range(level: xr.DataArray) -> None:
     most = middle.max(skipna=False).to_numpy().item()
     if np.issubdtype(level.dtype, np.floating):
         if not most <= 1:
-            raise SetupError(f"Its values reach {most:g}, floats must lie in [0, 1]. Divide them by their full range.")
-    # Glass and tissue are bright: values this low are those of 8 bits, or of a camera of 10 to 12, in a wider type.
+            raise SetupError(f"Its values reach {most:g}, floats must be in [0, 1]. Divide them by their full range.")
+    # Glass and tissue are bright: values this low have 8 bits, or 10 to 12 from a camera, in a wider type.
     elif 0 < most < 2**12:
         raise SetupError(
             f"Its 16-bit values reach {most} of 65535 only, and would be read as black. Bring them to their full range, or to "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -13,19 +14,23 @@ from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_positive
 from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.cells import locate_cells
-from sigmma_sc.tissue.counts import counts_by_rows, take_rows
+from sigmma_sc.tissue.counts import counts_by_rows, row_totals, take_rows
 from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, image_levels, resolve_pixel_size
 from sigmma_sc.tissue.pixels import require_full_range, to_uint8
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
+    from xarray import DataArray
 
     Tissue: TypeAlias = "SpatialData | dict[str, SpatialData]"
+    """One object, or objects by name."""
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -44,12 +49,12 @@ class Setup:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Setup:
-        """Rebuild from what :meth:`to_json` gave, also after a round trip through zarr."""
+        """Setup from the result of :meth:`to_json`, also after a round trip through zarr."""
         values = {name: stored[name] for name in cls.__dataclass_fields__}
         return cls(**{**values, "grids": tuple(int(b) for b in values["grids"])})
 
     def to_json(self) -> dict[str, Any]:
-        """As plain JSON types."""
+        """Values by name, in plain JSON types."""
         return {**asdict(self), "grids": list(self.grids)}
 
     @property
@@ -59,7 +64,7 @@ class Setup:
 
 
 def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
-    """Check a setup against an object, or objects by name, and store it there; nothing is stored if anything is wrong."""
+    """Check a setup against an object, or objects by name, and store it; an error stores nothing."""
     _check_numbers(setup)
     slides = []
     for prefix, sdata in _prefixed(tissue):
@@ -99,7 +104,7 @@ def objects_of(tissue: Tissue) -> dict[str, SpatialData]:
 
 
 def _prefixed(tissue: Tissue) -> list[tuple[str, SpatialData]]:
-    """Objects, each with what goes before the names of its slides."""
+    """Objects, each with the prefix of the names of its slides."""
     if not isinstance(tissue, dict):
         return [("", tissue)]
     return [(f"{name}/", sdata) for name, sdata in tissue.items()]
@@ -144,7 +149,7 @@ def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[S
 
 
 def _check_regions(setup: Setup, regions: list[str], fix: str) -> None:
-    """Refuse settings by region for a region that is not there."""
+    """Raise :class:`MissingKeyError` if a setting names a region that does not exist."""
     for what in ("image_key", "coordinate_system", "microns_per_pixel"):
         value = getattr(setup, what)
         for region in value if isinstance(value, dict) else ():
@@ -187,8 +192,9 @@ def obs_of_slide(slide: Slide, column: str) -> pd.Series:
 def _check_numbers(setup: Setup) -> None:
     require_positive(setup.tile_size, "tile_size")
     sizes = setup.microns_per_pixel
-    for value in sizes.values() if isinstance(sizes, dict) else [] if sizes is None else [sizes]:
-        require_positive(value, "microns_per_pixel")
+    if sizes is not None:
+        for value in sizes.values() if isinstance(sizes, dict) else (sizes,):
+            require_positive(value, "microns_per_pixel")
     grids = setup.grids
     whole = all(isinstance(b, (int, np.integer)) and b >= 1 for b in grids)
     if not grids or not whole or any(a <= b or a % b for a, b in zip(grids, grids[1:], strict=False)):
@@ -198,9 +204,9 @@ def _check_numbers(setup: Setup) -> None:
         )
 
 
-def _of(value: Any, region: str, what: str) -> Any:
+def _of(value: Value | Mapping[str, Value], region: str, what: str) -> Value:
     """The value for one region, of a setting given once or by region."""
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return value
     if region not in value:
         raise MissingKeyError(f"{what} names no entry for region {region!r} (it has {', '.join(map(repr, value))}).")
@@ -269,7 +275,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     if not slide.under_image.any():
         low, high = xy.min(axis=0), xy.max(axis=0)
         raise SetupError(
-            f"No cell of region {region!r} lies under image {image_key!r}: in its pixels, cells span x {low[0]:.0f} to "
+            f"No cell of region {region!r} is under image {image_key!r}. In its pixels, cells span x {low[0]:.0f} to "
             f"{high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}, the image {slide.width} × {slide.height}. Check the image's "
             f"transformation to {system!r} (is the H&E alignment file missing?) and the coordinate_system."
         )
@@ -284,19 +290,19 @@ def _sample_of(table: AnnData, rows: np.ndarray, sample_key: str | None, default
     if len(names) != 1:
         raise SetupError(
             f"obs[{sample_key!r}] gives one region {len(names)} samples ({', '.join(names[:4])}, …). A region must belong to one "
-            "donor or section: several cores on one slide need a region each."
+            "donor or section. Give each of several cores on a slide its region."
         )
     return str(names[0])
 
 
-def _check_channels(level: Any, image_key: str) -> None:
-    """Refuse what is no H&E: a third dimension, too few or too many channels, other colours first, other types."""
+def _check_channels(level: DataArray, image_key: str) -> None:
+    """Raise :class:`SetupError` for a third dimension, or for other channels or types than those of H&E."""
     if "z" in level.dims:
         raise SetupError(f"Image {image_key!r} has three dimensions. Parse one plane of it with Image2DModel.")
     names = [str(c).lower() for c in level.coords["c"].values] if "c" in level.coords else list("0123")
     names = names[: level.sizes["c"]]
     first = [{"red": "r", "green": "g", "blue": "b"}.get(name, name) for name in names[:3]]
-    # Three channels of any name are taken for RGB, four without names for RGB and alpha.
+    # Three channels of any name are read as RGB, four without names as RGB and alpha.
     if len(names) < 3 or (first != ["r", "g", "b"] and len(names) > 3 and names != list("0123")):
         raise SetupError(
             f"Image {image_key!r} has {level.sizes['c']} channels ({', '.join(names)}), H&E needs red, green and blue "
@@ -318,8 +324,8 @@ def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarra
     if cells_to_cs is not None and np.allclose(image_to_cs, np.eye(3)) and not np.allclose(cells_to_cs, np.eye(3)):
         warnings.warn(
             f"The H&E {slide.image_key!r} has an identity transform to {slide.coordinate_system!r} while the cells of "
-            f"{slide.region!r} do not: typical of a slide whose alignment file was missing when it was read. Set the alignment "
-            "with spatialdata.transformations.set_transformation, then look at sg.pp.check_registration(sdata).",
+            f"{slide.region!r} do not. Probably the alignment file was missing when the slide was read. Set the alignment with "
+            "spatialdata.transformations.set_transformation, then look at sg.pp.check_registration(sdata).",
             RegistrationWarning,
             stacklevel=5,
         )
@@ -329,6 +335,6 @@ def totals_of(slide: Slide) -> Callable[[NDArray[np.int64]], NDArray[np.float64]
     """Reader of the counts of a slide's cells, given as ascending positions; ``None`` where the table has no genes."""
     if slide.table.n_vars == 0:
         return None
-    # Opened at the first call, which most slides never see: a matrix stored by columns is turned round then.
+    # Opened at the first call, for a matrix stored by columns is read whole then, and most slides need no counts.
     counts = cache(partial(counts_by_rows, slide.table, slide.setup.layer))
-    return lambda cells: np.asarray(take_rows(counts(), slide.rows[cells]).sum(axis=1), dtype=float).ravel()
+    return lambda cells: row_totals(take_rows(counts(), slide.rows[cells]))

@@ -23,32 +23,35 @@ if TYPE_CHECKING:
 SplitJson = str | dict[str, str | list[str]]
 """A split as models and checkpoints store it, and as users write it."""
 
-TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1
+TEST_SHARE = 0.2
+VALIDATION_SHARE = 0.1
 BLOCKS_PER_SLIDE = 25
 FEWEST_SAMPLES = 3
 """One sample each to train, validate and test on."""
 
-LEAK = "puts neighbouring tiles of one tissue into train and test: figures come out too good. Use it only to show the leak."
+LEAK = (
+    "puts neighbouring tiles of one tissue into train and test: scores come out too high. Use it only to show the leak."
+)
 
 
 @dataclass(frozen=True)
 class Split:
     """Which tiles of which slides train, validate and test.
 
-    A split of one's own names itself and overrides :meth:`groups`; :func:`register_split` makes it known by that name.
+    A subclass sets :attr:`name` and overrides :meth:`groups`; :func:`register_split` registers it under that name.
 
     Attributes
     ----------
     name
-        Name by which it is chosen: letters, digits, ``-`` and ``_``.
+        Name of the split: letters, digits, ``-`` and ``_``.
     leaks
-        Whether test tiles may have training tiles beside them. Training with such a split warns.
+        Whether test tiles may be next to training tiles. Training with such a split warns.
     guard
-        Width of the band of unused tiles around all that is held out, in tile sides.
+        Width of the band of unused tiles around held-out tiles, in tile sides.
     holds_out
         Whether there are test tiles.
     takes_turns
-        Whether a benchmark tells it the place of the seed among the seeds, see :meth:`in_turn`.
+        Whether a benchmark calls :meth:`in_turn` for each seed.
 
     Examples
     --------
@@ -71,7 +74,7 @@ class Split:
 
     @property
     def validates(self) -> bool:
-        """Whether validation tiles are meant to be held out, so that their absence is worth a warning."""
+        """Whether validation tiles are expected, so that their absence warns."""
         return self.holds_out
 
     def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -91,19 +94,23 @@ class Split:
         raise SetupError(f"Split {type(self).__name__} makes no groups. Override its method groups, or roles.")
 
     def order(self, groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Groups in the order in which they are taken, for test first, then for validation; drawn by default.
+        """Groups in the order in which they are held out, first for test, then for validation; random by default.
 
         Parameters
         ----------
         groups
             Numbers of the groups with usable tiles, ascending.
         rng
-            Generator of the model's seed.
+            Random generator with the seed of the model.
+
+        Returns
+        -------
+        Each group once, ``(n_groups,)``.
         """
         return rng.permutation(groups)
 
     def resolve(self, samples: Sequence[str], seed: int) -> Split:
-        """The split for a set of slides; itself, unless it depends on their samples.
+        """The split for a set of slides; unchanged, unless it depends on their samples.
 
         Parameters
         ----------
@@ -115,14 +122,14 @@ class Split:
         return self
 
     def in_turn(self, turn: int, donors: Mapping[str, str]) -> Split:
-        """The split of one seed of a benchmark; itself, unless :attr:`takes_turns`.
+        """The split for one seed of a benchmark; unchanged, unless :attr:`takes_turns`.
 
         Parameters
         ----------
         turn
-            Place of the seed among the seeds.
+            Position of the seed among the seeds, from 0.
         donors
-            Donor of a sample, where it is not the sample itself.
+            Donor by sample; a sample that is missing here is its donor.
         """
         return self
 
@@ -142,21 +149,21 @@ class Split:
 
         Returns
         -------
-        ``"train"``, ``"val"``, ``"test"``, ``"guard"`` (within the guard band of a tile held out) or ``"unused"``, ``(n_tiles,)``.
+        ``"train"``, ``"val"``, ``"test"``, ``"guard"`` (within the guard band of a held-out tile) or ``"unused"``, ``(n_tiles,)``.
         """
         return self.draw(tiles, usable, seed)
 
     def draw(
         self, tiles: Tiles, usable: NDArray[np.bool_], seed: int, test_share: float = TEST_SHARE
     ) -> NDArray[np.str_]:
-        """Hold groups out: as many as make up ``test_share`` of the usable tiles for test, the next for validation.
+        """Hold out groups: those that make up ``test_share`` of the usable tiles for test, the next for validation.
 
         Parameters
         ----------
         tiles, usable, seed
             See :meth:`roles`.
         test_share
-            Share of the tiles to test on; 0 holds out validation tiles alone.
+            Share of usable tiles to test on; 0 holds out validation tiles alone.
 
         Raises
         ------
@@ -179,7 +186,7 @@ class Split:
         role[np.isin(group, order[:n_test])] = "test"
         end = n_test + max(1, n_val)
         if self.guard > 0:
-            # The guard band beside the test tiles may swallow all that was drawn for validation: then the next group is taken too.
+            # If the guard band of the test tiles covers all validation tiles, the next group is added.
             free = usable & ~near(tiles, tiles.origins[role == "test"], self.guard)
             while not free[np.isin(group, order[n_test:end])].any() and end < len(order) - 1:
                 end += 1
@@ -196,7 +203,7 @@ class Split:
         return role
 
     def to_json(self) -> SplitJson:
-        """What models and checkpoints store, and :func:`get_split` reads: the name, by default."""
+        """Form in models and checkpoints, which :func:`get_split` reads: the name, by default."""
         return self.name
 
     def _checked_groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -218,19 +225,19 @@ class Split:
 
 
 class Blocks(Split):
-    """Contiguous squares of tiles, about :data:`BLOCKS_PER_SLIDE` on a slide, are drawn."""
+    """Contiguous squares of tiles, about :data:`BLOCKS_PER_SLIDE` on a slide, are held out at random."""
 
     name = "blocks"
 
     def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Number of the square of tiles that each tile lies in."""
+        """Number of the square of tiles that holds each tile."""
         per_side = max(1, round(np.sqrt(usable.sum() / BLOCKS_PER_SLIDE)))
         column, row = np.floor(tiles.origins / (tiles.side * per_side) + 1e-6).astype(np.int64).T
         return row * (column.max() + 1) + column
 
 
 class End(Split):
-    """One end of the section's longer axis is test, the strip beside it validation."""
+    """One end of the section's longer axis is test, the strip next to it validation."""
 
     name = "end"
 
@@ -240,19 +247,19 @@ class End(Split):
         return np.floor(tiles.origins[:, int(np.argmax(extent))] / tiles.side + 1e-6).astype(np.int64)
 
     def order(self, groups: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """From one end to the other."""
+        """Strips from one end to the other."""
         return groups
 
 
 class Random(Split):
-    """Single tiles are drawn, without a guard band; they leak."""
+    """Single tiles are held out at random, without a guard band; they leak."""
 
     name = "random"
     leaks = True
     guard = 0.0
 
     def groups(self, tiles: Tiles, usable: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Each tile by itself."""
+        """Number of each tile, a group of one."""
         return np.arange(len(tiles))
 
 
@@ -269,13 +276,12 @@ class NoSplit(Split):
 
 @dataclass(frozen=True)
 class Samples(Split):
-    """Whole samples are held out, those named.
+    """Named samples are held out as a whole.
 
     Attributes
     ----------
     test, val
-        Samples; ``None`` for none. Validation may be on ``"blocks"`` of the samples that are left, where these are too few to hold one
-        out.
+        Names of samples; ``None`` for none. With ``val="blocks"``, blocks of the remaining samples validate.
     """
 
     name = "samples"
@@ -295,7 +301,8 @@ class Samples(Split):
             require_choice(role, ("val", "test"), "split key")
             if isinstance(names, str) and (role, names) != ("val", Blocks.name):
                 raise SetupError(f"split[{role!r}]={names!r} must be a list of samples. Write [{names!r}].")
-        test, val = named.get("test"), named.get("val")
+        test = named.get("test")
+        val = named.get("val")
         return cls(
             None if test is None else tuple(test),
             None if val is None else "blocks" if isinstance(val, str) else tuple(val),
@@ -303,11 +310,11 @@ class Samples(Split):
 
     @property
     def validates(self) -> bool:
-        """Whether validation is asked for."""
+        """Whether ``val`` is given."""
         return self.val is not None
 
     def resolve(self, samples: Sequence[str], seed: int) -> Samples:
-        """The same, once every sample is known to exist.
+        """The same split, after a check that every sample exists.
 
         Raises
         ------
@@ -315,7 +322,8 @@ class Samples(Split):
             A sample does not exist or is held out twice, or none is left to train on.
         """
         known = sorted(set(samples))
-        test, val = self.test or (), () if self.val is None or self.val == "blocks" else self.val
+        test = self.test or ()
+        val = () if self.val is None or self.val == "blocks" else self.val
         for role, names in (("test", test), ("val", val)):
             for name in names:
                 require_choice(name, known, f"split[{role!r}] sample")
@@ -325,7 +333,7 @@ class Samples(Split):
         return self
 
     def roles(self, tiles: Tiles, usable: NDArray[np.bool_], sample: str, seed: int) -> NDArray[np.str_]:
-        """One role for all usable tiles of a slide, but for validation on blocks."""
+        """One role for all usable tiles of a slide, except for validation on blocks."""
         role = "train"
         if self.test is not None and sample in self.test:
             role = "test"
@@ -336,7 +344,7 @@ class Samples(Split):
         return np.where(usable, role, "unused").astype("<U6")
 
     def to_json(self) -> dict[str, str | list[str]]:
-        """The mapping it was made of."""
+        """Samples by role, as :meth:`of` reads them."""
         named: dict[str, str | list[str]] = {}
         if self.test is not None:
             named["test"] = list(self.test)
@@ -346,17 +354,17 @@ class Samples(Split):
 
 
 class DrawnSamples(Split):
-    """Whole samples are drawn, at least one each for test and validation."""
+    """Whole samples are held out at random, at least one each for test and validation."""
 
     name = "sample"
 
     def resolve(self, samples: Sequence[str], seed: int) -> Samples:
-        """The samples drawn.
+        """The held-out samples.
 
         Raises
         ------
         SetupError
-            There are fewer than three.
+            There are fewer than three samples.
         """
         known = sorted(set(samples))
         if len(known) < FEWEST_SAMPLES:
@@ -371,26 +379,26 @@ class DrawnSamples(Split):
 
 
 class Auto(Split):
-    """Whole samples are drawn where there are three or more, and blocks of every slide otherwise."""
+    """:class:`DrawnSamples` for three samples or more, and :class:`Blocks` otherwise."""
 
     name = "auto"
 
     def resolve(self, samples: Sequence[str], seed: int) -> Split:
-        """The one or the other."""
+        """The split for this number of samples."""
         chosen = DrawnSamples() if len(set(samples)) >= FEWEST_SAMPLES else Blocks()
         return chosen.resolve(samples, seed)
 
 
 @dataclass(frozen=True)
 class Section(Split):
-    """One sample is left out, and the next validates; blocks of the other one do where there are only two.
+    """One sample is held out for test, and the next validates; of two samples, blocks of the other validate.
 
     Attributes
     ----------
     turn
-        Which one, in alphabetical order and round again; ``None`` for the seed.
+        Position of the test sample in alphabetical order, modulo the number of samples; ``None`` uses the seed.
     donors
-        Donor of a sample, where it is not the sample itself.
+        Donor by sample; a sample that is missing here is its donor.
     """
 
     name = "section"
@@ -399,20 +407,20 @@ class Section(Split):
     donors: Mapping[str, str] = field(default_factory=dict)
 
     def in_turn(self, turn: int, donors: Mapping[str, str]) -> Section:
-        """The same for one seed of a benchmark."""
+        """The same split for one seed of a benchmark."""
         return replace(self, turn=turn, donors=donors)
 
     def unit(self, sample: str) -> str:
-        """What is left out with a sample: itself."""
+        """Name of the unit that is held out with a sample: the sample."""
         return sample
 
     def resolve(self, samples: Sequence[str], seed: int) -> Samples:
-        """The samples left out.
+        """The held-out samples, and those that validate.
 
         Raises
         ------
         SetupError
-            There is only one to leave out, or a donor is named for a sample that does not exist.
+            There is only one to hold out, or a donor is named for a sample that does not exist.
         """
         known = sorted(set(samples))
         unknown = sorted(set(self.donors) - set(known))
@@ -427,17 +435,18 @@ class Section(Split):
                 f"split={self.name!r} needs two {self.name}s or more, there is {', '.join(units)} alone. Use 'blocks'."
             )
         turn = seed if self.turn is None else self.turn
-        test, following = units[turn % len(units)], units[(turn + 1) % len(units)]
+        test = units[turn % len(units)]
+        following = units[(turn + 1) % len(units)]
         return Samples(tuple(members[test]), tuple(members[following]) if len(units) > 2 else "blocks")
 
 
 class Donor(Section):
-    """All samples of one donor are left out, and those of the next validate."""
+    """All samples of one donor are held out for test, and those of the next validate."""
 
     name = "donor"
 
     def unit(self, sample: str) -> str:
-        """What is left out with a sample: all samples of its donor."""
+        """Name of the unit that is held out with a sample: its donor."""
         return self.donors.get(sample, sample)
 
 
@@ -448,10 +457,10 @@ SPLITS: dict[str, Split] = {
 
 
 def register_split(split: Split) -> None:
-    """Make a split known by its name, to :meth:`sigmma_sc.SIGMMA.train`, benchmarks and the command line.
+    """Register a split by its name, for :meth:`sigmma_sc.SIGMMA.train`, benchmarks and the command line.
 
-    It is known in the process that registers it. The command line imports a module of yours first with
-    ``sigmma-sc --import MODULE``. A saved model holds the name alone: it embeds without the class, and needs it to train on.
+    It is registered in this process. On the command line, ``sigmma-sc --import MODULE`` first imports your module. A saved
+    model holds the name alone, so that the class is needed to resume training, and not to embed.
 
     Parameters
     ----------
@@ -461,7 +470,7 @@ def register_split(split: Split) -> None:
     Raises
     ------
     SetupError
-        It is no split, its name is unfit or another class has it.
+        It is not a split, its name is not valid, or another class has this name.
 
     Examples
     --------
@@ -477,13 +486,13 @@ def register_split(split: Split) -> None:
     """
     if not isinstance(split, Split):
         raise SetupError(
-            f"{split!r} is no instance of sg.Split. Pass an instance of your class: register_split(Mine())."
+            f"{split!r} is not an instance of sg.Split. Pass an instance of your class: register_split(Mine())."
         )
     name = getattr(split, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise SetupError(f"{type(split).__name__}.name={name!r} must be of letters, digits, '-' and '_'.")
+        raise SetupError(f"{type(split).__name__}.name={name!r} must consist of letters, digits, '-' and '_'.")
     there = SPLITS.get(name)
-    # The same class once more is a cell of a notebook that was run again.
+    # The same class is registered again when a cell of a notebook is run again.
     if there is not None and _class_of(there) != _class_of(split):
         raise SetupError(f"A split {name!r} is registered already, {_class_of(there)}. Give yours another name.")
     SPLITS[name] = split
@@ -494,14 +503,14 @@ def _class_of(split: Split) -> str:
 
 
 def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str = "split") -> Split:
-    """A split by its name, as a mapping of samples held out, or as itself.
+    """A split from its name, from a mapping of held-out samples, or from a split.
 
     Parameters
     ----------
     split
-        As users write it, or as :meth:`Split.to_json` gave it.
+        Name, mapping as in :meth:`Samples.of`, or instance.
     what
-        What to call it in an error.
+        Name of the argument in an error.
 
     Raises
     ------
@@ -514,7 +523,7 @@ def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str 
         return Samples.of(split)
     if not isinstance(split, str) or split not in SPLITS:
         raise SetupError(
-            f"{what}={split!r} is not one of {', '.join(map(repr, SPLITS))}. One of your own has to be registered first, by "
+            f"{what}={split!r} is not one of {', '.join(map(repr, SPLITS))}. A new one has to be registered first, by "
             "sg.register_split."
         )
     return SPLITS[split]
@@ -526,7 +535,7 @@ def near(tiles: Tiles, held_out: NDArray[np.float64], gap: float = 1.0) -> NDArr
     Parameters
     ----------
     tiles
-        Candidates.
+        Tiles to test.
     held_out
         Corners of the held-out tiles in px, ``(m, 2)``.
     gap
@@ -536,6 +545,6 @@ def near(tiles: Tiles, held_out: NDArray[np.float64], gap: float = 1.0) -> NDArr
 
     if not len(held_out):
         return np.zeros(len(tiles), bool)
-    # Corners apart by d leave d - side between two tiles of equal side; a shifted border tile may be closer than a grid step.
+    # Corners apart by d leave d - side between tiles of equal side. A shifted border tile may be closer than a grid step.
     distance, _ = cKDTree(held_out).query(tiles.origins, p=np.inf)
     return distance < (1 + gap) * tiles.side * (1 - 1e-6)

@@ -1,4 +1,4 @@
-"""Pixels of whole tiles, at any corner, as often as training asks."""
+"""Pixels of whole tiles at any corner, for training on images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.frame import Slide
 
 MICRONS = 0.5
-"""µm a pixel that is fine enough (paper, section 6): finer slides are read at a whole fraction of their pixels."""
+"""Finest pixel read, µm (paper, section 6): finer slides are downsampled by a whole factor."""
 
 SQUARE = 1024
 
@@ -24,14 +24,14 @@ SQUARE = 1024
 class TilePixels:
     """Part of a slide's image as an uncompressed temporary file, from which tiles are cut at random.
 
-    Each stored chunk is decoded once. The file takes 3 bytes a pixel of the part that holds tiles, and goes with the object.
+    Each stored chunk is decoded once. The file holds 3 bytes a pixel of the part with tiles, and is deleted with the object.
 
     Parameters
     ----------
     slide
-        Whose image to read.
+        Slide whose image is read.
     origins
-        Corners of all tiles that will be asked for, ``(n, 2)`` in px of level 0.
+        Corners of all tiles that will be read, ``(n, 2)`` in px of level 0.
     side
         Side of a tile in px of level 0.
     grids
@@ -40,7 +40,7 @@ class TilePixels:
     Attributes
     ----------
     side
-        Side of what is returned, px.
+        Side of the tiles returned, px.
     """
 
     def __init__(self, slide: Slide, origins: NDArray[np.float64], side: float, grids: tuple[int, ...]):

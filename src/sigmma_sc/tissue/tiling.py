@@ -52,10 +52,10 @@ class Tiles:
 
 
 def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float) -> tuple[Tiles, NDArray[np.int64]]:
-    """Tiles that cover the whole image, and each cell's own tile.
+    """Tiles that cover the whole image, and the tile of each cell.
 
-    The last column and row are shifted inwards, so that they end with the image; a cell that lies in two tiles belongs to
-    the regular one. An image smaller than a tile gets one tile that reaches beyond it.
+    The last column and row are shifted inwards, so that they end with the image. A cell in two tiles belongs to the regular
+    one. An image smaller than a tile gets one tile that is larger than the image.
 
     Parameters
     ----------
@@ -75,25 +75,26 @@ def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float
         np.minimum(np.arange(n) * side, max(0.0, extent - side))
         for n, extent in zip(counts, (width, height), strict=True)
     ]
-    column, row = (np.minimum(xy[:, a] // side, counts[a] - 1).astype(np.int64) for a in (0, 1))
+    column = np.minimum(xy[:, 0] // side, counts[0] - 1).astype(np.int64)
+    row = np.minimum(xy[:, 1] // side, counts[1] - 1).astype(np.int64)
     inside = ((xy >= 0) & (xy < (width, height))).all(axis=1)
-    own = np.where(inside, row * counts[0] + column, -1)
-    return _grid(starts, np.zeros(counts[0] * counts[1], np.int64), xy, side), own
+    tile_of_cell = np.where(inside, row * counts[0] + column, -1)
+    return _grid(starts, np.zeros(counts[0] * counts[1], np.int64), xy, side), tile_of_cell
 
 
 def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: float, shift: NDArray[np.float64]) -> Tiles:
-    """Every chosen cell in one tile of a grid moved by ``shift`` px, whether the tile lies on the image or not.
+    """Every chosen cell in one tile of a grid moved by ``shift`` px; tiles may extend beyond the image.
 
     Parameters
     ----------
     xy
         Cells in px, ``(n_cells, 2)``.
     chosen
-        Cells to place, ascending positions.
+        Positions of the cells to place, ascending, ``(n_chosen,)``.
     side
         Tile side in px.
     shift
-        Corner of some tile of the grid, px.
+        Corner of one tile of the grid, ``(2,)`` as (x, y) in px.
     """
     corner = np.floor((xy[chosen] - shift) / side).astype(np.int64)
     keys = _as_one(corner)
@@ -105,7 +106,7 @@ def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: floa
 
 
 def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float, stride: float) -> Tiles:
-    """Tiles at every lattice point of step ``stride`` px that lie wholly on the image; phase = offset in the lattice."""
+    """Tiles wholly on the image at every lattice point of step ``stride`` px; phase = offset in the lattice."""
     per_side = max(1, round(side / stride))
     steps = [
         np.arange(int((extent - side) / stride + 1e-9) + 1) if extent >= side else np.array([0])
@@ -117,11 +118,12 @@ def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float,
 
 
 def _grid(starts: Sequence[NDArray], phase: NDArray[np.int64], xy: NDArray[np.float64], side: float) -> Tiles:
-    """Tiles that begin at each of the ascending ``starts`` along x and y, row by row, with their cells: x0 ≤ x < x0 + side."""
-    # A hair wider than the half-open square, so that rounding of a shifted border tile loses no cell.
+    """Tiles at each of the ascending ``starts`` along x and y, row by row, with their cells: x0 ≤ x < x0 + side."""
+    # Slightly wider than the half-open square, so that rounding of a shifted border tile loses no cell.
     reach = side * (1 + 1e-9)
-    (column, columns), (row, rows) = (_starts_of(along, at, reach) for along, at in zip(starts, xy.T, strict=True))
     x, y = starts
+    column, columns = _starts_of(x, xy[:, 0], reach)
+    row, rows = _starts_of(y, xy[:, 1], reach)
     cell = np.repeat(np.arange(len(xy)), columns * rows)
     nth = np.arange(len(cell)) - np.repeat(np.cumsum(columns * rows) - columns * rows, columns * rows)
     down, across = np.divmod(nth, columns[cell])
@@ -133,7 +135,7 @@ def _grid(starts: Sequence[NDArray], phase: NDArray[np.int64], xy: NDArray[np.fl
 
 
 def _starts_of(starts: NDArray, at: NDArray[np.float64], reach: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which of the ascending ``starts`` lie at most ``reach`` before each value: the first, and how many."""
+    """Which of the ascending ``starts`` are at most ``reach`` below each value: the first, and how many."""
     first = np.searchsorted(starts, at - reach, side="right")
     return first, np.searchsorted(starts, at, side="right") - first
 
@@ -168,7 +170,7 @@ def block_of(offset: NDArray[np.float64], side: float, grid: int) -> NDArray[np.
 def crops_of_tiles(tiles: Tiles, grids: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Image crops of every patch of every grid, each distinct crop once.
 
-    Overlapping tiles whose corners lie on a common lattice share most of their patches; a shared patch is encoded once.
+    Overlapping tiles with corners on a common lattice share most of their patches. A shared patch is encoded once.
 
     Returns
     -------
@@ -177,7 +179,9 @@ def crops_of_tiles(tiles: Tiles, grids: tuple[int, ...]) -> tuple[NDArray[np.flo
     index
         ``(n_tiles, sum(b * b))``, the crop of each patch, grids in the given order, row-major within a grid.
     """
-    crops, index, n = [], [], 0
+    crops = []
+    index = []
+    n = 0
     for b in grids:
         step = tiles.side / b
         gy, gx = np.divmod(np.arange(b * b), b)
