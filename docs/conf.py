@@ -24,6 +24,7 @@ extensions = [
     "myst_nb",
     "docstrings",
     "encoder_table",
+    "layer_list",
     "own_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",

@@ -20,7 +20,7 @@ from sigmma_sc import SIGMMA, ImageEncoder
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import NotTrainedError, SetupError
 from sigmma_sc.tissue import frame
-from sigmma_sc.tissue import setup as setup_module
+from sigmma_sc.tissue import setup as resolving
 
 QUIET = {"max_epochs": 1, "batch_size": 32, "stride": 64.0, "accelerator": "cpu", "enable_progress_bar": False}
 TILES = ["cell_circles_40", "cell_circles_41"]
@@ -239,11 +239,11 @@ def asked(monkeypatch):
 
         return counted
 
-    resolve = count("resolve", setup_module.resolve_slides, lambda sdata, *_: id(sdata))
-    locate = count("locate", setup_module.locate_cells, lambda sdata, table, region, *_: (id(sdata), region))
+    resolve = count("resolve", resolving.resolve_slides, lambda sdata, *_: id(sdata))
+    locate = count("locate", resolving.locate_cells, lambda sdata, table, region, *_: (id(sdata), region))
     cover = count("cover", frame.covering_tiles, lambda xy, *_: xy.tobytes())
-    monkeypatch.setattr(setup_module, "resolve_slides", resolve)
-    monkeypatch.setattr(setup_module, "locate_cells", locate)
+    monkeypatch.setattr(resolving, "resolve_slides", resolve)
+    monkeypatch.setattr(resolving, "locate_cells", locate)
     monkeypatch.setattr(frame, "covering_tiles", cover)
     return counts
 

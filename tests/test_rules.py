@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "sigmma_sc"
@@ -136,6 +137,47 @@ def test_contributing_shows_the_layers_of_the_contract():
     (contract,) = (one for one in project["tool"]["importlinter"]["contracts"] if one["type"] == "layers")
     shown = re.search(r"^```\n(cli >.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
     assert layers(shown[1]) == layers(" > ".join(contract["layers"]))
+
+
+def rows_of_the_page(heading):
+    """Cells of the first table below a heading of docs/architecture.md."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def names_in(cell):
+    return re.findall(r"`([^`]+)`", cell)
+
+
+def test_the_page_shows_every_room():
+    shown = []
+    for room, _ in rows_of_the_page("Rooms"):
+        shown += [name.removesuffix("/") for name in names_in(room)]
+    rooms = {path.relative_to(SOURCE).parts[0] for path in sources()}
+    assert sorted(shown) == sorted(rooms - {"__init__.py"})
+
+
+def test_the_page_names_functions_where_they_are():
+    rows = rows_of_the_page("From an object to embeddings")
+    assert len(rows) > 15
+    for _, _, functions, files in rows:
+        trees = [ast.parse((SOURCE / name).read_text(encoding="utf-8")) for name in names_in(files)]
+        defined = set()
+        for node in [node for tree in trees for node in ast.walk(tree)]:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                defined.add(node.name)
+        assert set(names_in(functions)) <= defined
+    for what, place, register in rows_of_the_page("What to open"):
+        for name in names_in(place) + names_in(register):
+            assert not name.endswith(".py") or (SOURCE / name).exists(), what
+
+
+def test_the_picture_is_small():
+    picture = ROOT / "docs" / "_static" / "architecture.png"
+    assert picture.stat().st_size < 200_000
+    assert Image.open(picture).mode == "RGB"
 
 
 def own_test_file(path):
