@@ -17,6 +17,7 @@ from anndata import AnnData
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.metrics import niche_agreement
+from sigmma_sc.niches.neighbours import neighbour_graph
 
 TRUTHS = ("niche", "compartment")
 RESOLUTIONS = np.round(np.geomspace(0.02, 2, 16), 3)
@@ -32,7 +33,7 @@ VARIANTS = {
 def cluster(matrix: np.ndarray, seed: int) -> list[np.ndarray]:
     """Leiden at each resolution."""
     cells = AnnData(np.asarray(matrix, np.float32))
-    sc.pp.neighbors(cells, n_neighbors=15, use_rep="X", random_state=seed)
+    neighbour_graph(cells.X, seed=seed).write(cells)
     found = []
     for resolution in RESOLUTIONS:
         sc.tl.leiden(cells, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)

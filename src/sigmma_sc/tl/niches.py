@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key, require_positive
+from sigmma_sc._checks import require_key, require_positive, require_whole
+from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 
 def niches(
@@ -24,7 +26,9 @@ def niches(
     key_added: str = "sigmma_niche",
     seed: int = 0,
 ) -> None:
-    """Cluster the cells at each scale by scanpy's neighbours and Leiden.
+    """Cluster the cells at each scale: a graph of nearest neighbours with UMAP's weights, and Leiden, as in scanpy.
+
+    Up to 30,000 cells neighbours are exact, beyond that at least 99 % of them are the nearest ones.
 
     Parameters
     ----------
@@ -32,12 +36,19 @@ def niches(
         Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`.
     scales
         Scales to cluster.
-    resolution, n_neighbors
-        Of Leiden and of the neighbour graph.
+    resolution
+        Of Leiden.
+    n_neighbors
+        Of a cell in the neighbour graph, itself included.
     key_added
         Writes ``obs[f"{key_added}_{scale}"]``, missing for cells without an embedding.
     seed
         Of both.
+
+    Raises
+    ------
+    MissingKeyError, SetupError
+        If a scale has no embedding, or fewer than two cells have one.
 
     Examples
     --------
@@ -48,17 +59,30 @@ def niches(
     import scanpy as sc
     from anndata import AnnData
 
+    from sigmma_sc.niches.neighbours import neighbour_graph
+
     require_positive(resolution, "resolution")
+    require_whole(n_neighbors, "n_neighbors", 2)
     for scale in scales:
         require_key(_keys.obsm_cells(scale), adata.obsm, "embedding", "Call model.write_embeddings() first.")
+        if (n := _covered(adata, scale).sum()) < 2:
+            raise SetupError(
+                f"Niches need 2 cells with an embedding; obsm[{_keys.obsm_cells(scale)!r}] has {n}. Do the cells lie on the "
+                "image? Call pp.check_registration."
+            )
     for scale in scales:
-        matrix = np.asarray(adata.obsm[_keys.obsm_cells(scale)])
-        covered = np.isfinite(matrix).all(axis=1)
+        covered = _covered(adata, scale)
+        matrix = np.asarray(adata.obsm[_keys.obsm_cells(scale)])[covered]
         # A table of its own: the user's neighbour graph and distances stay as they were.
-        cells = AnnData(matrix[covered], obs=pd.DataFrame(index=adata.obs_names[covered]))
-        sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
+        cells = AnnData(obs=pd.DataFrame(index=adata.obs_names[covered]))
+        neighbour_graph(matrix, n_neighbors, seed).write(cells)
         sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
         labels = pd.Series(index=adata.obs_names, dtype=object)
         labels[covered] = cells.obs["leiden"].astype(str).to_numpy()
         order = [str(k) for k in range(cells.obs["leiden"].nunique())]
         adata.obs[f"{key_added}_{scale}"] = pd.Categorical(labels, categories=order)
+
+
+def _covered(adata: AnnData, scale: str) -> NDArray:
+    """Which cells have an embedding."""
+    return np.isfinite(np.asarray(adata.obsm[_keys.obsm_cells(scale)])).all(axis=1)
