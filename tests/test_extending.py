@@ -14,6 +14,7 @@ from sigmma_sc.encoders import registry
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.registry import NODE_FEATURES
 from sigmma_sc.nn.objectives import OBJECTIVES, info_nce
+from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.split import SPLITS
 
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
@@ -88,7 +89,8 @@ def test_examples(blocks, registries, tmp_path):
     table = sdata["table"].copy()
     table.obsm["spatial"] = 0.5 * model.resolve()[0].xy
     ad.AnnData(table.X, table.obs[["niche"]], table.var, obsm=dict(table.obsm)).write_h5ad(tmp_path / "cells.h5ad")
-    np.save(tmp_path / "he.npy", sdata["he_image"].transpose("y", "x", "c").to_numpy())
+    image = image_levels(sdata, "he_image")[0]
+    np.save(tmp_path / "he.npy", image.transpose("y", "x", "c").to_numpy())
     read = names["read_arrays"](tmp_path, microns_per_pixel=0.5)
     SIGMMA.setup_spatialdata(read, tile_size=64)
     (slide,) = SIGMMA(read, image_encoder="colour").resolve()

@@ -21,6 +21,7 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import NotTrainedError, SetupError
 from sigmma_sc.tissue import frame
 from sigmma_sc.tissue import setup as resolving
+from sigmma_sc.tissue.frame import image_levels
 
 QUIET = {"max_epochs": 1, "batch_size": 32, "stride": 64.0, "accelerator": "cpu", "enable_progress_bar": False}
 TILES = ["cell_circles_40", "cell_circles_41"]
@@ -286,7 +287,7 @@ def test_a_given_object_is_resolved_once_a_call(folder, tiny, other, vit, asked,
 
 def state_of(sdata):
     """All that an object holds, attributes of its elements among it."""
-    images = {name: image.to_numpy() for name, image in sdata.images.items()}
+    images = {name: image_levels(sdata, name)[0].to_numpy() for name in sdata.images}
     shapes = {name: shapes.geometry.to_wkb().to_list() for name, shapes in sdata.shapes.items()}
     frames = {name: plain(shapes) for name, shapes in sdata.shapes.items()}
     elements = {name: repr(element.attrs) for _, name, element in sdata.gen_spatial_elements()}

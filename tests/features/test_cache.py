@@ -1,7 +1,5 @@
-import gc
 import os
 import time
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -128,32 +126,6 @@ def copied(sdata):
     )
     SIGMMA.setup_spatialdata(out, tile_size=64)
     return out
-
-
-def test_features_go_with_their_image(slide, tiny, encoder, read):
-    known = PatchFeatures(encoder(), progress=False)
-    first = known(slide, grid(2), CPU)
-    other = copied(tiny)
-    gone, there = weakref.ref(other), SIGMMA(other)._slides[0]
-    known(there, grid(2), CPU)
-    assert len(read) == 8
-    del other, there
-    gc.collect()
-    assert gone() is None
-    assert torch.equal(known(slide, grid(2), CPU), first)
-    assert len(read) == 8
-
-
-def test_an_image_put_in_the_place_of_another_is_encoded(tiny, encoder):
-    sdata = copied(tiny)
-    known = PatchFeatures(encoder(), progress=False)
-    before = known(SIGMMA(sdata)._slides[0], grid(3), CPU)
-    image = sdata["he_image"]
-    sdata["he_image"] = sd.models.Image2DModel.parse(255 - image, c_coords=["r", "g", "b"])
-    now = SIGMMA(sdata)._slides[0]
-    found = known(now, grid(3), CPU)
-    assert torch.equal(found, encode(now, encoder(), grid(3)))
-    assert (found[:, :3] - before[:, :3]).abs().min() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -292,13 +264,3 @@ def test_models_share_a_cache_and_do_not_save_where_it_is(tiny, encoder, read, t
     assert not read
     assert "cache" not in (tmp_path / "model" / "model.json").read_text()
     np.testing.assert_array_equal(SIGMMA.load(tmp_path / "model", tiny, encoder()).get_tile_representation().X, x)
-
-
-def test_features_go_with_what_holds_them(slide, encoder):
-    """Though the image stays."""
-    known = PatchFeatures(encoder(), progress=False)
-    known(slide, grid(2), CPU)
-    values = weakref.ref(next(iter(known._known._values.values()))[0][16, False])
-    del known
-    gc.collect()
-    assert values() is None

@@ -11,7 +11,6 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from sigmma_sc import SIGMMA
-from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import ExpressionWarning, SetupError
 from sigmma_sc.infer import predict as predict_module
 from sigmma_sc.infer.evaluate import chosen_counts
@@ -20,61 +19,6 @@ from sigmma_sc.infer.reference import Reference
 from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
 
 SCALES = ("micro", "meso", "macro")
-
-
-def slide_of(both, k):
-    """One slide of two, as an object of its own, with the names that every object has."""
-    region = f"slide{k}_cell_circles"
-    table = both["table"][(both["table"].obs["region"] == region).to_numpy()].copy()
-    del table.uns["spatialdata_attrs"]
-    table.obs["region"] = "cell_circles"
-    table = sd.models.TableModel.parse(table, region="cell_circles", region_key="region", instance_key="cell_id")
-    return sd.SpatialData(
-        images={"he_image": both[f"slide{k}_he_image"]}, shapes={"cell_circles": both[region]}, tables={"table": table}
-    )
-
-
-@pytest.fixture(scope="module")
-def slides():
-    """Three donors, each with its stain and batch; tests must not change them."""
-    three = simulate_tissue(n_cells=2000, n_slides=3, seed=0)
-    parts = [slide_of(three, k) for k in (1, 2, 3)]
-    for k, sdata in enumerate(parts, start=1):
-        SIGMMA.setup_spatialdata(sdata, coordinate_system=f"slide{k}", tile_size=64)
-    return parts
-
-
-@pytest.fixture(scope="module")
-def fitted(slides, encoder):
-    """Trained on the first, validated on the second."""
-    model = SIGMMA({"a": slides[0], "b": slides[1]}, encoder(input_size=32), n_latent=32)
-    model.train(8, 64, {"val": ["b/cell_circles"]}, lr=3e-3, enable_progress_bar=False)
-    return model
-
-
-@pytest.fixture(scope="module")
-def unseen(slides):
-    return slides[2]
-
-
-@pytest.fixture(scope="module")
-def alone(unseen):
-    """The image of the third."""
-    sdata = sd.SpatialData(images={"he_image": unseen["he_image"]})
-    SIGMMA.setup_spatialdata(sdata, table_key=None, coordinate_system="slide3", microns_per_pixel=0.5, tile_size=64)
-    return sdata
-
-
-@pytest.fixture(scope="module")
-def saved(fitted, tmp_path_factory):
-    path = tmp_path_factory.mktemp("predict") / "model"
-    fitted.save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def loaded(saved, alone, encoder):
-    return SIGMMA.load(saved, alone, encoder(input_size=32))
 
 
 def made_up(n=40, g=6, d=5, n_slides=1, seed=0):
@@ -305,52 +249,6 @@ def test_what_is_returned(fitted, tmp_path):
     np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "expression.h5ad").X, found.X)
 
 
-def test_reference_holds_the_embeddings_and_counts_of_its_tiles(fitted):
-    model = fitted
-    model.predict_expression()
-    reference = model._reference
-    role = np.concatenate([model.data.roles.by_slide[f"{name}/cell_circles"] for name in "ab"])
-    kept = np.flatnonzero(np.isin(role, ("train", "val")))
-    np.testing.assert_array_equal(reference.train, role[kept] == "train")
-    np.testing.assert_array_equal(reference.slide, (role[kept] == "val").astype(int))
-    for modality in ("image", "transcriptome"):
-        expected = model.get_tile_representation(modality=modality, scale="meso").X[kept]
-        np.testing.assert_allclose(getattr(reference, modality)["meso"], expected, atol=1e-5)
-
-
-def test_training_on_makes_a_new_reference(tiny, encoder):
-    model = SIGMMA(tiny, encoder(input_size=32), n_latent=8)
-    for _ in range(2):
-        model.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
-        assert model._reference is None
-        with pytest.warns(ExpressionWarning, match="No slide has 3 validation tiles"):
-            model.predict_expression()
-        now = model.get_tile_representation(scale="micro").X[model.data.roles.by_slide["cell_circles"] == "train"]
-        np.testing.assert_allclose(model._reference.image["micro"], now, atol=1e-5)
-
-
-def test_without_counts_a_model_is_saved_with_a_warning(tiny, encoder, tmp_path):
-    table = tiny["table"].copy()
-    table.obsm["X_mine"] = np.random.default_rng(0).normal(size=(table.n_obs, 3))
-    table.X = None
-    sdata = sd.SpatialData(
-        images={"he_image": tiny["he_image"]}, shapes={"cell_circles": tiny["cell_circles"]}, tables={"table": table}
-    )
-    SIGMMA.setup_spatialdata(sdata, features_key="X_mine", tile_size=64)
-    model = SIGMMA(sdata, encoder(input_size=32), n_latent=8)
-    model.train(max_epochs=1, split="none", batch_size=16, enable_progress_bar=False)
-    with pytest.raises(SetupError, match="raw counts"):
-        model.predict_expression()
-    with pytest.warns(ExpressionWarning, match="saved without expression to predict from: The table has no X"):
-        model.save(tmp_path / "model")
-    image = sd.SpatialData(images={"he_image": tiny["he_image"]})
-    SIGMMA.setup_spatialdata(image, table_key=None, microns_per_pixel=0.5, tile_size=64)
-    bare = SIGMMA.load(tmp_path / "model", image, encoder(input_size=32))
-    assert bare.get_tile_representation().n_vars == 8
-    with pytest.raises(SetupError, match="carries no expression to predict from"):
-        bare.predict_expression()
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -371,14 +269,3 @@ def test_a_reference_of_too_few_tiles_has_no_ridge(loaded, monkeypatch):
         loaded.predict_expression(method="ridge")
     with pytest.warns(ExpressionWarning, match="genes is not known"):  # two tiles share their zeros
         assert loaded.predict_expression().n_vars == 120
-
-
-def test_a_reference_costs_no_more_than_is_said(fitted, saved):
-    reference = fitted._reference
-    n = len(reference.train)
-    with_it = (saved / "weights.safetensors").stat().st_size
-    weights = sum(v.numel() * v.element_size() for v in fitted.module.state_dict().values())
-    nodes = fitted.data.node_features
-    others = weights + nodes.mean.nbytes + nodes.components.nbytes
-    assert with_it - others == pytest.approx(n * (2 * 120 + 24 * 32), rel=0.25)  # and a header of some kB
-    assert reference.expression.dtype == np.float16

@@ -7,7 +7,6 @@ import torch
 from sigmma_sc.nn import pairs
 from sigmma_sc.nn.cellgraph import AttentionPool, CellGraphTower, WeightedSAGE
 from sigmma_sc.nn.layout import cell_layout
-from sigmma_sc.nn.pairs import EdgeWeights, uniform_like
 from sigmma_sc.tissue.tiling import block_of
 
 GRIDS = (4, 2, 1)
@@ -341,66 +340,6 @@ def test_weighted_sage_with_unit_weights_equals_pyg():
     edges = torch.from_numpy(np.stack([source, target]))
     expected = torch.nn.functional.gelu(theirs(x, edges) + ours.root.bias)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
-
-
-def parts(seed=0, n=2, p=5, k=3, dtype=torch.float64):
-    torch.manual_seed(seed)
-    a, b = (torch.randn(n, p, k, dtype=dtype, requires_grad=True) for _ in range(2))
-    c, d = torch.randn(k, dtype=dtype, requires_grad=True), torch.randn((), dtype=dtype, requires_grad=True)
-    weights = torch.rand(n, p, p, dtype=dtype, requires_grad=True)
-    candidates = torch.rand(n, p, p) < 0.7
-    return a, b, c, d, weights, (candidates & candidates.mT).to(dtype)
-
-
-@pytest.mark.parametrize("temperature", [None, 1.0, 0.7])
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("union", [False, True])
-def test_edge_weights_and_their_gradients(symmetric, union, temperature, monkeypatch):
-    a, b, c, d, weights, candidates = parts()
-    if not union:
-        weights = None
-    uniform = torch.rand_like(candidates)
-    monkeypatch.setattr(pairs, "uniform_like", lambda x: uniform.clone())
-    score = (torch.relu(a[:, :, None] + b[:, None]) * c).sum(-1) + d
-    score = (score + score.mT) / 2 if symmetric else score
-    if temperature is None:
-        e = torch.sigmoid(score) * candidates
-    else:
-        shared = uniform.triu() + uniform.triu(1).mT if symmetric else uniform
-        soft = torch.sigmoid((score + torch.logit(shared)) / temperature)
-        e = ((soft > 0.5).to(soft) + soft - soft.detach()) * candidates
-        assert 0 < e.sum() < candidates.sum()
-    plain = e if weights is None else weights + (1 - weights) * e
-    got = EdgeWeights.apply(a, b, c, d, weights, candidates, temperature, symmetric)
-    torch.testing.assert_close(got, plain)
-    inputs = [t for t in (a, b, c, d, weights) if t is not None]
-    way = torch.randn_like(plain)
-    for ours, expected in zip(
-        torch.autograd.grad(got, inputs, way), torch.autograd.grad(plain, inputs, way), strict=True
-    ):
-        torch.testing.assert_close(ours, expected)
-
-
-def test_uniform_numbers_are_uniform():
-    torch.manual_seed(0)
-    u = uniform_like(torch.empty(3, 333, 333))
-    assert 0 < u.min() < 1e-4
-    assert 1 - 1e-4 < u.max() < 1
-    counts = torch.histc(u, 50, 0, 1)
-    assert ((counts - u.numel() / 50).square() / (u.numel() / 50)).sum() < 90  # chi-squared, 49 degrees: p about 0.0003
-    flat = u.flatten() - 0.5
-    for lag in (1, 2, 3, 4):
-        assert abs((flat[lag:] * flat[:-lag]).mean() * 12) < 4.5 / u.numel() ** 0.5
-
-
-def test_drawn_edges_follow_the_bernoulli_probability_whatever_the_temperature():
-    a, b, c, d, _, candidates = parts(p=6, dtype=torch.float32)
-    with torch.no_grad():
-        expected = EdgeWeights.apply(a, b, c, d, None, candidates, None, False)
-        for temperature in (0.3, 2.0):
-            draws = [EdgeWeights.apply(a, b, c, d, None, candidates, temperature, False) for _ in range(4000)]
-            assert set(torch.cat(draws).unique().tolist()) == {0.0, 1.0}
-            assert (torch.stack(draws).mean(0) - expected).abs().max() < 4.5 * 0.5 / 4000**0.5  # standard errors
 
 
 def test_evaluation_weighs_edges_by_how_often_they_are_drawn():

@@ -92,18 +92,6 @@ def test_blocks_of_like_size_lie_together():
         assert bucket.size <= max(4, (1.5, 1.25)[bucket.shell] * real.min())
 
 
-def test_sums_over_shells():
-    """Spread and gathered again, a cell's row comes back once from each shell in which the cell has company."""
-    indptr, blocks, source, target = draw([0, 1, 40, 2, 30])
-    layout = cell_layout(indptr, blocks, source, target)
-    x = torch.arange(1.0, 74.0)[:, None]
-    back = layout.from_slots(layout.to_slots(x, list(layout.buckets)), x.new_zeros(1, 1))
-    company = (layout.slot < len(layout.cell)).sum(0)
-    assert torch.equal(back, x * company[:, None])
-    assert company[0] == 0  # alone in its tile
-    assert company.max() == 2
-
-
 def test_a_cell_in_two_tiles_keeps_to_each():
     """Overlapping tiles of one batch: cell 1 stands in both, with another block and other company in each."""
     xy = np.array([[10.0, 10.0], [70.0, 10.0], [130.0, 10.0]])
@@ -120,15 +108,3 @@ def test_a_cell_in_two_tiles_keeps_to_each():
     (shell,) = {bucket.shell for bucket in layout.buckets}
     assert shell == 1
     assert np.argwhere(candidates(layout, 4)[1]).tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
-
-
-def test_moves_with_all_its_tensors():
-    indptr, blocks, source, target = draw([3, 20])
-    moved = cell_layout(indptr, blocks, source, target).to(torch.device("meta"), non_blocking=True)
-    assert {name for name, v in vars(moved).items() if isinstance(v, torch.Tensor) and v.is_meta} == {
-        "cell",
-        "inner_block",
-        "slot",
-        "micro",
-        "tile",
-    }

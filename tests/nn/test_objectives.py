@@ -1,7 +1,7 @@
 import numpy as np
+import pytest
 import torch
 
-from sigmma_sc.nn.image import ImageTower, Standardise
 from sigmma_sc.nn.objectives import info_nce
 
 
@@ -22,20 +22,24 @@ def test_info_nce_of_what_cannot_be_told_apart_is_ln_batch():
     assert abs(info_nce(same, same, 0.07).item() - np.log(16)) < 1e-5
 
 
-def test_image_tower_takes_the_mean_of_each_grid(rng):
-    patches = torch.from_numpy(rng.normal(size=(3, 21, 4))).float()
-    micro, meso, macro = ImageTower(4, (4, 2, 1))(patches)
-    torch.testing.assert_close(micro, patches[:, :16].mean(1))
-    torch.testing.assert_close(meso, patches[:, 16:20].mean(1))
-    torch.testing.assert_close(macro, patches[:, 20])
+def test_gradient_of_info_nce_is_that_of_the_formula(rng):
+    image, cells = (torch.from_numpy(z).requires_grad_() for z in rng.normal(size=(2, 5, 4)))
+    tau = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
+    info_nce(image, cells, tau).backward()
 
+    def by_hand(image, cells, tau):
+        unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in (image, cells)]
+        s = np.exp(unit[0] @ unit[1].T / tau)
+        return -0.5 * (np.log(np.diag(s) / s.sum(0)) + np.log(np.diag(s) / s.sum(1))).mean()
 
-def test_standardise(rng):
-    x = torch.from_numpy(rng.normal(3, 5, size=(200, 4))).float()
-    x[:, 2] = 7.0
-    layer = Standardise(4)
-    layer.fit(x)
-    out = layer(x)
-    np.testing.assert_allclose(out.mean(0), 0, atol=1e-5)
-    np.testing.assert_allclose(out[:, [0, 1, 3]].std(0, correction=0), 1, rtol=1e-5)
-    assert (out[:, 2] == 0).all()
+    values, step = [image.detach().numpy(), cells.detach().numpy(), 0.2], 1e-6
+    for which, tensor in enumerate((image, cells)):
+        for at in np.ndindex(5, 4):
+            ends = []
+            for sign in (1, -1):
+                moved = [v.copy() if isinstance(v, np.ndarray) else v for v in values]
+                moved[which][at] += sign * step
+                ends.append(by_hand(*moved))
+            assert float(tensor.grad[at]) == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-7)
+    slope = (by_hand(*values[:2], 0.2 + step) - by_hand(*values[:2], 0.2 - step)) / (2 * step)
+    assert float(tau.grad) == pytest.approx(slope, abs=1e-6)

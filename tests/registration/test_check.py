@@ -11,7 +11,7 @@ import sigmma_sc as sg
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.registration.check import lattice_pitch, registration
-from sigmma_sc.registration.haematoxylin import Zoom, _centred_ranks, _curve, measure_shift
+from sigmma_sc.registration.haematoxylin import Zoom, measure_shift
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sigmma_sc.errors.RegistrationWarning")
@@ -125,22 +125,6 @@ def test_wide_spots_never_count_as_registered(slide):
 def test_few_cells_cannot_tell(slide):
     few = slide.xy[:12] + np.random.default_rng(0).uniform(20, 60, (12, 2))
     assert registration(replace(slide, xy=few, rows=np.arange(12))).verdict == "cannot tell"
-
-
-def test_curve_is_the_sum_of_the_stain_at_every_shift(rng):
-    """Against looking each cell up at each shift."""
-    reach, half = 3, 5
-    stain = rng.normal(size=(2 * (half + reach), 2 * (half + reach)))
-    row, column, weight = rng.integers(0, 10, 7), rng.integers(0, 10, 7), rng.normal(size=7)
-    expected = [
-        [(weight * stain[row + reach + dy, column + reach + dx]).sum() for dx in range(-reach, reach + 1)]
-        for dy in range(-reach, reach + 1)
-    ]
-    np.testing.assert_allclose(_curve(stain, row, column, half, weight), expected, atol=1e-5)
-
-
-def test_ranks_are_centred():
-    np.testing.assert_allclose(_centred_ranks(np.array([5.0, 1.0, 1.0, 9.0])), [0.125, -0.25, -0.25, 0.375])
 
 
 def test_each_cell_counts_once_and_the_seed_decides(slide):

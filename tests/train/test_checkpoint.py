@@ -16,7 +16,6 @@ import torch
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
-from sigmma_sc.train.batches import TileBatches
 from sigmma_sc.train.checkpoint import FILE, OURS, SafetensorsIO, read_checkpoint
 
 OPTIONS = {"max_epochs": 5, "batch_size": 16, "split": "blocks", "lr": 3e-3, "enable_progress_bar": False}
@@ -198,17 +197,6 @@ def test_nested_values_come_back_as_they_were(tmp_path):
         SafetensorsIO().save_checkpoint({"callbacks": {"mine": object()}}, tmp_path / FILE)
     assert torch.equal(read_checkpoint(tmp_path / FILE)["half"], state["half"])
     assert [p.name for p in tmp_path.iterdir()] == [FILE]
-
-
-def test_batches_of_an_epoch_depend_on_its_number_alone():
-    def drawn(epoch):
-        sampler.epoch = epoch
-        return list(sampler)
-
-    sampler = TileBatches([[np.column_stack([np.zeros(20, int), np.arange(20)])]], 5, shuffle=True, seed=3)
-    first = [drawn(epoch) for epoch in (0, 1, 2)]
-    assert [drawn(epoch) for epoch in (2, 0, 1)] == [first[2], first[0], first[1]]
-    assert first[0] != first[1]
 
 
 SCRIPT = """

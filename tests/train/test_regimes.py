@@ -7,7 +7,7 @@ from torch import nn
 
 from sigmma_sc import SIGMMA, ImageEncoder
 from sigmma_sc.datasets import simulate_tissue
-from sigmma_sc.errors import EncoderError, SetupError
+from sigmma_sc.errors import EncoderError
 
 QUIET = {"enable_progress_bar": False, "batch_size": 64}
 
@@ -108,15 +108,6 @@ def test_a_killed_run_takes_up_with_the_trained_encoder(slide, tmp_path):
     a, b = resumed.module.state_dict(), whole.module.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in b)
     assert any("lora_B" in name and b[name].abs().max() > 0 for name in b)
-
-
-def test_arguments_of_training_an_encoder_that_is_frozen(slide):
-    model = SIGMMA(slide, network(), n_latent=16)
-    for argument in ({"encoder_lr": 1e-5}, {"augment": True}, {"chunk_size": 4}):
-        with pytest.raises(SetupError, match=f"{next(iter(argument))}=.*regime='lora'"):
-            model.train(**argument)
-    with pytest.raises(EncoderError, match="no weights to train"):
-        SIGMMA(slide, "stain-stats", regime="full")
 
 
 def test_attention_before_and_after(slide):

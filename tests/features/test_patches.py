@@ -1,0 +1,104 @@
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import spatialdata as sd
+import torch
+
+from sigmma_sc import SIGMMA, get_encoder
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.features import patches as features
+from sigmma_sc.features.patches import PatchFeatures
+
+CPU = torch.device("cpu")
+
+
+def grid(n, step=40.0):
+    return np.array([[x * step, y * step, 33.3] for y in range(n) for x in range(n)])
+
+
+@pytest.fixture
+def slide(tiny):
+    return SIGMMA(tiny)._slides[0]
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Crops that were read from the image."""
+    crops = []
+
+    def counting(slide, some, size):
+        crops.extend(map(tuple, some.tolist()))
+        return read_crops(slide, some, size)
+
+    read_crops = features.read_crops
+    monkeypatch.setattr(features, "read_crops", counting)
+    return crops
+
+
+def encode(slide, encoder, crops, folder=None):
+    return PatchFeatures(encoder, progress=False, cache_dir=folder)(slide, crops, CPU)
+
+
+def copied(sdata):
+    """The same tissue, the image an element of its own."""
+    image = sd.get_pyramid_levels(sdata["he_image"], n=0).copy(deep=True)
+    out = sd.SpatialData(
+        images={"he_image": sd.models.Image2DModel.parse(image, c_coords=["r", "g", "b"])},
+        shapes=dict(sdata.shapes),
+        tables={"table": sdata["table"].copy()},
+    )
+    SIGMMA.setup_spatialdata(out, tile_size=64)
+    return out
+
+
+def test_features_go_with_their_image(slide, tiny, encoder, read):
+    known = PatchFeatures(encoder(), progress=False)
+    first = known(slide, grid(2), CPU)
+    other = copied(tiny)
+    gone, there = weakref.ref(other), SIGMMA(other)._slides[0]
+    known(there, grid(2), CPU)
+    assert len(read) == 8
+    del other, there
+    gc.collect()
+    assert gone() is None
+    assert torch.equal(known(slide, grid(2), CPU), first)
+    assert len(read) == 8
+
+
+def test_an_image_put_in_the_place_of_another_is_encoded(tiny, encoder):
+    sdata = copied(tiny)
+    known = PatchFeatures(encoder(), progress=False)
+    before = known(SIGMMA(sdata)._slides[0], grid(3), CPU)
+    image = sdata["he_image"]
+    sdata["he_image"] = sd.models.Image2DModel.parse(255 - image, c_coords=["r", "g", "b"])
+    now = SIGMMA(sdata)._slides[0]
+    found = known(now, grid(3), CPU)
+    assert torch.equal(found, encode(now, encoder(), grid(3)))
+    assert (found[:, :3] - before[:, :3]).abs().min() > 0.01
+
+
+def test_features_go_with_what_holds_them(slide, encoder):
+    """Though the image stays."""
+    known = PatchFeatures(encoder(), progress=False)
+    known(slide, grid(2), CPU)
+    values = weakref.ref(next(iter(known._known._values.values()))[0][16, False])
+    del known
+    gc.collect()
+    assert values() is None
+
+
+def small(seed=0, n_cells=2500, **options):
+    sdata = simulate_tissue(n_cells=n_cells, seed=seed)
+    SIGMMA.setup_spatialdata(sdata, **options)
+    return sdata
+
+
+def test_a_crop_has_the_same_features_in_any_company():
+    slide = SIGMMA(small())._slides[0]
+    crops = np.array([[x, y, 60.0] for y in range(0, 300, 60) for x in range(0, 300, 60)])
+    every = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops, torch.device("cpu"))
+    for some in ([3], [7, 1], range(24, 11, -1)):
+        few = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops[some], torch.device("cpu"))
+        assert torch.equal(few, every[list(some)])
