@@ -31,13 +31,28 @@ def niches(
     adata
         Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`.
     scales
-        Scales to cluster.
-    resolution, n_neighbors
-        Of Leiden and of the neighbour graph.
+        Names of the scales to cluster.
+    resolution
+        Resolution of Leiden; higher values give more niches.
+    n_neighbors
+        Number of neighbours of each cell in the graph that Leiden clusters.
     key_added
-        Writes ``obs[f"{key_added}_{scale}"]``, missing for cells without an embedding.
+        Prefix of the columns written, ``obs[f"{key_added}_{scale}"]``; missing for cells without an embedding.
     seed
-        Of both.
+        Seed of the neighbour search and of Leiden.
+
+    Raises
+    ------
+    MissingKeyError
+        The table has no embeddings of a scale.
+    SetupError
+        ``resolution`` is not positive.
+
+    See Also
+    --------
+    sigmma_sc.tl.rank_niche_genes : Genes of each niche.
+    sigmma_sc.pl.niches : Map of the niches.
+    sigmma_sc.metrics.niche_agreement : Agreement with known niches.
 
     Examples
     --------
@@ -54,7 +69,7 @@ def niches(
     for scale in scales:
         matrix = np.asarray(adata.obsm[_keys.obsm_cells(scale)])
         covered = np.isfinite(matrix).all(axis=1)
-        # A table of its own: the user's neighbour graph and distances stay as they were.
+        # In a new table, so that the user's neighbour graph is not overwritten.
         cells = AnnData(matrix[covered], obs=pd.DataFrame(index=adata.obs_names[covered]))
         sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
         sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
