@@ -18,13 +18,13 @@ def require_key(key: object, available: Iterable | Mapping, what: str, fix: str 
     available
         Names that exist.
     what
-        What is being named, e.g. ``"image_key"``.
+        Name of the argument, e.g. ``"image_key"``.
     fix
-        A further sentence on how to mend it.
+        A further sentence with the fix.
     """
     names = list(available)
     if key not in names:
-        shown = ", ".join(repr(n) for n in names[:12]) + (" …" if len(names) > 12 else "") or "none"
+        shown = ", ".join(map(repr, names[:12])) + (" …" if len(names) > 12 else "") or "none"
         raise MissingKeyError(f"{what}={key!r} does not exist. Available: {shown}. {fix}".rstrip())
 
 
@@ -32,7 +32,7 @@ def require_choice(value: object, choices: Iterable, what: str) -> None:
     """Raise :class:`SetupError` unless ``value`` is one of ``choices``."""
     options = list(choices)
     if value not in options:
-        raise SetupError(f"{what}={value!r} is not one of {', '.join(repr(o) for o in options)}.")
+        raise SetupError(f"{what}={value!r} is not one of {', '.join(map(repr, options))}.")
 
 
 def require_positive(value: float, what: str) -> None:
@@ -48,7 +48,7 @@ def require_whole(value: object, what: str, least: int = 1) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number, of Python or NumPy; truth values are none."""
+    """Whether ``value`` is a finite number, of Python or NumPy; booleans are not numbers."""
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 

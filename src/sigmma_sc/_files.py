@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ STALE_SECONDS = 3600
 
 @contextmanager
 def fresh_folder(path: str | Path) -> Iterator[Path]:
-    """Fill a folder beside ``path`` that takes its place when the block ends; on any error ``path`` stays as it was."""
+    """Fill a new folder that replaces ``path`` when the block ends; on any error ``path`` is not changed."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    fresh, old = scratch / "new", scratch / "old"
+    fresh = scratch / "new"
+    old = scratch / "old"
     try:
         fresh.mkdir()
         yield fresh
@@ -45,10 +46,10 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
 
 
 def recover(path: Path) -> None:
-    """Put a folder in its place whose writer was killed after the old one had left it; the new one is whole then."""
+    """Restore a complete new folder whose writer was killed after the old one had been moved away."""
     if path.exists():
         return
-    # To the letter, or "model" would take what was meant for "model-2".
+    # The whole name must match, so that "model" does not recover a folder of "model-2".
     scratched = re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}")
     for scratch in path.parent.iterdir() if path.parent.is_dir() else ():
         if scratched.fullmatch(scratch.name) and (scratch / "old").exists() and (scratch / "new").exists():
@@ -59,7 +60,7 @@ def recover(path: Path) -> None:
 
 @contextmanager
 def fresh_file(path: Path) -> Iterator[Path]:
-    """Fill a file beside ``path`` that takes its place, in one step and on the disk, when the block ends without an error."""
+    """Fill a new file that replaces ``path`` in one step, synced to disk, when the block ends without an error."""
     handle, scratch = tempfile.mkstemp(prefix=f".{path.name}-", suffix=PART, dir=path.parent)
     try:
         os.close(handle)
@@ -71,7 +72,7 @@ def fresh_file(path: Path) -> Iterator[Path]:
 
 
 def _settle(file: Path) -> None:
-    """Bring a file to the disk, readable by whom the user's umask lets: temporary files and safetensors' are the owner's alone."""
+    """Sync a file to disk, with permissions by the umask: temporary files are readable by the owner alone."""
     with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
     umask = os.umask(0)
@@ -80,7 +81,7 @@ def _settle(file: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what processes that were killed left half written; younger parts may still be written to."""
+    """Remove partial files of killed processes; recent ones may still be in use."""
     for part in folder.glob(f".*{PART}"):
         try:
             if time.time() - part.stat().st_mtime > STALE_SECONDS:

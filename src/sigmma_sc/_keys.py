@@ -1,4 +1,4 @@
-"""Every name sigmma-sc ever writes into a user's object, once."""
+"""Names of all keys that sigmma-sc writes into a user's object."""
 
 SETUP = "sigmma"
 """``sdata.attrs`` key of the stored setup."""
@@ -7,7 +7,7 @@ UNS = "sigmma"
 """``adata.uns`` key of the parameters that made the embeddings."""
 
 COVERED = "sigmma_covered"
-"""``adata.obs`` column: whether the cell lies under the image and so has an embedding."""
+"""``adata.obs`` column: whether the cell is under the image and so has an embedding."""
 
 TILES = "sigmma_tiles"
 """Name of the tile table in ``sdata.tables``."""
@@ -16,8 +16,8 @@ TILES = "sigmma_tiles"
 def tile_squares(region: str) -> str:
     """Name in ``sdata.shapes`` of one slide's tile squares.
 
-    It cannot be the table's name: SpatialData keeps names unique across all kinds of elements, and one element of shapes
-    cannot hold the squares of slides that lie in different coordinate systems.
+    It differs from the name of the table, because SpatialData requires unique names of elements. Each slide has an element
+    of shapes, because slides may be in different coordinate systems.
     """
     return f"{TILES}_{region}"
 

@@ -12,7 +12,7 @@ from sigmma_sc._checks import is_number, require_choice, require_positive, requi
 from sigmma_sc.errors import SetupError
 
 COUNTS = {"n_latent": 1, "n_neighs": 1, "min_cells": 1, "lora_rank": 1, "last_k": 1, "mc_samples": 0, "seed": 0}
-"""Whole numbers, and the least that each may be."""
+"""Options that are whole numbers, with their least values."""
 
 FLAGS = ("cell_covariates", "symmetric_edges", "learn_temperature")
 
@@ -21,7 +21,7 @@ MAX_TEMPERATURE = 0.5
 """Bounds of a learned temperature; the lower one is CLIP's."""
 
 LARGEST_SEED = 2**32 - 1
-"""Of NumPy's and scikit-learn's generators."""
+"""Largest seed of the generators of NumPy and scikit-learn."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"regime": "full", "cell_covariates": False, "standardise": "training"},
@@ -33,68 +33,78 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Config:
     """Options of the method; frozen, JSON-safe, and stored with the model.
 
-    Every field is an argument of :class:`sigmma_sc.SIGMMA`. Values that the paper does not give are choices of ours.
+    Every field is an argument of :class:`sigmma_sc.SIGMMA`. "Our choice" marks what the paper does not give.
 
     Attributes
     ----------
     n_latent
         Width of the shared space and of the cell embeddings (our choice).
     cells
-        ``"graph"``, the cell graph (the method), or ``"genes"``, one vector of the tile's pooled, log-normalised counts at
-        every scale (Table 4). Such a model embeds tiles, not cells.
+        ``"graph"``, the cell graph (the method), or ``"genes"``, the pseudobulk of the tile, log-normalised, at every scale
+        (Table 4). A model with ``"genes"`` embeds tiles and not cells.
     node_features
-        ``"pca"`` of log-normalised counts, ``"obsm"`` for the embedding that ``features_key`` names, or a name of your own;
-        ``"auto"`` takes the embedding if there is one.
+        ``"pca"`` of log-normalised counts, ``"obsm"`` for the embedding that ``features_key`` names, or the name of a
+        registered node feature. ``"auto"`` is ``"obsm"`` if ``features_key`` is given, and ``"pca"`` otherwise.
     edges
-        ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` keeps
-        the spatial edges alone (Table 4).
+        ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` has only
+        the spatial edges (Table 4).
     cell_covariates
-        Node features tell two more things of a cell: log1p of its mean distance to the 8 nearest cells in µm, and, where they
-        are made of counts, log1p of its total; a gene vector tells the tile's total and number of cells (our choice).
+        Whether to add covariates to node features (our choice). They are log1p of the mean distance to the 8 nearest cells in
+        µm and, for features from counts, log1p of the total. Pseudobulk gets total and number of cells of the tile.
     standardise
-        ``"slide"`` centres and scales node features, and patch features of a frozen encoder, by mean and spread over each slide's
-        own tissue, so that a stain or a batch says nothing. ``"training"`` takes those of all training tiles together for
-        every slide, which keeps what slides differ in (our choice).
+        Mean and standard deviation that centre and scale node features, and patch features of a frozen encoder (our choice).
+        ``"slide"`` uses those of the tissue of each slide, which removes differences of stain and batch. ``"training"`` uses
+        those of all training tiles for every slide, which keeps differences between slides.
     symmetric_edges
-        Draw an edge for both directions of a pair at once; by default each is drawn by itself.
+        Whether to sample one edge for both directions of a pair; by default directions are sampled independently.
     edge_temperature
-        τ of the edge sampler, or (first, last): τ then falls from one to the other, geometrically, in the course of one call of
-        ``train`` (our choice).
-    n_neighs, radius
-        Spatial edges: this many nearest neighbours or, if a radius in µm is given, all cells within it (for bins on a lattice)
-        instead (our choice).
+        Temperature τ of the edge sampler. A pair (first, last) decreases τ geometrically from first to last during one call
+        of ``train`` (our choice).
+    n_neighs
+        Number of nearest neighbours with a spatial edge to each cell (our choice); not used with ``radius``.
+    radius
+        Largest length of spatial edges, µm, for bins on a lattice; ``None`` uses ``n_neighs`` (our choice).
     min_cells
-        Tiles with fewer cells are neither trained nor evaluated on, nor are tiles less than a twentieth of which is stained;
-        inference covers them all the same.
+        Least number of cells of a tile to train or evaluate on it. At least a twentieth of such a tile must be stained.
+        Inference covers all tiles.
     loss_weights
-        Weight of each scale's loss, fine to coarse; ``None`` weighs all 1, ``(0, 0, 1)`` aligns the macro scale alone
+        Weight of the loss of each scale, fine to coarse; ``None`` is 1 for all. ``(0, 0, 1)`` aligns the macro scale alone
         (Table 4). A scale of weight 0 has no tile embedding.
     objective
-        Contrastive objective of each scale: ``"infonce"`` (the paper), or a name of your own.
-    temperature, learn_temperature
-        τ of InfoNCE (0.07), and whether each scale learns its own from there, within 0.01 and 0.5 (our choice).
+        Contrastive objective of each scale: ``"infonce"`` (the paper), or the name of a registered objective.
+    temperature
+        Temperature τ of the objective, 0.07 by default.
+    learn_temperature
+        Whether each scale learns its temperature, from ``temperature`` on, within 0.01 and 0.5 (our choice).
     negatives
-        ``"within_slide"`` draws each batch from one slide, ``"pooled"`` from all slides at once.
+        ``"within_slide"`` draws each batch from one slide, ``"pooled"`` from all slides.
     mc_samples
-        Average embeddings over this many sampled graphs; 0 weighs each pair by its probability, which is deterministic.
+        Number of sampled graphs over which embeddings are averaged; 0 weighs each pair by its probability, which is
+        deterministic.
     dropout
-        Of heads and node features.
+        Dropout rate of heads and node features, in [0, 1).
     regime
-        What is trained of the image encoder: ``"frozen"`` nothing, patch features are computed once; ``"lora"`` low-rank
-        adapters of its linear maps and 1 × 1 convolutions (Hu et al. 2021); ``"last_k"`` its last blocks; ``"full"`` all of it
-        (the paper).
-    lora_rank, last_k
-        Rank of the adapters; number of blocks.
+        Part of the image encoder that is trained. ``"frozen"``: none, and patch features are computed once. ``"lora"``:
+        low-rank adapters of its linear maps and 1 × 1 convolutions (Hu et al. 2021). ``"last_k"``: its last blocks.
+        ``"full"``: all of it (the paper).
+    lora_rank
+        Rank of the adapters of ``"lora"``.
+    last_k
+        Number of blocks of ``"last_k"``.
     crop_sizes
-        Side in px at which each grid's crops reach the encoder, fine to coarse; ``None`` takes its input size for all. A
-        micro crop of 32 µm has 64 px at 0.5 µm/px: at 64 instead of 224 it costs a twelfth.
+        Side in px of the crops of each scale at the input of the encoder, fine to coarse; ``None`` is its input size. A
+        micro crop of 32 µm has 64 px at 0.5 µm/px; at 64 instead of 224 it costs a twelfth.
     seed
-        Of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
+        Seed of weights, split, batches and sampling; the same seed on the same machine gives the same weights.
 
     Raises
     ------
     SetupError
         A value is out of range.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA : Takes these options as arguments.
 
     Examples
     --------
@@ -132,7 +142,7 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        # JSON knows neither tuples nor NumPy's numbers, and a frozen dataclass is set this way only.
+        # JSON has neither tuples nor NumPy's numbers. Fields of a frozen dataclass can be set only in this way.
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.generic):
@@ -161,22 +171,21 @@ class Config:
         require_positive(self.temperature, "temperature")
         if self.learn_temperature and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             raise SetupError(
-                f"temperature={self.temperature} cannot be learned from: with learn_temperature=True it must lie within {MIN_TEMPERATURE} "
-                f"and {MAX_TEMPERATURE}."
+                f"temperature={self.temperature} must be within {MIN_TEMPERATURE} and {MAX_TEMPERATURE} if learn_temperature=True."
             )
         if self.radius is not None:
             require_positive(self.radius, "radius")
         for size in self.crop_sizes or ():
             require_whole(size, "crop_sizes")
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise SetupError(f"dropout={self.dropout!r} must lie in [0, 1).")
+            raise SetupError(f"dropout={self.dropout!r} must be in [0, 1).")
         weights = self.loss_weights
         if weights is not None and (min(weights) < 0 or max(weights) == 0):
             raise SetupError(f"loss_weights={weights!r} must be 0 or more, and one of them positive.")
 
     @property
     def edge_temperatures(self) -> tuple[float, float]:
-        """First and last τ of the edge sampler."""
+        """First and last temperature τ of the edge sampler."""
         value = self.edge_temperature
         if not isinstance(value, tuple):
             return value, value
@@ -189,19 +198,19 @@ class Config:
         return self.loss_weights or (1.0,) * n_scales
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values by name."""
+        """Values by name, in plain JSON types."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
     def of(cls, options: dict[str, Any], grids: tuple[int, ...], preset: str | None = None) -> Config:
-        """Configuration from options by name, as JSON or a user gives them, for tiles with these grids.
+        """Configuration from options by name, as from JSON or a user, for tiles with these grids.
 
-        Those that are not given are the preset's, or the defaults.
+        Other options have the values of the preset, or the defaults.
 
         Raises
         ------
         SetupError
-            A name does not exist, a value is out of range, or there is not one for each grid.
+            A name does not exist, a value is out of range, or a tuple does not have one value for each grid.
         """
         if preset is not None:
             require_choice(preset, tuple(PRESETS), "preset")

@@ -15,7 +15,7 @@ class SigmmaError(Exception):
 
 
 class SetupError(SigmmaError, ValueError):
-    """An argument or an object does not fit; the message says which and what would."""
+    """An argument or an object is not valid; the message names it and the fix."""
 
 
 class MissingKeyError(SigmmaError, KeyError):
@@ -27,15 +27,15 @@ class MissingKeyError(SigmmaError, KeyError):
 
 
 class PixelSizeError(SetupError):
-    """The transforms do not say how many µm one H&E pixel measures, or say something impossible."""
+    """The transforms do not determine the µm per H&E pixel, or give an implausible value."""
 
 
 class NotTrainedError(SigmmaError, RuntimeError):
-    """The model has to be trained first."""
+    """The model must be trained first."""
 
 
 class ExistsError(SigmmaError, FileExistsError):
-    """Something of the user's would be overwritten."""
+    """A file or element of the user would be overwritten."""
 
 
 class EncoderError(SigmmaError, ValueError):
@@ -47,15 +47,15 @@ class MissingPackageError(SigmmaError, ImportError):
 
 
 class RegistrationWarning(UserWarning):
-    """Image and cells may not lie on each other."""
+    """Image and cells may not be registered."""
 
 
 class CoverageWarning(UserWarning):
-    """Some cells lie outside the image and so have no embedding."""
+    """Some cells are outside the image and so have no embedding."""
 
 
 class CacheWarning(UserWarning):
-    """A file of the cache cannot be used; what it held is computed again."""
+    """A file of the cache cannot be used; its features are computed again."""
 
 
 class EncoderWarning(UserWarning):
@@ -67,8 +67,8 @@ class ExpressionWarning(UserWarning):
 
 
 class SplitWarning(UserWarning):
-    """The chosen split leaks, or is the best of poor choices."""
+    """The chosen split leaks, or leaves few tiles or slides to evaluate on."""
 
 
 class TissueWarning(UserWarning):
-    """A slide holds too little tissue to be centred and scaled by itself."""
+    """A slide holds too little tissue for a mean and standard deviation of its features."""

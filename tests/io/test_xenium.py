@@ -140,7 +140,7 @@ def test_pixel_size_is_the_run_s_own(write_xenium, truth):
 def test_none_or_several_images(write_xenium):
     out = write_xenium("2.0.0")
     (out / "Other_he_image.ome.tif").write_bytes(b"")
-    with pytest.raises(SetupError, match=r"2: Other_he_image.*Section_he_image.*he_image="):
+    with pytest.raises(SetupError, match=r"2 files: Other_he_image.*Section_he_image.*he_image="):
         sg.io.xenium(out)
     for file in out.glob("*he_image.ome.tif"):
         file.unlink()

@@ -102,7 +102,7 @@ def test_two_dask_workers_are_one(store, alone, tmp_path):
 
 def test_what_workers_cannot_reach(store, tmp_path):
     mine = ImageEncoder(lambda x: x.mean((2, 3)), "mine", 16)
-    with pytest.raises(SetupError, match="'mine' is a module of your own"):
+    with pytest.raises(SetupError, match="'mine' is a module that the workers cannot build"):
         pp.encode_patches(store[1], mine, tmp_path, client=object())
     memory = simulate_tissue(n_cells=100, seed=0)
     SIGMMA.setup_spatialdata(memory, tile_size=64)

@@ -77,11 +77,11 @@ def test_a_shift_is_caught_with_its_size_and_direction(spoilt):
 @pytest.mark.parametrize(
     ("misfit", "words"),
     [
-        (lambda w, h: [[0, 1, 0], [1, 0, 0], [0, 0, 1]], r"lay at \(y, x\)"),
-        (lambda w, h: [[-1, 0, w], [0, 1, 0], [0, 0, 1]], r"lay at \(\d+ − x, y\)"),
+        (lambda w, h: [[0, 1, 0], [1, 0, 0], [0, 0, 1]], r"were at \(y, x\)"),
+        (lambda w, h: [[-1, 0, w], [0, 1, 0], [0, 0, 1]], r"were at \(\d+ − x, y\)"),
         (lambda w, h: [[0, -1, (w + h) / 2], [1, 0, (h - w) / 2], [0, 0, 1]], "not registered"),
         (lambda w, h: np.diag([0.776, 0.776, 1]), "not registered"),
-        (lambda w, h: np.diag([3.0, 3.0, 1]), "% of the cells lie under the image"),
+        (lambda w, h: np.diag([3.0, 3.0, 1]), "% of the cells are under the image"),
     ],
     ids=["axes swapped", "mirrored", "turned", "pixel size wrong", "pixel size far too large"],
 )

@@ -1,11 +1,11 @@
-"""``sigmma-sc``: the main job from a terminal."""
+"""``sigmma-sc``: training, embedding and benchmarks from a terminal."""
 
 from __future__ import annotations
 
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
+Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
+"""Value of an option NAME=VALUE."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
 
@@ -49,7 +52,7 @@ def extend(
         typer.Option("--import", help="Module to import first: it may register splits, and methods of a benchmark."),
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Import modules of the user's, from the working folder or installed."""
+    """Import the user's modules, from the working folder or installed."""
     from importlib import import_module
 
     if modules:
@@ -68,7 +71,7 @@ def demo(
     out: Out = Path("sigmma-demo"),
     n_cells: Annotated[int, typer.Option(help="Cells to simulate.")] = 12_000,
     epochs: Epochs = 60,
-    seed: Annotated[int, typer.Option(help="Of tissue and training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of tissue and training.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Simulate a slide, train, embed and cluster it, and compare with the truth. Needs no download."""
@@ -91,7 +94,7 @@ def check(
     coordinate_system: System = ["global"],  # noqa: B006
     microns_per_pixel: Microns = None,
 ) -> None:
-    """Tell whether image and cells are registered. Exit code 1 if they are not."""
+    """Check whether image and cells are registered. The exit code is 1 if they are not."""
     from sigmma_sc import SIGMMA, pp
 
     sdata = _read(store)
@@ -112,7 +115,7 @@ def check(
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 - typer reads an option from each parameter
     store: Store,
     out: Out,
     image: Image = ["he_image"],  # noqa: B006
@@ -126,14 +129,14 @@ def train(
     weights: Weights = None,
     encoder_arg: EncoderArg = [],  # noqa: B006
     epochs: Epochs = 60,
-    split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or one of your own.")] = "auto",
+    split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or a registered one.")] = "auto",
     options: Options = [],  # noqa: B006
-    seed: Annotated[int, typer.Option(help="Of everything drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     cache: Cache = None,
     checkpoints: Checkpoints = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train on a store; write model, embeddings, niches and figures to a folder. The store itself is not changed.
+    """Train on a store; write model, embeddings, niches and figures to a folder. The store is not changed.
 
     OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
     cells' shapes, and the table of tiles), niches.png, retrieval.csv and history.csv.
@@ -142,7 +145,7 @@ def train(
 
     require_free(out, overwrite)
     chosen = _options(options)
-    # Before the store is read and its registration checked: an encoder that cannot be had is told of at once.
+    # Built before the store is read and checked, so that a missing encoder raises at once.
     frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
     SIGMMA.setup_spatialdata(
@@ -176,10 +179,10 @@ def embed(
     cache: Cache = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Embed a store with a trained model; write as 'train' does. The store itself is not changed.
+    """Embed a store with a trained model; write the same files as 'train'. The store is not changed.
 
-    With --he-only, OUT holds model/, tiles.zarr (the table of tiles with their image embeddings, and their squares) and
-    expression.h5ad (tiles × genes, predicted by retrieval, with a reliability of each gene).
+    If --he-only is given, OUT holds model/, tiles.zarr (the table of tiles with image embeddings, and their squares) and
+    expression.h5ad (tiles × genes, predicted by retrieval, with the reliability of each gene).
     """
     import json
 
@@ -191,7 +194,7 @@ def embed(
         raise SetupError(f"{model} holds no saved model. Give the folder model/ that 'sigmma-sc train' wrote.")
     if encoder is None and (weights is not None or encoder_arg):
         raise SetupError(
-            f"{'--encoder-arg' if weights is None else '--weights'} goes with --encoder: give all that 'train' was given."
+            f"{'--encoder-arg' if weights is None else '--weights'} goes with --encoder. Pass the same encoder options as to 'train'."
         )
     given = None if encoder is None else get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
@@ -223,7 +226,7 @@ def benchmark(
         bool, typer.Option("--overwrite", help="Run trials anew whose settings have changed.")
     ] = False,
 ) -> None:
-    """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes what was stopped."""
+    """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes a stopped run."""
     from sigmma_sc.benchmark import run
 
     command = f"sigmma-sc benchmark {config} --out {out}"
@@ -244,7 +247,7 @@ def encoders() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours are a sentence, not a traceback."""
+    """Entry point: errors of sigmma-sc are printed without a traceback."""
     try:
         app()
     except SigmmaError as error:
@@ -270,28 +273,28 @@ def _by_region(values: list[str]) -> str | dict[str, str]:
 
 
 def _options(arguments: list[str]) -> dict[str, Any]:
-    """Options of the method from NAME=VALUE; those that are on or off as booleans."""
+    """Options of the method from NAME=VALUE; flags as booleans."""
     from sigmma_sc.config import FLAGS
 
-    words = _words("--set", arguments)
-    for name in words.keys() & set(FLAGS):
-        if words[name].lower() not in BOOLEANS:
-            raise SetupError(f"--set {name}={words[name]} must be one of {', '.join(BOOLEANS)}.")
-    return {name: BOOLEANS[text.lower()] if name in FLAGS else _value(text) for name, text in words.items()}
+    given = _texts("--set", arguments)
+    for name in given.keys() & set(FLAGS):
+        if given[name].lower() not in BOOLEANS:
+            raise SetupError(f"--set {name}={given[name]} must be one of {', '.join(BOOLEANS)}.")
+    return {name: BOOLEANS[text.lower()] if name in FLAGS else _value(text) for name, text in given.items()}
 
 
-def _pairs(option: str, arguments: list[str]) -> dict[str, Any]:
+def _pairs(option: str, arguments: list[str]) -> dict[str, Value]:
     """Values by name from NAME=VALUE."""
-    return {name: _value(text) for name, text in _words(option, arguments).items()}
+    return {name: _value(text) for name, text in _texts(option, arguments).items()}
 
 
-def _words(option: str, arguments: list[str]) -> dict[str, str]:
+def _texts(option: str, arguments: list[str]) -> dict[str, str]:
     if wrong := [argument for argument in arguments if "=" not in argument]:
-        raise SetupError(f"{option} {wrong[0]} must read NAME=VALUE.")
+        raise SetupError(f"{option} {wrong[0]} must have the form NAME=VALUE.")
     return dict(argument.split("=", 1) for argument in arguments)
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> Value:
     """A number, numbers separated by commas, true or false, or the text itself."""
     if "," in text:
         return tuple(_value(part) for part in text.split(","))

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options of several commands."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,17 +16,17 @@ System = Annotated[
 ]
 TableName = Annotated[str, typer.Option("--table", help="Name of the table of cells.")]
 Microns = Annotated[
-    float | None, typer.Option(help="µm per H&E pixel at full resolution, if the transforms cannot say.")
+    float | None, typer.Option(help="µm per H&E pixel at full resolution, if the transforms do not determine it.")
 ]
 TileSize = Annotated[float, typer.Option(help="Side of a tile in µm; spots 200 µm apart need about 800.")]
-Features = Annotated[str | None, typer.Option(help="Key of obsm with cell embeddings; PCA of the counts without it.")]
+Features = Annotated[str | None, typer.Option(help="Key of obsm with cell embeddings; by default PCA of the counts.")]
 Sample = Annotated[str | None, typer.Option(help="Column of obs that names donor or section.")]
-Encoder = Annotated[str, typer.Option(help="Image encoder: a name of 'sigmma-sc encoders', or of a timm model.")]
+Encoder = Annotated[str, typer.Option(help="Image encoder: a name from 'sigmma-sc encoders', or of a timm model.")]
 ModelEncoder = Annotated[
     str | None,
     typer.Option(
         "--encoder",
-        help="The image encoder it was trained with, named as for 'train'; without it, the one it names itself.",
+        help="Image encoder of the training, named as for 'train'; by default the one that the model stores.",
     ),
 ]
 Weights = Annotated[
@@ -48,8 +48,8 @@ Cache = Annotated[
 ]
 Checkpoints = Annotated[
     Path | None,
-    typer.Option("--checkpoints", help="Folder that keeps the state of training; the same command takes up from it."),
+    typer.Option("--checkpoints", help="Folder that keeps the state of training; the same command resumes from it."),
 ]
 HeOnly = Annotated[
-    bool, typer.Option("--he-only", help="Look at the image alone; --microns-per-pixel is needed, --table is not read.")
+    bool, typer.Option("--he-only", help="Read the image alone; --microns-per-pixel is needed, --table is not read.")
 ]

@@ -1,8 +1,8 @@
-"""What a run leaves behind: a folder of results, and tables on the terminal."""
+"""Results of a run: a folder of files, and tables on the terminal."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
@@ -14,16 +14,19 @@ from sigmma_sc.errors import ExistsError, SetupError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from anndata import AnnData
     from spatialdata import SpatialData
 
+    from sigmma_sc.model import SIGMMA
+
 RESULTS = ("model", "retrieval.csv", "history.csv", "niches*.png", "cells.zarr", "tiles.zarr", "expression.h5ad")
-"""What a folder of results holds."""
+"""Patterns of the names in a folder of results."""
 
 console = Console()
 
 
 def require_free(out: Path, overwrite: bool) -> None:
-    """Refuse, before any work, a folder that holds something else or may not be replaced."""
+    """Raise :class:`ExistsError` for a folder that holds other files or must not be replaced."""
     if not out.exists():
         return
     if not overwrite:
@@ -36,31 +39,31 @@ def require_free(out: Path, overwrite: bool) -> None:
         )
 
 
-def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
-    """Embed, cluster, draw, score and write, all or nothing.
+def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
+    """Embed, cluster, plot, score and write; after an error nothing is written.
 
     Parameters
     ----------
     model
         A trained model.
     sdata
-        What it embeds.
+        Object to embed.
     out
-        Folder of results.
+        Folder of results, which is replaced.
     truth
         Columns of ``obs`` to compare the niches with.
     whole
-        Write the images too.
+        Whether to write the images too.
     """
     from sigmma_sc import tl
-    from sigmma_sc.tissue.setup import get_table, stored_setup
+    from sigmma_sc.tissue.setup import common_setup, get_table
 
     model.write_embeddings(sdata, overwrite=True)
-    adata = get_table(sdata, stored_setup(sdata))
-    scales = model.module.embedded
-    if scales:  # gene vectors in the place of the cell graph embed no cells
+    adata = get_table(sdata, common_setup(sdata))
+    scales = model.embedder.towers.embedded
+    if scales:  # pseudobulk instead of the cell graph embeds no cells
         tl.niches(adata, scales)
-    # Of a slide it was not trained on, every tile is a test tile.
+    # All tiles of a slide that the model was not trained on are test tiles.
     tests = any((roles == "test").any() for roles in model.data.roles.by_slide.values())
     split = "test" if tests else "all"
     recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
@@ -77,8 +80,8 @@ def finish(model: Any, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (
     _print_written(out)
 
 
-def finish_he_only(model: Any, sdata: SpatialData, out: Path) -> None:
-    """Embed the tiles of images alone, predict their expression and write, all or nothing."""
+def finish_he_only(model: SIGMMA, sdata: SpatialData, out: Path) -> None:
+    """Embed the tiles of images alone, predict their expression and write; after an error nothing is written."""
     model.write_embeddings(sdata, overwrite=True)
     try:
         expression = model.predict_expression(sdata)
@@ -94,7 +97,7 @@ def finish_he_only(model: Any, sdata: SpatialData, out: Path) -> None:
 
 
 def _without_images(sdata: SpatialData) -> SpatialData:
-    """The user has the images already."""
+    """The object without its images, which the user has already."""
     return sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
 
 
@@ -102,7 +105,7 @@ def _print_written(out: Path) -> None:
     console.print(f"Written to [bold]{out}[/bold]: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
-def _draw(adata: Any, scales: tuple[str, ...], truth: tuple[str, ...], folder: Path) -> None:
+def _draw(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...], folder: Path) -> None:
     """A map of niches for every region."""
     from sigmma_sc import pl
 
@@ -114,7 +117,7 @@ def _draw(adata: Any, scales: tuple[str, ...], truth: tuple[str, ...], folder: P
         pl.niches(adata[part.index], scales, reference=truth, save=folder / name)
 
 
-def _agreement(adata: Any, scales: tuple[str, ...], truth: tuple[str, ...]) -> pd.DataFrame:
+def _agreement(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...]) -> pd.DataFrame:
     from sigmma_sc.metrics.niches import niche_agreement
 
     rows = [

@@ -18,9 +18,10 @@ NICHES = {  # factors on nuclear area, haematoxylin and length/width; fibres and
     "exocrine_acinar": (1.00, 1.00, 1.00, 0.15, 0.03),
     "exocrine_inflamed": (1.20, 0.82, 1.00, 0.55, 0.01),
 }
-"""In the order 2 · compartment + (0 its usual neighbourhood, 1 its patches)."""
-GLAND, ACINAR = 1, 4  # the niches made of rosettes
-NEIGHBORHOOD_OF = np.array([0, 1, 0, 2, 1, 2])  # each occurs in two compartments, so neither tells the other
+"""In the order 2 · compartment + (0 for its usual neighbourhood, 1 for its patches)."""
+GLAND = 1  # GLAND and ACINAR are the niches of rosettes
+ACINAR = 4
+NEIGHBORHOOD_OF = np.array([0, 1, 0, 2, 1, 2])  # each occurs in two compartments, so one does not determine the other
 TYPES = {
     # nucleus: area µm², length/width, haematoxylin, pale centre, clumped chromatin, nucleolus
     # cell body: area (nuclei), eosin, haematoxylin, paleness of its border
@@ -68,7 +69,7 @@ def thin(xy: np.ndarray, spacing: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are in a section: compartments, round patches in them, the run of the fibres; lengths in µm."""
+    """Plan of a section: compartments, round patches in them, direction of the fibres; lengths in µm."""
 
     side: float
     compartments: np.ndarray
@@ -88,7 +89,7 @@ class Layout:
         noise = [texture(rng, (scale / 8,) * 2, size) for scale in (14, 70, 70, 25)]
         tilt = rng.uniform(0, np.pi)
         turn = np.array([[np.cos(tilt), -np.sin(tilt)], [np.sin(tilt), np.cos(tilt)]])
-        # One patch far away keeps every look-up defined on sections too small for any.
+        # One patch far away, so that look-ups are defined on sections too small for any.
         bare = cls(side, fields, noise, turn, np.full((1, 2), -1e6), np.ones(1), np.zeros(1, int))
         place = MARGIN + rng.uniform(0, side, (int(1.15 * (side / PATCH) ** 2) + 1, 2))
         place = spread(place, np.full(len(place), PATCH + 2), 20)
@@ -96,8 +97,8 @@ class Layout:
         niche = bare.locate(place)[0]
         niche += rng.random(len(place)) < np.array([0.65, 0.60, 0.42])[niche // 2]
         is_patch = NEIGHBORHOOD_OF[niche] != 0  # the diffuse neighbourhood has none
-        place, niche = np.r_[bare.centre, place[is_patch]], np.r_[0, niche[is_patch]]
-        return cls(side, fields, noise, turn, place, rng.uniform(20, 24.5, len(place)), niche)
+        centre = np.r_[bare.centre, place[is_patch]]
+        return cls(side, fields, noise, turn, centre, rng.uniform(20, 24.5, len(centre)), np.r_[0, niche[is_patch]])
 
     @property
     def ring(self) -> np.ndarray:
@@ -113,7 +114,7 @@ class Layout:
         return map_coordinates(field, points.T[::-1] / 8, order=1, mode="nearest")
 
     def wobble(self, points: np.ndarray) -> np.ndarray:
-        """Factor by which distances to a patch deviate, for patches are not quite round."""
+        """Factor on distances to a patch, because patches are not quite round."""
         return 1 + 0.10 * self._read(self.noise[0], points)
 
     def locate(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -170,14 +171,14 @@ def paint_nuclei(
     nucleolus = rng.normal(0, 0.22, (2, len(major)))
     columns = (cells.orientation - turn, major, major / cells.aspect, lobes, *nucleolus, *cells.look.T)
     table = np.stack(columns).astype(np.float32)[:, :, None, None]
-    # Nuclei of similar extent share one stamp size: small ones do not pay for the large ones.
+    # Nuclei of similar extent share one stamp size, so that small ones do not get large stamps.
     for idx in np.array_split(np.argsort(major, kind="stable"), -(-len(major) // 512)):
         half = int(1.15 * major[idx].max()) + 3
         pixel = np.floor(centre[idx]).astype(int)[:, :, None] + np.arange(-half, half + 1)
         dx, dy = (pixel + 0.5 - centre[idx, :, None]).astype(np.float32).transpose(1, 0, 2)
-        # Each nucleus reads the chromatin texture from a place of its own.
-        own = (pixel + 37 * idx[:, None, None] * np.array([[1], [3]])) % len(chromatin)
-        grain = chromatin[own[:, 1, :, None], own[:, 0, None, :]]
+        # Each nucleus reads the chromatin texture from a different place.
+        place = (pixel + 37 * idx[:, None, None] * np.array([[1], [3]])) % len(chromatin)
+        grain = chromatin[place[:, 1, :, None], place[:, 0, None, :]]
         stamp = _stamp(dx[:, None, :], dy[:, :, None], grain, table[:, idx])
         on = (pixel >= 0) & (pixel < np.array(canvas.shape)[::-1, None])
         on = on[:, 1, :, None] & on[:, 0, None, :] & (stamp > 0.01)
@@ -198,19 +199,22 @@ def _stamp(dx: np.ndarray, dy: np.ndarray, grain: np.ndarray, table: np.ndarray)
 
 
 def slow_fields(layout: Layout, cells: Cells, tree: cKDTree, um: np.ndarray) -> np.ndarray:
-    """Evaluate what varies slowly, ``(7, rows, columns)``, at nodes ``um`` ``(rows, columns, 2)``.
+    """Evaluate the slowly varying fields, ``(7, rows, columns)``, at nodes ``um`` ``(rows, columns, 2)``.
 
     Eosin and haematoxylin of the ground, fibres, distance into a lumen, depth in the section, two fibre coordinates.
     """
     points = um.reshape(-1, 2)
     niche, site, reach = layout.locate(points)
-    (distance, second), nearest = (v.T for v in tree.query(points, k=2))
-    pink, blue, border = np.array(list(TYPES.values()))[cells.cell_type[nearest[0]], 7:].T
+    distances, neighbours = tree.query(points, k=2)
+    distance, second = distances.T
+    nearest = neighbours[:, 0]
+    pink, blue, border = np.array(list(TYPES.values()))[cells.cell_type[nearest], 7:].T
     fibres, haze = np.array(list(NICHES.values()))[niche, 3:].T
-    # A cell body ends some µm from its nucleus; what lies beyond is matrix.
-    cover = np.clip((cells.radius[nearest[0]] * 1.3 - distance) / 2.5, 0, 1) * (1 - 0.75 * fibres)
+    # A cell body ends some µm from its nucleus; beyond it is matrix.
+    cover = np.clip((cells.radius[nearest] * 1.3 - distance) / 2.5, 0, 1) * (1 - 0.75 * fibres)
     border = border * np.exp(-(((second - distance) / 1.6) ** 2)) * cover
-    ring, lumen = layout.ring[site], layout.lumen[site]
+    ring = layout.ring[site]
+    lumen = layout.lumen[site]
     # Acini: zymogen towards the lumen is pink, the cytoplasm below the nuclei blue.
     height = np.where(ring & (niche == ACINAR), (reach - lumen) / (layout.radius[site] - lumen), 2)
     apical = np.where(height < 1, 1.3 - 2 * height, 0).clip(-1, 1)
@@ -226,7 +230,8 @@ def enlarge(nodes: np.ndarray, step: int) -> np.ndarray:
     """Linear interpolation of ``(k, rows, columns)`` nodes at the centres of ``step`` px between neighbours."""
     t = (np.arange(step, dtype=np.float32)[:, None] + 0.5) / step
     for _ in range(2):
-        low, rise = nodes[:, :-1, None], np.diff(nodes, axis=1)[:, :, None]
+        low = nodes[:, :-1, None]
+        rise = np.diff(nodes, axis=1)[:, :, None]
         nodes = (low + rise * t).reshape(len(nodes), -1, nodes.shape[2]).swapaxes(1, 2)
     return nodes
 
@@ -244,8 +249,9 @@ def paint_ground(field: np.ndarray, grain: np.ndarray, bundles: np.ndarray) -> n
 
 
 def expose(rng: np.random.Generator, ground: np.ndarray, nuclei: np.ndarray, stains: np.ndarray) -> np.ndarray:
-    """Beer-Lambert: stain amounts ``(2, rows, columns)`` and nuclei to RGB ``(3, rows, columns)`` uint8."""
-    haematoxylin, eosin = ground[0] + nuclei, ground[1] * (1 - 0.55 * np.minimum(nuclei, 1))
+    """RGB ``(3, rows, columns)`` uint8 from stain amounts ``(2, rows, columns)`` and nuclei, by Beer-Lambert."""
+    haematoxylin = ground[0] + nuclei
+    eosin = ground[1] * (1 - 0.55 * np.minimum(nuclei, 1))
     grit = 1.5 * rng.standard_normal(nuclei.shape, dtype=np.float32)
     light = [245 * np.exp(-(h * haematoxylin + e * eosin)) + grit for h, e in stains.astype(np.float32).T]
     return np.clip(light, 0, 255).astype(np.uint8)
@@ -253,11 +259,13 @@ def expose(rng: np.random.Generator, ground: np.ndarray, nuclei: np.ndarray, sta
 
 def image_frame(side: float, mpp: float, angle: float) -> tuple[np.ndarray, tuple[int, int]]:
     """Affine ``(3, 3)`` from H&E px to µm, and the height and width in px that hold the section and its margin."""
-    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    cos = np.cos(np.radians(angle))
+    sin = np.sin(np.radians(angle))
     linear = mpp * np.array([[cos, -sin], [sin, cos]])
     corners = (side + 2 * MARGIN) * np.array([[0, 0], [0, 1], [1, 0], [1, 1]]) @ np.linalg.inv(linear).T
     affine = np.eye(3)
-    affine[:2, :2], affine[:2, 2] = linear, linear @ corners.min(0)
+    affine[:2, :2] = linear
+    affine[:2, 2] = linear @ corners.min(0)
     width, height = np.ceil(np.ptp(corners, axis=0)).astype(int)
     return affine, (int(height), int(width))
 
@@ -270,12 +278,14 @@ def render_he(
     ``affine`` ``(3, 3)`` maps image px (x, y, 1) to µm, a rotation and a scale; ``stains`` is as :data:`STAINS`.
     """
     rng = np.random.default_rng(seed)
-    mpp, turn = np.hypot(affine[0, 0], affine[1, 0]), np.arctan2(affine[1, 0], affine[0, 0])
+    mpp = np.hypot(affine[0, 0], affine[1, 0])
+    turn = np.arctan2(affine[1, 0], affine[0, 0])
     nuclei = np.zeros(shape, np.float32)
     paint_nuclei(rng, cells, (cells.xy - affine[:2, 2]) @ np.linalg.inv(affine[:2, :2]).T, turn, mpp, nuclei)
     bundles = 0.8 * texture(rng, (2.2, 40)) + 0.5 * texture(rng, (7, 70))
     grain = 0.75 * texture(rng, (0.9 / mpp,) * 2, TILE) + 0.65 * texture(rng, (5 / mpp,) * 2, TILE)
-    tree, step = cKDTree(cells.xy), max(1, round(NODE / mpp))
+    tree = cKDTree(cells.xy)
+    step = max(1, round(NODE / mpp))
     node = np.stack(np.meshgrid(*[step * np.arange(-(-TILE // step) + 1)] * 2), -1)
     image = np.empty((3, *shape), np.uint8)
     for corner in np.ndindex(-(-shape[0] // TILE), -(-shape[1] // TILE)):

@@ -1,4 +1,4 @@
-"""Simulated Xenium sections with H&E: every scale has a pattern of its own, and the truth is known."""
+"""Simulated Xenium sections with H&E: every scale has a distinct pattern, and the truth is known."""
 
 from __future__ import annotations
 
@@ -33,8 +33,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-TYPE_NAMES, NICHE_NAMES, PAIRS = tuple(TYPES), tuple(NICHES), ("none", "single", "contact")
-T_CELL, MACROPHAGE = TYPE_NAMES.index("T cell"), TYPE_NAMES.index("macrophage")
+TYPE_NAMES = tuple(TYPES)
+NICHE_NAMES = tuple(NICHES)
+PAIRS = ("none", "single", "contact")
+T_CELL = TYPE_NAMES.index("T cell")
+MACROPHAGE = TYPE_NAMES.index("macrophage")
 PER_TILE = 85  # cells in 128 µm × 128 µm, on average
 DENSITY = np.array([0.0056, 0.0, 0.0036, 0.0120, 0.0042, 0.0100])  # relative, of the cells outside rosettes, per niche
 MIXTURE = np.array(  # rows as NICHES, then the interstitium between acini; columns as TYPES
@@ -72,7 +75,7 @@ GENES = {
     "response": "IFNG GZMB",
     "housekeeping": "ACTB GAPDH B2M EEF1A1 RPLP0 RPS18 TUBA1B PGK1 HPRT1 UBC PPIA YWHAZ SDHA TBP HSP90AB1 EIF4A2",
 }
-"""Panel of 120 genes: markers of the types, what niches and compartments add, what a contact adds, the rest."""
+"""Panel of 120 genes: markers of types, of niches, of compartments and of contacts, and housekeeping genes."""
 GENE_NAMES = " ".join(GENES.values()).split()
 
 
@@ -88,9 +91,11 @@ def place_cells(rng: np.random.Generator, layout: Layout, n_cells: int) -> tuple
     arm = np.stack([np.cos(spoke), np.sin(spoke)], -1) * (height[owner] + rng.normal(0, 1, len(owner)))[:, None]
     middle = layout.centre[rings[owner]]
     ring_xy = middle + arm / layout.wobble(middle + arm)[:, None]
-    # On small sections the rosettes alone could hold more cells than were asked for.
+    # On small sections the rosettes alone could hold more cells than requested.
     kept = rng.permutation(len(ring_xy))[: int(0.8 * n_cells)]
-    ring_xy, spoke, n_free = ring_xy[kept], spoke[kept], n_cells - len(kept)
+    ring_xy = ring_xy[kept]
+    spoke = spoke[kept]
+    n_free = n_cells - len(kept)
 
     tries = MARGIN + rng.uniform(0, layout.side, (12 * n_cells, 2))
     niche, site, reach = layout.locate(tries)
@@ -108,14 +113,16 @@ def assign_types(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Type and pair state ``(n,)`` of each cell.
 
-    Macrophages are seeds far from one another. Half of the seeds get a T cell as nearest neighbour (contact), the
-    others stay alone; a macrophage that another T cell came near goes back to being a resident cell.
+    Macrophages are seeds far from one another. Half of the seeds get a T cell as nearest neighbour (contact), the others
+    stay alone. A macrophage with another T cell nearby becomes a resident cell again.
     """
     mixture = MIXTURE.cumsum(1)[np.where((niche == ACINAR) & ~in_ring, len(NICHES), niche), :-1]
     resident = (rng.random(len(xy))[:, None] > mixture).sum(1)
     quiet = rng.permutation(np.flatnonzero(NEIGHBORHOODS.index("lymphoid") != NEIGHBORHOOD_OF[niche]))
     seeds = quiet[thin(xy[quiet], 34.0)]
-    distance, nearest = (column[:, 1] for column in cKDTree(xy).query(xy[seeds], k=2))
+    distances, neighbours = cKDTree(xy).query(xy[seeds], k=2)
+    distance = distances[:, 1]
+    nearest = neighbours[:, 1]
     role = rng.choice(["contact", "macrophage", "T cell"], len(seeds), p=[0.5, 0.3, 0.2])
     role[(role == "contact") & (distance > 14)] = "macrophage"
     mate = np.full(len(xy), -1)
@@ -124,7 +131,8 @@ def assign_types(
     cell_type[seeds] = np.where(role == "T cell", T_CELL, MACROPHAGE)
     cell_type[mate[mate >= 0]] = T_CELL
 
-    macrophages, t_cells = (np.flatnonzero(cell_type == t) for t in (MACROPHAGE, T_CELL))
+    macrophages = np.flatnonzero(cell_type == MACROPHAGE)
+    t_cells = np.flatnonzero(cell_type == T_CELL)
     near = cKDTree(xy[t_cells]).query_ball_point(xy[macrophages], 20.0)
     lost = [m for m, around in zip(macrophages, near, strict=True) if set(t_cells[around]) - {mate[m]}]
     cell_type[lost] = resident[lost]
@@ -135,11 +143,12 @@ def assign_types(
 
 
 def grow_cells(rng: np.random.Generator, layout: Layout, n_cells: int) -> Cells:
-    """Place cells, give each a type, and let type, niche, contact and chance shape its nucleus."""
+    """Place cells and draw their types; type, niche, contact and chance determine their nuclei."""
     xy, spoke = place_cells(rng, layout, n_cells)
     niche = layout.locate(xy)[0]
     cell_type, pair = assign_types(rng, xy, niche, ~np.isnan(spoke))
-    kind, place = np.array(list(TYPES.values()))[cell_type], np.array(list(NICHES.values()))[niche]
+    kind = np.array(list(TYPES.values()))[cell_type]
+    place = np.array(list(NICHES.values()))[niche]
     swollen = np.where(pair == PAIRS.index("contact"), 1.25, 1.0)
     activity = rng.normal(size=n_cells)
     chance = np.exp(rng.normal(0, [0.14, 0.12, 0.08, 0.10], (n_cells, 4)))
@@ -168,7 +177,7 @@ def count_transcripts(
 
     by_type = 0.06 * strength + raised(["housekeeping"], 1.2) + raised(TYPE_NAMES, 3.0)
     by_place = raised(NICHE_NAMES, 2.0) + np.repeat(raised([f"compartment_{c}" for c in COMPARTMENTS], 1.0), 2, axis=0)
-    # Immune cells take up less of what a place imposes than the cells that make it.
+    # The place affects immune cells less than other cells.
     susceptible = np.array([1.0, 1.0, 1.0, 1.0, 0.7, 0.4, 0.4, 0.8])[cells.cell_type, None]
     mean = by_type[cells.cell_type] * tuning[cells.niche] + susceptible * by_place[cells.niche]
     contact = cells.pair == PAIRS.index("contact")
@@ -192,15 +201,16 @@ def _table(regions: list[str], slides: list[Cells], counts: list[np.ndarray]) ->
     from spatialdata.models import TableModel
 
     def column(codes: np.ndarray, names: Iterable[str]) -> pd.Categorical:
-        # Plain objects throughout: the older anndata cannot write again what pandas 3 makes of strings.
+        # Plain objects throughout, because older anndata cannot write the strings of pandas 3.
         return pd.Categorical.from_codes(codes, pd.Index(names, dtype=object))
 
     def joined(attribute: str) -> np.ndarray:
         return np.concatenate([getattr(cells, attribute) for cells in slides])
 
-    niche, slide = joined("niche"), np.repeat(np.arange(len(slides)), [len(cells.xy) for cells in slides])
+    niche = joined("niche")
+    slide = np.repeat(np.arange(len(slides)), [len(cells.xy) for cells in slides])
     names = pd.Index(np.concatenate([cell_names(s, c) for s, c in enumerate(slides, 1)]), dtype=object)
-    obs = {
+    columns = {
         "cell_id": pd.Series(names, index=names, dtype=object),
         "region": column(slide, regions),
         "slide": column(slide, [f"slide{s + 1}" for s in range(len(slides))]),
@@ -213,7 +223,8 @@ def _table(regions: list[str], slides: list[Cells], counts: list[np.ndarray]) ->
         "cell_area": np.pi * joined("radius") ** 2,
         "nucleus_area": joined("nucleus_area"),
     }
-    obs, var = pd.DataFrame(obs, index=names), pd.DataFrame(index=pd.Index(GENE_NAMES, dtype=object))
+    obs = pd.DataFrame(columns, index=names)
+    var = pd.DataFrame(index=pd.Index(GENE_NAMES, dtype=object))
     table = AnnData(csr_matrix(np.concatenate(counts)), obs=obs, var=var, obsm={"spatial": joined("xy")})
     return TableModel.parse(table, regions if len(regions) > 1 else regions[0], "region", "cell_id")
 
@@ -238,7 +249,7 @@ def _check(n_cells: int, n_slides: int, seed: int, microns_per_pixel: float, ang
     require_positive(microns_per_pixel, "microns_per_pixel")
     require_positive(pixel_size, "pixel_size")
     if not 0.1 <= microns_per_pixel <= 2:
-        raise SetupError(f"microns_per_pixel={microns_per_pixel!r} must lie between 0.1 and 2, to resolve nuclei.")
+        raise SetupError(f"microns_per_pixel={microns_per_pixel!r} must be between 0.1 and 2, to resolve nuclei.")
     if not isinstance(angle, numbers.Real) or isinstance(angle, bool) or not np.isfinite(angle):
         raise SetupError(f"angle={angle!r} must be a finite number of degrees.")
 
@@ -257,27 +268,36 @@ def simulate_tissue(
     Parameters
     ----------
     n_cells
-        Cells of each slide, at least 100; 5,000 cells cover about 1 mm × 1 mm.
+        Number of cells of each slide, at least 100; 5,000 cells cover about 1 mm × 1 mm.
     n_slides
-        Number of slides; each is a donor of its own, with a stain and an expression batch effect.
+        Number of slides; each is a different donor, with a stain and an expression batch effect.
     seed
-        The same seed gives the same images and counts; a slide does not depend on how many follow it.
+        Seed of images and counts; a slide does not depend on the number of slides after it.
     microns_per_pixel
-        µm per H&E pixel.
+        Size of an H&E pixel, µm, from 0.1 to 2.
     angle
         Rotation of the H&E image against the morphology image in degrees.
     pixel_size
-        µm per pixel of the morphology image, the unit of the coordinate system.
+        Size of a pixel of the morphology image, µm, which is the unit of the coordinate system.
 
     Returns
     -------
     ``images["he_image"]`` (multi-scale), ``shapes["cell_circles"]`` (µm) and ``tables["table"]`` (raw counts) in the
-    coordinate system ``"global"``. With several slides the names of images and shapes start with ``"slide1_"``, …,
+    coordinate system ``"global"``. If there are several slides, names of images and shapes start with ``"slide1_"``, …,
     the coordinate systems are ``"slide1"``, …, and one table annotates them all.
 
-    ``table.obs`` holds the truth: ``cell_type``; ``compartment`` (regions above 128 µm); ``neighborhood`` (patches
-    below 64 µm); ``niche`` (both together); and ``pair``: whether a macrophage or a T cell touches the other
-    (``"contact"``) or not (``"single"``); ``"none"`` for other types.
+    ``table.obs`` holds the truth: ``cell_type``, ``compartment`` (regions above 128 µm), ``neighborhood`` (patches below
+    64 µm) and ``niche`` (both together). ``pair`` is ``"contact"`` for a macrophage and a T cell that touch, ``"single"``
+    for other cells of these types, and ``"none"`` for other types.
+
+    Raises
+    ------
+    SetupError
+        An argument is out of range.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA : Set up the section and train on it.
 
     Examples
     --------
@@ -291,10 +311,15 @@ def simulate_tissue(
 
     _check(n_cells, n_slides, seed, microns_per_pixel, angle, pixel_size)
     shared, *seeds = np.random.SeedSequence(seed).spawn(1 + n_slides)
-    images, shapes, slides, counts = {}, {}, [], []
-    for slide, (for_tissue, for_counts, for_donor, for_image) in enumerate((s.spawn(4) for s in seeds), start=1):
+    images = {}
+    shapes = {}
+    slides = []
+    counts = []
+    for slide, slide_seed in enumerate(seeds, start=1):
+        for_tissue, for_counts, for_donor, for_image = slide_seed.spawn(4)
         prefix, space = (f"slide{slide}_", f"slide{slide}") if n_slides > 1 else ("", "global")
-        tissue, donor = np.random.default_rng(for_tissue), np.random.default_rng(for_donor)
+        tissue = np.random.default_rng(for_tissue)
+        donor = np.random.default_rng(for_donor)
         layout = Layout.draw(tissue, 128 * np.sqrt(n_cells / PER_TILE))
         cells = grow_cells(tissue, layout, n_cells)
         stains = STAINS * np.exp(donor.normal(0, 0.14, (2, 1)) + donor.normal(0, 0.07, (2, 3)))

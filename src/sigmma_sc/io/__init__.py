@@ -1,4 +1,4 @@
-"""Readers of slides that come as files, into SpatialData that ``SIGMMA.setup_spatialdata`` takes as it is."""
+"""Readers of files of slides into SpatialData for ``SIGMMA.setup_spatialdata``."""
 
 from sigmma_sc.io.hest import hest
 from sigmma_sc.io.xenium import xenium

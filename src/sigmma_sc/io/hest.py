@@ -19,54 +19,55 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from geopandas import GeoSeries
+    from pyarrow.dataset import Expression
     from spatialdata import SpatialData
 
 MIN_QV = 20
-"""Least quality of a transcript that counts, as in 10x Genomics' own cell-by-gene matrix."""
+"""Least quality of a transcript that is counted, as in the cell-by-gene matrix of 10x Genomics."""
 
 NOT_GENES = r"(?i)^(?:NegControl|BLANK|antisense|Unassigned|Deprecated|Intergenic|GenomicControl)"
-"""Names of control probes and unused codewords, of all versions of the instrument's software."""
+"""Pattern of the names of control probes and unused codewords, in all versions of the software."""
 
 NO_CELL = ("UNASSIGNED", "-1")
-"""What stands for "in no cell", in versions that name cells and in those that number them."""
+"""Cell of a transcript outside of cells, in versions that name cells and in those that number them."""
 
 UNIT = 0.1
-"""µm that one unit of ``"global"`` measures: cells in µm come to it by a scale above 1, which tells the pixel size."""
+"""µm per unit of ``"global"``: cells in µm then have a scale above 1, which determines the pixel size."""
 
 NAMING = 25
-"""Transcripts of a cell that vote on which unnamed polygon is the cell's."""
+"""Number of transcripts of a cell that vote for its polygon among unnamed ones."""
 
 
 def hest(folder: str | Path, sample_id: str) -> SpatialData:
-    """Read a Xenium sample of HEST-1k: its cells one by one, not the shipped bins of 100 µm.
+    """Read a Xenium sample of HEST-1k as single cells, instead of the bins of 100 µm in the data set.
 
-    The transcripts of each cell are counted (quality of at least 20, genes only), and a cell lies where its polygon
-    does: HEST has warped the polygons onto the H&E, so no transform has to be known.
+    The transcripts of each cell are counted (quality of at least 20, genes only). The position of a cell is that of its
+    polygon, which HEST has warped onto the H&E, so that no further transform is needed.
 
     Parameters
     ----------
     folder
-        Local copy of the data set. Read are ``wsis/<id>.tif``, ``metadata/<id>.json``,
-        ``transcripts/<id>_transcripts.parquet`` and ``xenium_seg/<id>_xenium_cell_seg.parquet`` or, without that,
+        Local copy of the data set, with ``wsis/<id>.tif``, ``metadata/<id>.json``,
+        ``transcripts/<id>_transcripts.parquet``, and ``xenium_seg/<id>_xenium_cell_seg.parquet`` or else
         ``xenium_seg/<id>_xenium_cell_seg.geojson.zip``.
     sample_id
-        Such as ``"TENX95"``.
+        Name of the sample, such as ``"TENX95"``.
 
     Returns
     -------
     ``images["he_image"]`` (multi-scale, lazy), ``shapes["cell_boundaries"]`` (µm along the axes of the H&E) and
     ``tables["table"]`` (raw counts; ``obs`` names cell, sample and patient), in a system ``"global"`` of 0.1 µm.
-    ``sdata.attrs["hest"]`` holds the sample's metadata. µm per pixel are ``pixel_size_um_estimated``, which HEST derives
-    from the registration and uses itself, or where that is absent ``pixel_size_um_embedded``.
+    ``sdata.attrs["hest"]`` holds the metadata of the sample. The µm per pixel are ``pixel_size_um_estimated``, which HEST
+    derives from the registration, or else ``pixel_size_um_embedded``.
 
     Raises
     ------
     MissingKeyError
         A file is missing; only Xenium samples have transcripts and cells.
     PixelSizeError
-        The metadata state no pixel size.
+        The metadata hold no pixel size.
     SetupError
-        The polygons are not those of the transcripts' cells.
+        The polygons and the transcripts are of different cells.
     MissingPackageError
         The extra ``io`` is not installed.
 
@@ -75,11 +76,15 @@ def hest(folder: str | Path, sample_id: str) -> SpatialData:
     CoverageWarning
         Some cells have transcripts but no polygon, and are left out.
 
+    See Also
+    --------
+    sigmma_sc.io.xenium : Read the output of a Xenium run.
+
     Notes
     -----
     The layout is that of the `data card <https://huggingface.co/datasets/MahmoodLab/hest>`__ and of the code that wrote
     it (mahmoodlab/HEST: ``utils.copy_processed``, ``readers.XeniumReader``, ``io.seg_readers``). The parquet of polygons
-    carries the names of the cells; the GeoJSON does not, so there a polygon is the cell whose transcripts lie in it, and
+    holds the names of the cells. The GeoJSON does not, so each polygon belongs to the cell with most transcripts in it, and
     cells without transcripts are left out. HEST-1k is licensed CC BY-NC-SA 4.0 (Jaume et al., NeurIPS 2024).
 
     Examples
@@ -120,12 +125,12 @@ def count_transcripts(path: Path) -> pd.DataFrame:
     Parameters
     ----------
     path
-        Parquet with a row a transcript: ``cell_id``, ``feature_name``, ``qv``, and ``is_gene`` of newer versions.
+        Parquet with a row for each transcript: ``cell_id``, ``feature_name``, ``qv``, and ``is_gene`` in newer versions.
 
     Returns
     -------
-    Columns ``cell_id`` and ``feature_name`` (categories of str, sorted) and ``n``; controls, unassigned and poor
-    transcripts are left out.
+    Data frame of ``cell_id`` and ``feature_name`` (categories of str, sorted) and their number ``n``. Controls,
+    unassigned transcripts and those of low quality are left out.
     """
     import pandas as pd
     import pyarrow.dataset as ds
@@ -145,7 +150,7 @@ def count_transcripts(path: Path) -> pd.DataFrame:
     table = plan.to_table()
     counts = pd.DataFrame({"n": table["n"].to_numpy()})
     for name in names:
-        # Each name is held once: as strings, they would take more room than all the counts.
+        # Each name is held once, because strings would need more memory than all the counts.
         codes = table[name].combine_chunks().dictionary_encode()
         categories = _text(pd.Series(codes.dictionary.to_pandas()))
         counts[name] = pd.Categorical.from_codes(codes.indices.to_numpy(), _plain(categories))
@@ -157,8 +162,8 @@ def _sorted(names: pd.Series) -> pd.Series:
     return names.cat.reorder_categories(sorted(names.cat.categories))
 
 
-def _good(columns: list[str], path: Path) -> Any:
-    """Condition on the rows of transcripts that count."""
+def _good(columns: list[str], path: Path) -> Expression:
+    """Condition for the rows of transcripts that are counted."""
     import pyarrow.dataset as ds
 
     missing = {"cell_id", "feature_name", "qv"} - set(columns)
@@ -175,8 +180,8 @@ def _text(names: pd.Series) -> pd.Series:
     return names.astype(str)
 
 
-def _plain(names: Any) -> pd.Index:
-    """Names as plain objects: the older anndata cannot write again what pandas 3 makes of strings."""
+def _plain(names: pd.Series | pd.Index | list[str]) -> pd.Index:
+    """Names as plain objects, because older anndata cannot write the strings of pandas 3."""
     import pandas as pd
 
     return pd.Index(np.asarray(names, dtype=object), dtype=object)
@@ -199,7 +204,7 @@ def _named_polygons(path: Path, transcripts: Path, counts: pd.DataFrame) -> GeoS
     lost = cells[polygons.index.get_indexer(cells) < 0]
     if len(lost) == len(cells):
         raise SetupError(
-            f"No cell of {transcripts} is in {path}: the cells are {', '.join(map(repr, cells[:3]))}, …, the polygons "
+            f"No cell of {transcripts} is in {path}. The cells are {', '.join(map(repr, cells[:3]))}, …, the polygons "
             f"{', '.join(map(repr, polygons.index[:3]))}, …. Download both files again: they are of different samples or versions."
         )
     if len(lost):
@@ -212,7 +217,7 @@ def _named_polygons(path: Path, transcripts: Path, counts: pd.DataFrame) -> GeoS
 
 
 def _read_geojson(path: Path) -> GeoSeries:
-    """Polygons of a zipped GeoJSON as QuPath takes it: few features, each of many polygons."""
+    """Polygons of a zipped GeoJSON as written for QuPath: few features, each of many polygons."""
     import geopandas
     from shapely.geometry import shape
 
@@ -226,7 +231,7 @@ def _read_geojson(path: Path) -> GeoSeries:
 
 
 def _vote(polygons: GeoSeries, path: Path) -> GeoSeries:
-    """Name each cell's polygon: the one that holds most of the cell's first transcripts."""
+    """Name the polygon of each cell: the one that holds most of the first transcripts of the cell."""
     import pyarrow.dataset as ds
     import shapely
 
@@ -248,10 +253,11 @@ def _table(counts: pd.DataFrame, cells: pd.Index, sample_id: str, metadata: dict
     from anndata import AnnData
     from scipy.sparse import csr_matrix
 
-    named, genes = counts.cell_id.cat, _plain(counts.feature_name.cat.categories)
+    named = counts.cell_id.cat
+    genes = _plain(counts.feature_name.cat.categories)
     row = cells.get_indexer(named.categories)[named.codes]
     kept = row >= 0
-    entries = counts.n.to_numpy(np.float32)[kept], (row[kept], counts.feature_name.cat.codes[kept])
+    entries = (counts.n.to_numpy(np.float32)[kept], (row[kept], counts.feature_name.cat.codes[kept]))
     obs = pd.DataFrame({"cell_id": cells}, index=cells, dtype=object)
     for column, value in {"region": "cell_boundaries", "sample": sample_id, "patient": metadata.get("patient")}.items():
         if value is not None:
@@ -260,7 +266,7 @@ def _table(counts: pd.DataFrame, cells: pd.Index, sample_id: str, metadata: dict
 
 
 def _required(folder: Path, name: str, technology: str = "Xenium", otherwise: str | None = None) -> Path:
-    """Path of a file, or of the same with another suffix."""
+    """Path of a file that exists, with its suffix or another one."""
     choices = [folder / name] + ([(folder / name).with_suffix(otherwise)] if otherwise else [])
     for path in choices:
         if path.is_file():
@@ -274,7 +280,7 @@ def _required(folder: Path, name: str, technology: str = "Xenium", otherwise: st
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """Metadata of a sample; what is not a number there is absent here, so that any JSON can hold it."""
+    """Metadata of a sample; NaN and infinities become ``None``, so that JSON can hold them."""
     metadata = json.loads(path.read_text(encoding="utf-8"))
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metadata.items()}
 
@@ -285,5 +291,5 @@ def _pixel_size(metadata: dict[str, Any], sample_id: str) -> float:
         if isinstance(value, (int, float)) and value > 0:
             return float(value)
     raise PixelSizeError(
-        f"metadata/{sample_id}.json states no pixel_size_um_estimated. Write the µm per pixel of the H&E there."
+        f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel of the H&E there."
     )

@@ -1,11 +1,11 @@
-"""TIFF pyramids as SpatialData images: every level lazy, nothing decoded before it is asked for."""
+"""TIFF pyramids as SpatialData images, with lazy levels."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,31 +16,32 @@ if TYPE_CHECKING:
 
     import dask.array as da
     import xarray as xr
+    import zarr
     from spatialdata.transformations import BaseTransformation
 
 BLOCK = 1024
-"""Side in px of the square whose area a dask chunk has at most, unless one stored tile is larger."""
+"""Side of a square, px, of the largest area of a dask chunk, unless one stored tile is larger."""
 
 
 def read_pyramid(path: Path, to_global: BaseTransformation) -> xr.DataTree:
-    """Open the first image of a TIFF, OME-TIFF or whole-slide TIFF with the pyramid levels that it stores.
+    """Open the first image of a TIFF, OME-TIFF or whole-slide TIFF with its stored pyramid levels.
 
     Parameters
     ----------
     path
-        RGB or RGBA, tiled or in strips, interleaved or one plane a channel.
+        File with an RGB or RGBA image, tiled or in strips, interleaved or with one plane a channel.
     to_global
-        Transform from its pixels to the coordinate system ``"global"``.
+        Transform from pixels of level 0 to the coordinate system ``"global"``.
 
     Returns
     -------
-    Multi-scale image ``(c, y, x)`` of lazy dask arrays. They name the file only, so workers in other processes read it
-    themselves.
+    Multi-scale image ``(c, y, x)`` of lazy dask arrays. They hold only the name of the file, so workers in other processes
+    can read it.
 
     Raises
     ------
     SetupError
-        The image has no 3 or 4 channels.
+        The image does not have 3 or 4 channels.
     """
     import tifffile
     from spatialdata.models import Image2DModel
@@ -73,10 +74,10 @@ def read_pyramid(path: Path, to_global: BaseTransformation) -> xr.DataTree:
 
 @dataclass(frozen=True)
 class _Level:
-    """One stored level as an array that reads what is indexed, and can be pickled."""
+    """One stored level as an array that reads the indexed part, and can be pickled."""
 
     path: str
-    modified: int  # so that a file that was replaced is no longer served from an open handle
+    modified: int  # so that a replaced file is not read from an open handle
     number: int
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -85,30 +86,30 @@ class _Level:
     def ndim(self) -> int:
         return len(self.shape)
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return _open(self.path, self.modified, self.number, os.getpid())[index]
+    def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+        return np.asarray(_open(self.path, self.modified, self.number, os.getpid())[index])
 
 
 @lru_cache(maxsize=64)
-def _open(path: str, modified: int, number: int, process: int) -> Any:
-    """Keep levels open, each process its own: a forked child would share its parent's position in the file."""
+def _open(path: str, modified: int, number: int, process: int) -> zarr.Array:
+    """Keep levels open for each process, because a forked child would share the file position of its parent."""
     import tifffile
     import zarr
 
-    return zarr.open(tifffile.imread(path, aszarr=True, series=0, level=number), mode="r")
+    return zarr.open_array(tifffile.imread(path, aszarr=True, series=0, level=number), mode="r")
 
 
 def _plane(level: _Level, axes: str) -> da.Array:
     """A level as ``(c, y, x)``, in chunks that hold whole stored tiles."""
     import dask.array as da
 
-    # Axes of length 1 (one focal plane, one time point) carry nothing.
+    # Axes of length 1 (one focal plane, one time point) are dropped.
     kept = [(axis, n) for axis, n in zip(axes, level.shape, strict=True) if axis in "YX" or n > 1]
     channel = [axis for axis, n in kept if axis not in "YX"]
     if len(channel) != 1 or dict(kept)[channel[0]] not in (3, 4):
         raise SetupError(
-            f"{level.path} holds an image of shape {level.shape} with axes {axes!r}. H&E must have red, green and blue: a "
-            "fluorescence image or a mask is no H&E."
+            f"{level.path} holds an image of shape {level.shape} with axes {axes!r}. H&E must have red, green and blue; a "
+            "fluorescence image or a mask is not H&E."
         )
     array = da.from_array(level, chunks=_chunks(level, axes), asarray=False, fancy=False)
     array = array[tuple(slice(None) if axis in "YX" or n > 1 else 0 for axis, n in zip(axes, level.shape, strict=True))]
@@ -118,7 +119,9 @@ def _plane(level: _Level, axes: str) -> da.Array:
 
 def _chunks(level: _Level, axes: str) -> tuple[int, ...]:
     """Whole stored tiles together, all channels, at most ``BLOCK``² px."""
-    stored = dict(zip(axes, _open(level.path, level.modified, level.number, os.getpid()).chunks, strict=True))
+    stored: dict[str, int] = dict(
+        zip(axes, _open(level.path, level.modified, level.number, os.getpid()).chunks, strict=True)
+    )
     wide = max(1, BLOCK // stored["X"]) * stored["X"]
     high = max(1, BLOCK**2 // wide // stored["Y"]) * stored["Y"]
     limit = {"X": wide, "Y": high}

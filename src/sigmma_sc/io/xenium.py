@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,35 +25,36 @@ LEFT_OUT = (
     "morphology_focus",
     "aligned_images",
 )
-"""What spatialdata-io would read too, and alignment does not need."""
+"""Elements that spatialdata-io reads by default, and alignment does not need."""
 
-IMAGE, ALIGNMENT = "*he_image.ome.tif", "*he_imagealignment.csv"
+IMAGE = "*he_image.ome.tif"
+ALIGNMENT = "*he_imagealignment.csv"
 
 
 def xenium(
     path: str | Path,
     he_image: str | Path | None = None,
     he_alignment: str | Path | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> SpatialData:
     """Read a Xenium output folder and the H&E of the same section.
 
-    Cells are read by :func:`spatialdata_io.xenium`, whatever version of the instrument's software wrote them. The H&E is
-    opened with the pyramid that its file stores, and nothing of it is decoded yet.
+    Cells are read by :func:`spatialdata_io.xenium`, from all versions of the software of the instrument. The H&E is lazy,
+    with the pyramid that its file stores.
 
     Parameters
     ----------
     path
         Folder with ``experiment.xenium``.
     he_image
-        H&E as (OME-)TIFF. By default the one ``*he_image.ome.tif`` of the folder.
+        H&E as (OME-)TIFF; by default the only ``*he_image.ome.tif`` of the folder.
     he_alignment
-        3 × 3 matrix from H&E pixels to pixels of the morphology image, as CSV. By default
-        ``<name of the H&E>alignment.csv`` beside the H&E or in the folder, or else the only ``*he_imagealignment.csv``
+        Matrix ``(3, 3)`` from H&E pixels to pixels of the morphology image, as CSV. By default
+        ``<name of the H&E>alignment.csv`` next to the H&E or in the folder, or else the only ``*he_imagealignment.csv``
         there.
     **kwargs
-        What else :func:`spatialdata_io.xenium` should read, such as ``transcripts=True``. With
-        ``cells_as_circles=False, cells_labels=True`` the table annotates the raster of cells instead of circles.
+        Further arguments of :func:`spatialdata_io.xenium`, such as ``transcripts=True``. If
+        ``cells_as_circles=False, cells_labels=True``, the table annotates the raster of cells instead of circles.
 
     Returns
     -------
@@ -63,14 +64,19 @@ def xenium(
     Raises
     ------
     SetupError
-        The folder is no Xenium output; there is no H&E, or several; the alignment is no affine matrix.
+        The folder is not a Xenium output, there is no H&E or several, or the alignment is not an affine matrix.
     MissingPackageError
         The extra ``io`` is not installed.
 
     Warns
     -----
     RegistrationWarning
-        There is no alignment: the H&E is laid on the morphology image pixel by pixel, which is rarely where it belongs.
+        There is no alignment, so that H&E and morphology image get the same pixels, which is rarely right.
+
+    See Also
+    --------
+    sigmma_sc.io.hest : Read a Xenium sample of HEST-1k.
+    sigmma_sc.pp.check_registration : Check the alignment.
 
     Notes
     -----
@@ -87,16 +93,16 @@ def xenium(
     if not (path / "experiment.xenium").is_file():
         raise SetupError(f"{path} has no file experiment.xenium. Pass the output folder of a Xenium run.")
     if "aligned_images" in kwargs:
-        raise SetupError("aligned_images is not passed on: the H&E is named by he_image=… and he_alignment=….")
+        raise SetupError("aligned_images is not supported. Pass the H&E as he_image=… and he_alignment=….")
     image = _find_image(path) if he_image is None else _existing(he_image, "he_image")
     alignment = _find_alignment(path, image) if he_alignment is None else _existing(he_alignment, "he_alignment")
     matrix = np.eye(3) if alignment is None else read_alignment(alignment)
     if alignment is None:
         warnings.warn(
-            f"No alignment was found for {image.name}: neither {_beside(image)} nor {ALIGNMENT} is beside it or in {path}. Its "
-            "pixels are taken for those of the morphology image, which is rarely true. 10x Genomics offers the file with "
-            "its data sets; for a slide of your own, align the H&E in Xenium Explorer and export the matrix. Pass it as "
-            "he_alignment=…, then look at sg.pp.check_registration(sdata).",
+            f"No alignment was found for {image.name}: neither {_beside(image)} nor {ALIGNMENT} is next to it or in {path}. "
+            "Its pixels are used as those of the morphology image, which is rarely right. Download the file with the data "
+            "set of 10x Genomics, or align the H&E in Xenium Explorer and export the matrix. Pass it as he_alignment=…, then "
+            "look at sg.pp.check_registration(sdata).",
             RegistrationWarning,
             stacklevel=2,
         )
@@ -116,13 +122,13 @@ def read_alignment(path: Path) -> NDArray[np.float64]:
     Raises
     ------
     SetupError
-        The file holds no such matrix, or it cannot be inverted.
+        The file does not hold such a matrix, or it cannot be inverted.
     """
     try:
         matrix = np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
     except ValueError as error:
         raise SetupError(
-            f"{path} is no matrix of numbers: {error}. Xenium Explorer exports two files; pass matrix.csv, not the keypoints."
+            f"{path} is not a matrix of numbers: {error}. Xenium Explorer exports two files; pass matrix.csv, not the keypoints."
         ) from error
     if matrix.shape != (3, 3) or not np.allclose(matrix[2], (0, 0, 1)):
         raise SetupError(f"{path} must hold a 3 × 3 affine matrix whose last row is 0,0,1; it holds {matrix.tolist()}.")
@@ -134,7 +140,7 @@ def read_alignment(path: Path) -> NDArray[np.float64]:
 def _existing(path: str | Path, what: str) -> Path:
     path = Path(path)
     if not path.is_file():
-        raise SetupError(f"{what}={str(path)!r} is no file.")
+        raise SetupError(f"{what}={str(path)!r} is not a file.")
     return path
 
 
@@ -142,7 +148,7 @@ def _find_image(folder: Path) -> Path:
     found = sorted(folder.glob(IMAGE))
     if not found:
         raise SetupError(
-            f"{folder} holds no {IMAGE}. Pass the H&E of the section as he_image=…; a Xenium run itself only makes "
+            f"{folder} holds no {IMAGE}. Pass the H&E of the section as he_image=…; a Xenium run only makes "
             "fluorescence images."
         )
     return _only(found, "he_image")
@@ -158,11 +164,15 @@ def _find_alignment(folder: Path, image: Path) -> Path | None:
     for place in places:
         if (place / _beside(image)).is_file():
             return place / _beside(image)
-    found = [file for place in places for file in sorted(place.glob(ALIGNMENT))]
+    found: list[Path] = []
+    for place in places:
+        found += sorted(place.glob(ALIGNMENT))
     return _only(found, "he_alignment") if found else None
 
 
 def _only(found: list[Path], what: str) -> Path:
     if len(found) > 1:
-        raise SetupError(f"There are {len(found)}: {', '.join(file.name for file in found)}. Choose one with {what}=….")
+        raise SetupError(
+            f"There are {len(found)} files: {', '.join(file.name for file in found)}. Choose one with {what}=…."
+        )
     return found[0]

@@ -1,6 +1,6 @@
-"""The numbers of the evaluation, from arrays alone: retrieval, expression, niches.
+"""Metrics of the evaluation, from arrays alone: retrieval, expression, niches.
 
-Each module is imported when it is first asked for, so that retrieval does not wait for scanpy.
+Each module is imported when one of its names is first used, so that retrieval does not import scanpy.
 """
 
 from importlib import import_module

@@ -1,20 +1,20 @@
 """Task 1: how well a linear probe on tile embeddings predicts expression (paper, section 6; HEST-1k's protocol).
 
-Whatever is fitted or chosen (genes, library size, scaler, PCA, penalty, gene means) sees the training tiles only.
-Features are standardised, then reduced by PCA; the two protocols differ in the target and the head:
+Genes, library size, scaler, PCA, penalty and gene means are fitted or chosen on the training tiles only. Features are
+standardised, then reduced by PCA. The two protocols differ in the target and the head:
 
 ``default``
-    log1p of counts scaled to the median total of the training tiles; ridge with an intercept, the penalty of each gene
-    chosen among :data:`ALPHAS` by leave-one-out error on the training tiles (closed form). The project's choice.
+    log1p of counts scaled to the median total of the training tiles; ridge with an intercept. The penalty of each gene is
+    chosen among :data:`ALPHAS` by leave-one-out error on the training tiles (closed form). This is our choice.
 ``hest``
-    HEST-1k's: log1p of raw pooled counts; ``Ridge(solver="lsqr", fit_intercept=False, max_iter=1000)`` with
-    alpha = 100 / (components × genes predicted). PCA features have mean 0, so without an intercept predictions average
-    0: the MSE contains the squared mean of the gene, and tells little beside that of the gene-mean predictor.
+    log1p of raw pooled counts; ``Ridge(solver="lsqr", fit_intercept=False, max_iter=1000)`` with
+    alpha = 100 / (components × genes predicted), as in HEST-1k. PCA features have mean 0, so without an intercept
+    predictions average 0. The MSE then contains the squared mean of the gene, so do not compare it with ``mse_gene_mean``.
 
 HEST is mahmoodlab/HEST (Jaume et al., NeurIPS 2024): the head in ``src/hest/bench/trainer.py``, scaler and PCA in
 ``src/hest/bench/benchmark.py``, the log in ``src/hest/bench/st_dataset.py``, genes by ``get_k_genes`` of
-``src/hest/utils.py``. HEST chooses its genes likewise, by scanpy on log1p of raw counts, but on training and test spots
-together, after dropping controls and genes seen in under 10 % of a sample's spots.
+``src/hest/utils.py``. HEST also chooses genes by scanpy on log1p of raw counts, but on training and test spots together.
+It first drops controls and genes found in under 10 % of the spots of a sample.
 """
 
 from collections.abc import Sequence
@@ -35,10 +35,10 @@ from sigmma_sc._checks import require_choice, require_positive
 from sigmma_sc.errors import SetupError
 
 ALPHAS = np.logspace(-2, 6, 17)
-"""Ridge penalties that the default protocol chooses among."""
+"""Ridge penalties of the default protocol."""
 
 CONSTANT = 1e-12
-"""A range below this share of the largest value is rounding: the values are constant and have no correlation."""
+"""Values with a range below this share of the largest value are constant, and have no correlation."""
 
 Counts: TypeAlias = ArrayLike | sparse.sparray | sparse.spmatrix
 
@@ -61,28 +61,39 @@ def expression_probe(
     Parameters
     ----------
     train_x, test_x
-        ``(n, d)`` and ``(m, d)`` tile embeddings.
+        Tile embeddings, ``(n, d)`` and ``(m, d)``.
     train_counts, test_counts
-        ``(n, g)`` and ``(m, g)`` raw counts summed over the cells of each tile, dense or sparse.
+        Raw counts summed over the cells of each tile, ``(n, g)`` and ``(m, g)``, dense or sparse.
     genes
-        The ``g`` gene names, all different.
+        Names of the ``g`` genes, all different.
     protocol
-        ``"default"`` or ``"hest"``, see the top of this module.
+        ``"default"``: log1p of counts scaled to the median total, ridge with a penalty for each gene. ``"hest"``: log1p of
+        raw counts, ridge with the fixed penalty of HEST-1k.
     n_genes
-        Highly variable genes to predict, chosen on the training tiles' log expression by
+        Number of highly variable genes to predict, chosen on the log expression of the training tiles by
         :func:`scanpy.pp.highly_variable_genes` (flavor ``seurat``); fewer if fewer vary over the training tiles.
     n_components
-        Components of the PCA, at most; there are never more than ``min(d, n - 1)``.
+        Largest number of PCA components; there are never more than ``min(d, n - 1)``.
     groups
-        ``(m,)`` slide of each test tile, scored apart. None: all are one slide, named ``"all"``.
+        Slide of each test tile, ``(m,)``; slides are scored separately. ``None`` for one slide, named ``"all"``.
     seed
-        For the randomised solver of the PCA, used on large inputs.
+        Seed of the randomised solver of the PCA, which is used on large inputs.
 
     Returns
     -------
-    One row per slide and gene, indexed by gene in the order given: ``slide``; ``pcc``, Pearson across the slide's
-    test tiles, NaN if the gene or its prediction is constant there (a single tile always is); ``mse``;
-    ``mse_gene_mean``, the error of predicting the gene's training mean; ``n_train`` and ``n_test`` tiles.
+    One row per slide and gene, indexed by gene in the order given. ``pcc`` is the Pearson correlation across the test tiles
+    of ``slide``, NaN if the gene or its prediction is constant there. ``mse`` is the error of the prediction,
+    ``mse_gene_mean`` that of the training mean of the gene. ``n_train`` and ``n_test`` count the tiles.
+
+    Raises
+    ------
+    SetupError
+        Shapes do not match, counts are not raw, an embedding is not finite, or no gene varies.
+
+    See Also
+    --------
+    sigmma_sc.metrics.summarise_expression : Means of this table over genes.
+    sigmma_sc.metrics.expression_targets : Genes and log expression that are predicted.
 
     Examples
     --------
@@ -96,7 +107,8 @@ def expression_probe(
     DOWN  0.99  0.00           0.07
     """
     require_positive(n_components, "n_components")
-    x, x_test = _features(train_x, "train_x"), _features(test_x, "test_x")
+    x = _features(train_x, "train_x")
+    x_test = _features(test_x, "test_x")
     chosen, y, y_test = expression_targets(train_counts, test_counts, genes, protocol=protocol, n_genes=n_genes)
     if (len(x), len(x_test)) != (len(y), len(y_test)):
         raise SetupError(
@@ -128,9 +140,13 @@ def expression_targets(
     Returns
     -------
     genes
-        Those chosen, in the order given.
+        Names of the chosen genes, in the order given.
     train, test
-        ``(n, n_genes)`` and ``(m, n_genes)``.
+        Log expression, ``(n, n_genes)`` and ``(m, n_genes)``.
+
+    See Also
+    --------
+    sigmma_sc.metrics.expression_probe : Prediction of these targets.
 
     Examples
     --------
@@ -141,11 +157,13 @@ def expression_targets(
     """
     require_choice(protocol, ("default", "hest"), "protocol")
     require_positive(n_genes, "n_genes")
-    counts, counts_test = _counts(train_counts, "train_counts"), _counts(test_counts, "test_counts")
+    counts = _counts(train_counts, "train_counts")
+    counts_test = _counts(test_counts, "test_counts")
     names = pd.Index(genes, name="gene")
     _check_counts(counts, counts_test, names)
     library = median_total(counts) if protocol == "default" else None
-    log, log_test = log_expression(counts, library), log_expression(counts_test, library)
+    log = log_expression(counts, library)
+    log_test = log_expression(counts_test, library)
     chosen = _variable_genes(log, int(n_genes))
     return names[chosen], log[:, chosen].toarray(), log_test[:, chosen].toarray()
 
@@ -153,8 +171,8 @@ def expression_targets(
 def fit_probe(x: NDArray, y: NDArray, protocol: str = "default", *, n_components: int = 256, seed: int = 0) -> Pipeline:
     """Fit scaler, PCA and ridge of one protocol to features ``(n, d)`` and log expression ``(n, g)``.
 
-    See :func:`expression_probe` for the arguments. A gene's prediction does not depend on what others are fitted with it,
-    but for ``"hest"``, whose penalty is divided by their number.
+    See :func:`expression_probe` for the arguments. A gene's prediction does not depend on the other genes, except for
+    ``"hest"``, where the penalty depends on their number.
     """
     components = min(n_components, x.shape[1], len(x) - 1)
     probe = make_pipeline(StandardScaler(), PCA(components, random_state=seed), _head(protocol, components, y.shape[1]))
@@ -168,14 +186,18 @@ def summarise_expression(table: pd.DataFrame) -> dict[str, float]:
     Parameters
     ----------
     table
-        One row per slide and gene. A gene's slides are averaged first, so that the SD is between genes; for one summary
-        a slide, ``{slide: summarise_expression(rows) for slide, rows in table.groupby("slide")}``.
+        One row per slide and gene. The slides of a gene are averaged first, so that the SD is between genes. For one
+        summary a slide, use ``{slide: summarise_expression(rows) for slide, rows in table.groupby("slide")}``.
 
     Returns
     -------
-    ``pcc``, ``mse`` and ``mse_gene_mean``, each with ``_sd`` (of the population, ``ddof=0``, as HEST reports it);
-    ``n_genes``, ``n_slides`` and ``n_undefined``, the rows whose correlation is undefined. Those are left out
-    of ``pcc``, not counted as 0: a number of them above 0 belongs beside the mean.
+    Means ``pcc``, ``mse`` and ``mse_gene_mean``, each with its SD ``_sd`` (``ddof=0``, as HEST reports it). ``n_genes`` and
+    ``n_slides`` count genes and slides. ``n_undefined`` counts the rows without a correlation, which are left out of
+    ``pcc``; report it with the mean if it is above 0.
+
+    See Also
+    --------
+    sigmma_sc.metrics.expression_probe : The table of scores.
 
     Examples
     --------
@@ -187,8 +209,12 @@ def summarise_expression(table: pd.DataFrame) -> dict[str, float]:
     """
     scores = ["pcc", "mse", "mse_gene_mean"]
     per_gene = table.groupby(level=0, sort=False)[scores].mean()
-    mean, sd = per_gene.mean(), per_gene.std(ddof=0)
-    summary = {key: float(x[name]) for name in scores for key, x in ((name, mean), (f"{name}_sd", sd))}
+    mean = per_gene.mean()
+    sd = per_gene.std(ddof=0)
+    summary = {}
+    for name in scores:
+        summary[name] = float(mean[name])
+        summary[f"{name}_sd"] = float(sd[name])
     counts = {"n_genes": len(per_gene), "n_slides": table["slide"].nunique(), "n_undefined": table["pcc"].isna().sum()}
     return summary | {key: int(n) for key, n in counts.items()}
 
@@ -199,13 +225,14 @@ def _head(protocol: str, components: int, n_genes: int) -> Ridge | RidgeCV:
         alpha = 100 / (components * n_genes)
         # HEST passes random_state too; lsqr draws nothing.
         return Ridge(alpha=alpha, solver="lsqr", fit_intercept=False, max_iter=1000, random_state=0)
-    # A penalty for each gene: one for all would be chosen by the genes of largest variance.
+    # A penalty for each gene: a common one would depend mostly on the genes of largest variance.
     return RidgeCV(ALPHAS, alpha_per_target=n_genes > 1)
 
 
 def _variable_genes(logs: sparse.csr_array, n_genes: int) -> NDArray[np.intp]:
     """Columns of the most variable genes, ascending; genes that do not vary are out."""
-    low, high = (getattr(logs, end)(axis=0).toarray().ravel() for end in ("min", "max"))
+    low = logs.min(axis=0).toarray().ravel()
+    high = logs.max(axis=0).toarray().ravel()
     varying = np.flatnonzero(high - low > CONSTANT * high)
     if len(varying) == 0:
         raise SetupError(f"None of the {len(high)} genes varies over the training tiles: check train_counts.")
@@ -214,7 +241,7 @@ def _variable_genes(logs: sparse.csr_array, n_genes: int) -> NDArray[np.intp]:
     found = sc.pp.highly_variable_genes(
         ad.AnnData(sparse.csr_matrix(logs[:, varying])), n_top_genes=n_genes, flavor="seurat", inplace=False
     )
-    # By rank and not by scanpy's own column, which holds more than n_genes when dispersions tie.
+    # By rank, because scanpy's column highly_variable holds more than n_genes when dispersions tie.
     dispersion = found["dispersions_norm"].fillna(-np.inf).to_numpy()
     return np.sort(varying[np.argsort(-dispersion, kind="stable")[:n_genes]])
 
@@ -249,7 +276,8 @@ def _score_slides(
         )
     tables = []
     for i, slide in enumerate(names):
-        y, p = target[codes == i], predicted[codes == i]
+        y = target[codes == i]
+        p = predicted[codes == i]
         scores = {
             "slide": slide,
             "pcc": pearson(y, p),
@@ -267,7 +295,8 @@ def pearson(a: NDArray, b: NDArray) -> NDArray[np.float64]:
     defined = np.ones(a.shape[1], dtype=bool)
     for x in (a, b):
         defined &= np.ptp(x, axis=0) > CONSTANT * np.abs(x).max(axis=0)
-    u, v = (x[:, defined] - x[:, defined].mean(axis=0) for x in (a, b))
+    u = a[:, defined] - a[:, defined].mean(axis=0)
+    v = b[:, defined] - b[:, defined].mean(axis=0)
     result = np.full(len(defined), np.nan)
     result[defined] = (u * v).sum(axis=0) / (np.linalg.norm(u, axis=0) * np.linalg.norm(v, axis=0))
     return np.clip(result, -1, 1)

@@ -1,4 +1,4 @@
-"""Fig. 4 in numbers: do clusters of cells agree with known niches, and do they form regions of tissue."""
+"""Agreement of clusters of cells with known niches, and their spatial contiguity (paper, Fig. 4)."""
 
 import numpy as np
 import pandas as pd
@@ -15,15 +15,24 @@ def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]
     Parameters
     ----------
     labels
-        ``(n,)`` clusters, e.g. Leiden on one scale's embeddings.
+        Cluster of each cell, ``(n,)``, e.g. from Leiden on the embeddings of one scale.
     reference
-        ``(n,)`` known niches. Cells without a value in either (NaN, None, NA) are dropped.
+        Known niche of each cell, ``(n,)``. Cells without a value in either (NaN, None, NA) are dropped.
 
     Returns
     -------
-    ``ari``, the adjusted Rand index (1 the same, 0 expected by chance) [Hubert and Arabie 1985]; ``nmi``, the mutual
-    information over the mean of the entropies (not adjusted: it grows with the number of clusters); ``n`` cells
-    compared and ``n_dropped``.
+    ``ari`` is the adjusted Rand index: 1 for equal partitions, 0 expected by chance [Hubert and Arabie 1985]. ``nmi`` is
+    the mutual information over the mean of the entropies; it is not adjusted and grows with the number of clusters. ``n``
+    and ``n_dropped`` count the cells compared and dropped.
+
+    Raises
+    ------
+    SetupError
+        The inputs have different lengths or indices, or fewer than two cells have both labels.
+
+    See Also
+    --------
+    sigmma_sc.metrics.spatial_contiguity : Whether clusters form regions of tissue.
 
     Examples
     --------
@@ -35,16 +44,16 @@ def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]
     """
     if isinstance(labels, pd.Series) and isinstance(reference, pd.Series) and not labels.index.equals(reference.index):
         raise SetupError("labels and reference have different indices; align them: reference.reindex(labels.index).")
-    a, b = _codes(labels), _codes(reference)
+    a = _codes(labels)
+    b = _codes(reference)
     if len(a) != len(b):
         raise SetupError(f"labels has {len(a)} rows and reference {len(b)}; both must name the same cells.")
     known = (a >= 0) & (b >= 0)
     if known.sum() < 2:
         raise SetupError(f"{known.sum()} of {len(a)} cells have both a label and a reference; at least 2 are needed.")
-    a, b = a[known], b[known]
     return {
-        "ari": float(adjusted_rand_score(b, a)),
-        "nmi": float(normalized_mutual_info_score(b, a)),
+        "ari": float(adjusted_rand_score(b[known], a[known])),
+        "nmi": float(normalized_mutual_info_score(b[known], a[known])),
         "n": int(known.sum()),
         "n_dropped": int((~known).sum()),
     }
@@ -56,15 +65,25 @@ def spatial_contiguity(labels: ArrayLike, adjacency: sparse.sparray | sparse.spm
     Parameters
     ----------
     labels
-        ``(n,)`` cluster of each cell; pairs with a cell of no label are dropped.
+        Cluster of each cell, ``(n,)``; pairs with an unlabelled cell are dropped.
     adjacency
-        ``(n, n)`` neighbours, e.g. ``obsp["spatial_connectivities"]``. A pair counts once, whether stored in one
-        direction or both; weights and self loops are ignored.
+        Neighbours of each cell, sparse ``(n, n)``, e.g. ``obsp["spatial_connectivities"]``. A pair counts once, whether
+        stored in one direction or both; weights and self loops are ignored.
 
     Returns
     -------
-    ``contiguity``; ``expected``, its exact mean over all permutations of the labels, Σ nₖ(nₖ-1) / n(n-1) on any graph;
-    ``n_pairs`` compared and ``n_dropped``. Few large clusters are contiguous by chance: show contiguity over expected.
+    ``contiguity`` is the share of pairs with equal labels. ``expected`` is its exact mean over all permutations of the
+    labels, Σ nₖ(nₖ-1) / n(n-1). ``n_pairs`` and ``n_dropped`` count the pairs compared and dropped. Few large clusters
+    are contiguous by chance, so compare contiguity with expected.
+
+    Raises
+    ------
+    SetupError
+        The adjacency is not sparse or has another shape, or no pair has two labels.
+
+    See Also
+    --------
+    sigmma_sc.metrics.niche_agreement : Agreement of clusters with known niches.
 
     Examples
     --------
@@ -100,27 +119,33 @@ def seam_ratio(
     adjacency: sparse.sparray | sparse.spmatrix,
     control: float = 0.125,
 ) -> dict[str, float]:
-    """How much farther apart neighbours are in embedding when the border of a tile runs between them.
+    """Embedding distance of neighbours across tile borders, relative to neighbours within tiles.
 
-    The control are neighbours with a line of the same grid, moved by a part of a tile, between them: such pairs are as far
-    apart in space. Cells embedded tile by tile show a ratio above 1, a seam; without seams it is 1.
+    Control pairs are neighbours across a line of the same grid moved by a part of a tile, so they are as far apart in
+    space. A ratio above 1 is a seam between tiles; without seams it is 1.
 
     Parameters
     ----------
     embedding
-        ``(n, d)``.
+        Embedding of each cell, ``(n, d)``.
     xy
-        ``(n, 2)`` positions, in the frame of the tiles and with the first tile's corner at 0.
+        Positions of the cells, ``(n, 2)``, along the axes of the tiles and with the corner of the first tile at 0.
     side
         Side of a tile, in the units of ``xy``.
     adjacency
-        ``(n, n)`` neighbours; a pair counts once.
+        Neighbours of each cell, sparse ``(n, n)``; a pair counts once.
     control
-        Offset of the control grid in tile sides; an eighth runs through the middle of the smallest blocks by default.
+        Offset of the control grid in tile sides; the default passes through the middle of the smallest blocks.
 
     Returns
     -------
-    ``ratio`` of mean distances, ``at_borders``, ``at_control``, and the number of pairs of each.
+    ``at_borders`` and ``at_control`` are the mean distances, ``ratio`` is the first over the second. ``n_borders`` and
+    ``n_control`` count the pairs.
+
+    Raises
+    ------
+    SetupError
+        The shapes do not match, or no neighbours are on two sides of a border or of a control line.
 
     Examples
     --------
@@ -130,24 +155,29 @@ def seam_ratio(
     >>> found["at_borders"], found["at_control"], found["ratio"]
     (2.0, 1.0, 2.0)
     """
-    z, xy = np.asarray(embedding, dtype=np.float64), np.asarray(xy, dtype=np.float64)
+    z = np.asarray(embedding, dtype=np.float64)
+    places = np.asarray(xy, dtype=np.float64)
     n = len(z)
-    if xy.shape != (n, 2) or adjacency.shape != (n, n):
+    if places.shape != (n, 2) or adjacency.shape != (n, n):
         raise SetupError(
-            f"embedding {z.shape}, xy {xy.shape} and adjacency {adjacency.shape} must name the same cells."
+            f"embedding {z.shape}, xy {places.shape} and adjacency {adjacency.shape} must name the same cells."
         )
     neighbours = sparse.csr_array(adjacency) != 0
     u, v = sparse.triu(neighbours + neighbours.T, k=1).nonzero()
     distance = np.linalg.norm(z[u] - z[v], axis=1)
     known = np.isfinite(distance)
-    borders, lines = (
-        known & (np.floor(xy[u] / side - offset) != np.floor(xy[v] / side - offset)).any(axis=1)
-        for offset in (0.0, control)
-    )
-    borders, lines = borders & ~lines, lines & ~borders
+
+    def crossed(offset: float) -> NDArray[np.bool_]:
+        return known & (np.floor(places[u] / side - offset) != np.floor(places[v] / side - offset)).any(axis=1)
+
+    tile = crossed(0.0)
+    line = crossed(control)
+    borders = tile & ~line
+    lines = line & ~tile
     if not borders.any() or not lines.any():
-        raise SetupError(f"No neighbours stand across a border of tiles of side {side!r}. Check its units.")
-    at_borders, at_control = float(distance[borders].mean()), float(distance[lines].mean())
+        raise SetupError(f"No neighbours are across a border of tiles of side {side!r}. Check its units.")
+    at_borders = float(distance[borders].mean())
+    at_control = float(distance[lines].mean())
     return {
         "ratio": at_borders / at_control,
         "at_borders": at_borders,

@@ -1,4 +1,4 @@
-"""Task 2: does an image tile find its transcriptome among the slide's tiles, and the reverse (paper, section 6)."""
+"""Task 2: cross-modal retrieval among the tiles of a slide, in both directions (paper, section 6)."""
 
 import math
 import warnings
@@ -14,37 +14,41 @@ from sigmma_sc.errors import SetupError, SplitWarning
 TIE = 1e-9
 """Cosine similarities closer than this are a tie.
 
-BLAS rounds a dot product differently in blocks of different shape, by at most about ``d`` · 2.2e-16 on unit vectors
-(1e-12 at d = 4096), so equal candidates rarely compare equal bit by bit. This choice lies far above that error, and
-far below what float32 embeddings can tell apart (about 1e-7).
+BLAS rounds a dot product differently in blocks of different shape, so equal candidates rarely compare equal. The error is
+about ``d`` · 2.2e-16 on unit vectors, 1e-12 at d = 4096. The resolution of float32 embeddings is about 1e-7.
 """
 
 PERCENTS = (5, 10, 15)
-"""The paper's p of Recall@p%."""
+"""Percentages p of Recall@p% in the paper."""
 
 
 def partner_ranks(query: ArrayLike, candidates: ArrayLike, chunk: int = 2048) -> NDArray[np.int64]:
-    """Rank of every query's true partner, the candidate of the same row, by cosine similarity.
+    """Rank of the true partner of every query, the candidate of the same row, by cosine similarity.
 
     Parameters
     ----------
     query
-        ``(n, d)`` embeddings that ask.
+        Embeddings of the queries, ``(n, d)``.
     candidates
-        ``(n, d)`` embeddings that are ranked; row ``i`` is the partner of query ``i``.
+        Embeddings to rank, ``(n, d)``; row ``i`` is the partner of query ``i``.
     chunk
-        Rows compared at a time: memory holds ``chunk × chunk`` similarities, never ``n × n``. The ranks do not
+        Number of rows compared at a time: memory holds ``chunk × chunk`` similarities, never ``n × n``. The ranks do not
         depend on it.
 
     Returns
     -------
-    ``(n,)`` ranks, 1 the best and ``n`` the worst: one more than the number of *other* candidates at least as
-    similar as the partner. A tie, see :data:`TIE`, thus counts against the query, and a collapsed model scores last.
+    Ranks ``(n,)`` from 1, the best, to ``n``: one more than the number of *other* candidates at least as similar as the
+    partner. Similarities within 1e-9 tie, and a tie counts against the query, so a collapsed model ranks last.
 
     Raises
     ------
     SetupError
-        If the shapes differ or a row has no direction (all zero, or not finite).
+        The shapes differ, or a row has no direction (all zero, or not finite).
+
+    See Also
+    --------
+    sigmma_sc.metrics.recall_at_percent : Recall from these ranks.
+    sigmma_sc.metrics.retrieval_table : Recall at every scale and in both directions.
 
     Examples
     --------
@@ -62,15 +66,24 @@ def recall_at_percent(ranks: ArrayLike, n: int, percents: Sequence[float] = PERC
     Parameters
     ----------
     ranks
-        ``(q,)`` ranks from 1 to ``n``, see :func:`partner_ranks`.
+        Ranks ``(q,)`` from 1 to ``n``, see :func:`partner_ranks`.
     n
         Number of candidates.
     percents
-        Each p, above 0 and at most 100.
+        Percentages p, each above 0 and at most 100.
 
     Returns
     -------
-    For each p the share of ranks ≤ ceil(p·n/100). The rounding is the project's choice, the paper does not say.
+    Share of ranks ≤ ceil(p·n/100) for each p. The paper does not give the rounding; ceil is our choice.
+
+    Raises
+    ------
+    SetupError
+        There are no ranks, or a rank or percentage is out of range.
+
+    See Also
+    --------
+    sigmma_sc.metrics.partner_ranks : Ranks of partners.
 
     Examples
     --------
@@ -80,12 +93,12 @@ def recall_at_percent(ranks: ArrayLike, n: int, percents: Sequence[float] = PERC
     given = np.asarray(ranks)
     if given.size == 0 or given.min() < 1 or given.max() > n:
         span = f"{given.min()} … {given.max()}" if given.size else "none"
-        raise SetupError(f"ranks ({span}) must lie between 1 and n={n}; n is the number of candidates ranked.")
+        raise SetupError(f"ranks ({span}) must be between 1 and n={n}; n is the number of candidates ranked.")
     return {p: float(np.mean(within_percent(given, n, p))) for p in percents}
 
 
 def within_percent(ranks: NDArray[np.int64], n: int, percent: float) -> NDArray[np.bool_]:
-    """Which of some ranks from 1 to ``n`` lie within the best ``percent`` of ``n`` candidates."""
+    """Which of some ranks from 1 to ``n`` are within the best ``percent`` of ``n`` candidates."""
     return ranks <= _cutoff(percent, n)
 
 
@@ -107,19 +120,35 @@ def retrieval_table(
     Parameters
     ----------
     image, transcriptome
-        For each scale the ``(n, d)`` tile embeddings; row ``i`` is the same tile in all of them. ``d`` may differ
-        between scales.
+        Tile embeddings ``(n, d)`` by scale; row ``i`` is the same tile in all of them. ``d`` may differ between scales.
     slide
-        ``(n,)`` slide of each tile. Candidates never come from another slide: telling slides apart is too easy.
-    percents, chunk
-        See :func:`recall_at_percent` and :func:`partner_ranks`.
+        Slide of each tile, ``(n,)``. Candidates are from the same slide, because tiles of other slides are too easy.
+    percents
+        Percentages p of Recall@p%, see :func:`recall_at_percent`.
+    chunk
+        Number of rows compared at a time, see :func:`partner_ranks`.
 
     Returns
     -------
-    One row per slide × direction × scale, in the given order. The scale ``all``, present when there are several, is
-    the concatenation of the L2-normalised scales, so that each weighs the same. Columns: ``slide``, ``direction``,
-    ``scale``, ``recall@p%``, ``median_rank``, ``pool`` (candidates) and ``chance@p%``, which is what a random order
-    scores on average, ceil(p·n/100)/n: above p % in small pools. Slides of one tile are left out with a warning.
+    One row per slide × direction × scale, in the given order. If there are several scales, ``all`` is the concatenation
+    of the L2-normalised scales, so that each has equal weight. Columns: ``slide``, ``direction``, ``scale``,
+    ``recall@p%``, ``median_rank``, ``pool`` (number of candidates) and ``chance@p%``. The last is the mean recall of a
+    random order, ceil(p·n/100)/n, above p % in small pools.
+
+    Raises
+    ------
+    SetupError
+        The scales or shapes do not match, a row has no direction, or no slide has two tiles.
+
+    Warns
+    -----
+    SplitWarning
+        Slides of one tile are left out.
+
+    See Also
+    --------
+    sigmma_sc.metrics.tile_ranks : The ranks that this table summarises.
+    sigmma_sc.metrics.partner_ranks : Ranks for one pair of embeddings.
 
     Examples
     --------
@@ -137,17 +166,17 @@ def retrieval_table(
         pool = len(tiles)
         chance = {f"chance@{p:g}%": chance_level(p, pool) for p in percents}
         for (direction, scale), all_ranks in ranks.items():
-            own = all_ranks[tiles]
-            recall = {f"recall@{p:g}%": r for p, r in recall_at_percent(own, pool, percents).items()}
+            pooled = all_ranks[tiles]
+            recall = {f"recall@{p:g}%": r for p, r in recall_at_percent(pooled, pool, percents).items()}
             row = {"slide": name, "direction": direction, "scale": scale}
-            rows.append(row | recall | {"median_rank": float(np.median(own)), "pool": pool} | chance)
+            rows.append(row | recall | {"median_rank": float(np.median(pooled)), "pool": pool} | chance)
     return pd.DataFrame(rows)
 
 
 def tile_ranks(
     image: Mapping[str, ArrayLike], transcriptome: Mapping[str, ArrayLike], slide: ArrayLike, *, chunk: int = 2048
 ) -> tuple[dict[tuple[str, str], NDArray[np.int64]], list[tuple[object, NDArray[np.intp]]]]:
-    """Rank of every tile's partner among the tiles of its slide, of which :func:`retrieval_table` is the summary.
+    """Rank of the partner of every tile among the tiles of its slide, at every scale and in both directions.
 
     Parameters
     ----------
@@ -157,9 +186,13 @@ def tile_ranks(
     Returns
     -------
     ranks
-        ``(n,)`` for each direction and scale; 0 for the tile of a slide that has no other.
+        Ranks ``(n,)`` by direction and scale; 0 for the only tile of a slide.
     slides
-        Name and tiles of each slide that has two or more: the pools.
+        Name and tiles of each slide with two tiles or more.
+
+    See Also
+    --------
+    sigmma_sc.metrics.retrieval_table : Summary of these ranks.
 
     Examples
     --------
@@ -172,7 +205,7 @@ def tile_ranks(
     if set(image) != set(transcriptome):
         raise SetupError(f"image has scales {list(image)}, transcriptome {list(transcriptome)}: give both the same.")
     images = _all_scales(image, "image")
-    # In the image's order: "all" lays the scales side by side.
+    # In the order of image, because "all" concatenates the scales.
     transcriptomes = _all_scales({scale: transcriptome[scale] for scale in image}, "transcriptome")
     slides = _slides(slide, {len(x) for x in (*images.values(), *transcriptomes.values())})
     ranks = {}
@@ -214,14 +247,14 @@ def _unit_rows(x: ArrayLike, what: str) -> NDArray[np.float64]:
     if len(bad):
         raise SetupError(
             f"{len(bad)} of {len(rows)} rows of {what} are all zero or not finite (first: row {bad[0]}), so they have "
-            "no cosine similarity. Drop these tiles from both modalities, or mend the model that made them."
+            "no cosine similarity. Drop these tiles from both modalities, or correct the model."
         )
     rows = rows / largest  # first, so that the squares neither overflow nor vanish
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _all_scales(embeddings: Mapping[str, ArrayLike], what: str) -> dict[str, NDArray[np.float64]]:
-    """Make unit rows of every scale and, if there are several, of ``all`` of them side by side."""
+    """Unit rows of every scale and, if there are several, of ``all``, their concatenation."""
     scales = {scale: _unit_rows(x, f"{what}[{scale!r}]") for scale, x in embeddings.items()}
     sizes = {scale: len(x) for scale, x in scales.items()}
     if len(set(sizes.values())) != 1:

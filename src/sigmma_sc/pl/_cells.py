@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pandas as pd
 
-# Paul Tol's muted scheme, distinguishable under the common colour-vision deficiencies; scanpy's palettes beyond ten.
+# Paul Tol's muted scheme, distinguishable with common colour-vision deficiencies; beyond ten, palettes of scanpy.
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")
 MISSING = "#DDDDDD"
 

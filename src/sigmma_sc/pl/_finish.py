@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def finish(figure: Figure, show: bool | None, save: str | Path | None, own: bool = True) -> None:
-    """Save and show a figure as asked: one that is neither saved nor drawn into axes of the user's (``own``) is shown."""
+    """Save and show a figure; by default show it if it is not saved and has no axes of the user (``own``)."""
     import matplotlib.pyplot as plt
 
     if save is not None:

@@ -1,4 +1,4 @@
-"""Tiles beside the attention of each head (paper, Fig. 3)."""
+"""Tiles and the attention of each head (paper, Fig. 3)."""
 
 from __future__ import annotations
 
@@ -34,26 +34,28 @@ def attention(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> Figure:
-    """Show tiles and, beside each, the attention of the class token to its patches, one panel a head.
+    """Show tiles and the attention of the class token to their patches, one panel a head.
 
-    Maps are multiples of even attention: at 1 a patch gets what it would if all patches of the tile were looked at alike. All
-    maps of a tile share a colour scale, which ends at their 99th percentile. The heads shown are those that differ most
-    from even attention, by the entropy of their maps in ``maps``; the choice is the same for all rows.
+    Maps are multiples of even attention, which is 1 everywhere. All maps of a tile share a colour scale, which ends at their
+    99th percentile. The heads shown differ most from even attention, by the entropy of their maps in ``maps``. They are
+    the same for all rows.
 
     Parameters
     ----------
     maps
-        Of :meth:`sigmma_sc.SIGMMA.get_attention`.
+        Result of :meth:`sigmma_sc.SIGMMA.get_attention`.
     before
-        The same tiles with ``when="before"``: each tile gets a second row above its first.
+        Result for the same tiles with ``when="before"``, shown in a second row above that of the tile.
     n_heads
-        Most heads to show.
-    sdata, outlines
-        Object, and shapes in it to outline, such as ``"nucleus_boundaries"``.
+        Largest number of heads to show.
+    sdata
+        Object that holds the shapes to outline.
+    outlines
+        Name of these shapes, such as ``"nucleus_boundaries"``.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
@@ -65,6 +67,10 @@ def attention(
         ``before`` holds other tiles or heads, or only one of ``sdata`` and ``outlines`` is given.
     MissingKeyError
         The object has no such shapes.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA.get_attention : Compute the maps.
 
     Examples
     --------
@@ -83,14 +89,15 @@ def attention(
     if before is not None and (
         before["tile"].values.tolist() != maps["tile"].values.tolist() or before.sizes["head"] != maps.sizes["head"]
     ):
-        raise SetupError("before holds other tiles or heads than maps. Ask get_attention for the same tiles.")
-    if (sdata is None) != (outlines is None):
-        raise SetupError("Outlines need both sdata and outlines, the name of its shapes.")
-    if outlines is not None:
+        raise SetupError("before holds other tiles or heads than maps. Call get_attention with the same tiles.")
+    if sdata is not None and outlines is not None:
         require_key(outlines, sdata.shapes, "outlines")
-    heads = _telling_heads(maps, int(n_heads))
+    elif sdata is not None or outlines is not None:
+        raise SetupError("Outlines need both sdata and outlines, the name of its shapes.")
+    heads = _uneven_heads(maps, int(n_heads))
     stages = [("", maps)] if before is None else [("before", before), ("after", maps)]
-    n_rows, n_cols = maps.sizes["tile"] * len(stages), 1 + len(heads)
+    n_rows = maps.sizes["tile"] * len(stages)
+    n_cols = 1 + len(heads)
     figure, axes = plt.subplots(
         n_rows,
         n_cols + 1,  # the last for colour bars
@@ -115,8 +122,8 @@ def attention(
     return figure
 
 
-def _telling_heads(maps: Dataset, n_heads: int) -> list[int]:
-    """Heads of the lowest mean entropy over tiles, in their own order."""
+def _uneven_heads(maps: Dataset, n_heads: int) -> list[int]:
+    """Heads of the lowest mean entropy over tiles, ascending."""
     ratios = _ratios(maps["attention"].values)
     excess = (ratios * np.log(np.maximum(ratios, 1e-30))).mean((-2, -1)).mean(0)
     return sorted(np.argsort(-excess, kind="stable")[:n_heads].tolist())
@@ -133,7 +140,7 @@ def _image(ax: Axes, one: Dataset, word: str, rings: list[NDArray[np.float64]]) 
     for ring in rings:
         ax.plot(*ring.T, color=OUTLINE, lw=0.6)
     name = str(one["tile"].values)
-    # Longer, it would run into the next row.
+    # A longer name would overlap the next row.
     short = name if len(name) <= 18 else f"…{name[-17:]}"
     ax.set_ylabel(f"{short}\n{word}" if word else short, fontsize=8)
     ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[])
@@ -153,12 +160,15 @@ def _rings(sdata: SpatialData, outlines: str, one: Dataset) -> list[NDArray[np.f
     """Outer rings of the shapes that meet a tile, in µm from its corner."""
     from shapely import box
 
-    system, image_key = str(one["coordinate_system"].values), str(one["image_key"].values)
+    system = str(one["coordinate_system"].values)
+    image_key = str(one["image_key"].values)
     shapes = sdata.shapes[outlines]
-    require_key(image_key, sdata.images, "image of the tiles", "Pass the object that the maps were made on.")
+    require_key(image_key, sdata.images, "image of the tiles", "Pass the object of the maps.")
     to_image = np.linalg.inv(affine_to(sdata.images[image_key], system, f"image {image_key!r}"))
     matrix = to_image @ affine_to(shapes, system, f"shapes {outlines!r}")
-    x, y, side = (float(one[name]) for name in ("x0", "y0", "side"))
+    x = float(one["x0"])
+    y = float(one["y0"])
+    side = float(one["side"])
     corners = apply_affine(np.linalg.inv(matrix), np.array(box(x, y, x + side, y + side).exterior.coords))
     circles = "radius" in shapes
     reach = shapes["radius"].max() if circles else 0.0

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: each method's mean with its interval."""
+"""Figures of a benchmark: the mean of each method with its interval."""
 
 from __future__ import annotations
 
@@ -36,20 +36,26 @@ def benchmark(
     intervals
         Rows of one data set and split of the ``intervals.csv`` that :func:`sigmma_sc.benchmark.run` writes.
     metrics
-        Metrics to draw, and how to call them.
+        Names of the metrics to draw, and their labels in the figure.
     title
-        Over the panels.
-    show, save
-        As in scanpy.
+        Title of the figure.
+    show
+        Whether to show the figure; by default if it is not saved.
+    save
+        File to write the figure to.
 
     Returns
     -------
-    One Axes a metric.
+    Axes of each metric.
 
     Raises
     ------
     SetupError
-        Rows of several data sets or splits, or none.
+        There are rows of several data sets or splits, or no rows.
+
+    See Also
+    --------
+    sigmma_sc.benchmark.run : Compute the intervals.
 
     Examples
     --------
@@ -73,17 +79,17 @@ def benchmark(
     size = (4.2 * len(metrics), 1.2 + 0.32 * len(methods))
     figure, axes = plt.subplots(1, len(metrics), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for ax, (metric, name) in zip(axes[0], metrics.items(), strict=True):
-        own = intervals[intervals.metric == metric].set_index("method")
+        scores = intervals[intervals.metric == metric].set_index("method")
         for row, method in enumerate(methods):
-            if method not in own.index:
+            if method not in scores.index:
                 continue
-            # The first method is what the others are compared with; blue and grey stay apart for every eye.
+            # The other methods are compared with the first; blue and grey differ with any colour vision.
             colour = "#0072B2" if row == 0 else "#4d4d4d"
-            value, low, high = own.loc[method, ["value", "low", "high"]]
+            value, low, high = scores.loc[method, ["value", "low", "high"]]
             ax.plot([low, high], [row, row], color=colour, lw=2, solid_capstyle="butt")
             ax.plot(value, row, "o", color=colour, ms=6)
-        if methods[0] in own.index:
-            ax.axvline(own.value[methods[0]], color="#0072B2", lw=0.8, ls=":")
+        if methods[0] in scores.index:
+            ax.axvline(scores.value[methods[0]], color="#0072B2", lw=0.8, ls=":")
         ax.set_xlabel(name, fontsize=10)
         ax.grid(axis="x", color="#dddddd", lw=0.6)
         ax.spines[["top", "right", "left"]].set_visible(False)

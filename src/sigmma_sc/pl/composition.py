@@ -1,4 +1,4 @@
-"""What niches are made of (paper, Fig. 4b)."""
+"""Composition of niches (paper, Fig. 4b)."""
 
 from __future__ import annotations
 
@@ -38,17 +38,27 @@ def composition(
     groupby
         Column of ``obs`` with cell types or other labels.
     scales
-        Scales to show.
+        Names of the scales to show.
     key
-        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+        Prefix of the columns of niches, ``key_added`` of :func:`sigmma_sc.tl.niches`.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
-    One Axes a scale.
+    Axes of each scale.
+
+    Raises
+    ------
+    MissingKeyError
+        The table has no such column, or no niches of a scale.
+
+    See Also
+    --------
+    sigmma_sc.tl.niches : Compute the niches.
+    sigmma_sc.pl.niches : Map of the niches.
 
     Examples
     --------
@@ -58,21 +68,20 @@ def composition(
     """
     import matplotlib.pyplot as plt
 
-    require_key(groupby, adata.obs, "column", "It names the cells' types.")
+    require_key(groupby, adata.obs, "column", "Name a column of cell types.")
     for scale in scales:
         require_key(f"{key}_{scale}", adata.obs, "column", "Call sg.tl.niches(adata) first.")
     counts = [pd.crosstab(adata.obs[f"{key}_{scale}"], adata.obs[groupby]) for scale in scales]
     shares = [table.div(table.sum(axis=1), axis=0) for table in counts]
     top = max(share.to_numpy().max() for share in shares)
     n_types = max(share.shape[1] for share in shares)
-    # Many types make wide panels, which then stand one below the other.
+    # Panels of many types are wide, and are stacked.
     stacked = n_types > 12
     shape = (len(scales), 1) if stacked else (1, len(scales))
     heights = [0.3 * len(share) + 1.0 for share in shares]
     size = ((1.6 + 0.34 * n_types) * shape[1] + 0.8, 0.8 + (sum(heights) if stacked else max(heights)))
     ratios = {"height_ratios": heights} if stacked else {}
     figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
-    image = None
     for ax, scale, share, table in zip(axes.flat, scales, shares, counts, strict=True):
         image = ax.imshow(share, vmin=0, vmax=top, cmap="cividis", aspect="auto")
         ax.set_xticks(range(table.shape[1]), table.columns, rotation=60, ha="right", rotation_mode="anchor")

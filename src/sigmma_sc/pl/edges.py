@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.tissue.setup import Tissue
 
-SPATIAL, CELL = "#AAAAAA", "#333333"
+SPATIAL = "#AAAAAA"
+CELL = "#333333"
 
 
 def edges(
@@ -34,36 +35,40 @@ def edges(
 ) -> list[Axes]:
     """Draw the cell graph of a tile, one panel a scale.
 
-    Spatial edges are grey. Pairs that the model links at a scale are coloured by their probability, or are all alike with
-    ``edges="full"``; pairs below ``threshold`` are left out, and so each title tells how many there are of how many.
+    Spatial edges are grey. Pairs that the model links at a scale are coloured by their probability, which is 1 for
+    ``edges="full"``. Pairs below ``threshold`` are left out. Each title shows the number of pairs drawn and of all pairs.
 
     Parameters
     ----------
     model
-        A trained :class:`sigmma_sc.SIGMMA` with a cell graph.
+        Trained :class:`sigmma_sc.SIGMMA` with a cell graph.
     tile
         Name of a tile, as in ``obs_names`` of :meth:`sigmma_sc.SIGMMA.get_tile_representation`.
     groupby
-        Column of ``obs`` that colours the cells; all are alike without it.
+        Column of ``obs`` that colours the cells; ``None`` for one colour.
     threshold
-        Least probability of a pair to be drawn, of the mean of both directions.
+        Least probability of a pair that is drawn, from 0 to 1, as the mean of both directions.
     sdata
-        Another object with the same setup; ``None`` for the one trained on.
+        Another object with the same setup; ``None`` for the training object.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
-    One Axes a scale.
+    Axes of each scale.
 
     Raises
     ------
     SetupError
-        The model has no cell graph, or the tile no two cells.
+        The model has no cell graph, the tile has fewer than two cells, or ``threshold`` is not in [0, 1].
     MissingKeyError
-        There is no such tile.
+        There is no such tile or column.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA.get_tile_representation : Names of the tiles.
 
     Examples
     --------
@@ -78,10 +83,10 @@ def edges(
 
     embedder = model.embedder
     if not 0 <= threshold <= 1:
-        raise SetupError(f"threshold={threshold!r} must lie in [0, 1].")
+        raise SetupError(f"threshold={threshold!r} must be in [0, 1].")
     slide, one = tile_by_name(model.resolve(sdata), tile)
     if one.n_cells[0] < 2:
-        raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells; choose one with two or more.")
+        raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells. Choose one with two or more.")
     xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
     side = one.side * slide.microns_per_pixel
     colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby).iloc[one.cells])
@@ -94,12 +99,12 @@ def edges(
         linked = np.argwhere(np.triu(weight >= max(threshold, 1e-12)))
         ax.add_collection(LineCollection(xy[np.argwhere(np.triu(near))], colors=SPATIAL, linewidths=1.2, zorder=2))
         strength = weight[tuple(linked.T)]
-        order = np.argsort(strength, kind="stable")  # the surest on top
+        order = np.argsort(strength, kind="stable")  # the most probable on top
         lines = LineCollection(xy[linked[order]], cmap="plasma_r", linewidths=0.4, zorder=1)
         lines.set_array(strength[order])
         lines.set_clim(threshold, 1)
         ax.add_collection(lines)
-        ax.scatter(*xy.T, s=16, c=colours, linewidths=0, zorder=3)
+        ax.scatter(xy[:, 0], xy[:, 1], s=16, c=colours, linewidths=0, zorder=3)
         ax.set_title(f"{scale}: {len(linked):,} of {(weight > 0).sum() // 2:,} pairs", fontsize=10)
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")
     axes[0, 0].set_xlabel(f"{side:.0f} µm", fontsize=9)

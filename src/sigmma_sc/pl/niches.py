@@ -1,4 +1,4 @@
-"""Maps of niches at every scale beside reference labels (paper, Fig. 4a)."""
+"""Maps of niches at every scale and of reference labels (paper, Fig. 4a)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
-NUMBER = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+NUMBER_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 
 
 def niches(
@@ -34,29 +35,29 @@ def niches(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> list[Axes]:
-    """Map the niches of each scale, and reference labels beside them.
+    """Map the niches of each scale, and reference labels.
 
     Parameters
     ----------
     adata
         Table with the labels of :func:`sigmma_sc.tl.niches`; a single slide.
     scales
-        Scales to show.
+        Names of the scales to show.
     reference
-        Further columns of ``obs`` to show first.
+        Column or columns of ``obs`` to show before the niches.
     key
-        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+        Prefix of the columns of niches, ``key_added`` of :func:`sigmma_sc.tl.niches`.
     basis
         ``obsm`` key of the positions, y pointing down.
     size
-        Area of a cell's dot in points²; by default from the density of cells.
+        Area of the dot of a cell in points²; by default from the density of cells.
     windows
-        Close-ups: (x, y, side) of squares, in the units of ``basis``, x and y of the upper left corner. They are framed and numbered
+        Squares (x, y, side) for close-ups, in the units of ``basis``; x and y are of the upper left corner. They are numbered
         on the maps and drawn below, one row a window.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
@@ -65,7 +66,14 @@ def niches(
     Raises
     ------
     SetupError
-        A window has no side, or holds no cell.
+        A window has no positive side, or holds no cell.
+    MissingKeyError
+        The table has no such column or positions.
+
+    See Also
+    --------
+    sigmma_sc.tl.niches : Compute the niches.
+    sigmma_sc.pl.composition : Cell types of each niche.
 
     Examples
     --------
@@ -92,7 +100,8 @@ def niches(
     small = side * n_cols / len(columns)
     heights = ((side * height / width + 0.35) * n_rows, (small + 0.2) * len(windows))
     figure = plt.figure(figsize=(side * n_cols, sum(heights)), layout="constrained")
-    upper, *lower = np.atleast_1d(figure.subfigures(1 + bool(windows), 1, height_ratios=heights[: 1 + bool(windows)]))
+    n_parts = 1 + bool(windows)
+    upper, *lower = figure.subfigures(n_parts, 1, squeeze=False, height_ratios=heights[:n_parts]).flat
     axes = upper.subplots(n_rows, n_cols, squeeze=False)
     panel_points = 72 * side * min(1.0, width / height)
     size = size or (1.1 * panel_points * np.sqrt(height / width / len(xy))) ** 2
@@ -102,9 +111,8 @@ def niches(
         ax.set_title(column.removeprefix(f"{key}_"), fontsize=12)
         for number, (x, y, wide_by) in enumerate(windows, start=1):
             ax.add_patch(plt.Rectangle((x, y), wide_by, wide_by, fill=False, lw=1.2, ec="black"))
-            ax.annotate(str(number), (x, y), (-2, 2), textcoords="offset points", ha="right", fontsize=9).set_bbox(
-                NUMBER
-            )
+            label = ax.annotate(str(number), (x, y), (-2, 2), textcoords="offset points", ha="right", fontsize=9)
+            label.set_bbox(NUMBER_BOX)
     for ax in axes.flat[len(columns) :]:
         ax.remove()
     out = list(axes.flat[: len(columns)])
@@ -117,12 +125,12 @@ def niches(
     return out
 
 
-def _inside(xy: np.ndarray, window: tuple[float, float, float]) -> np.ndarray:
-    corner, side = np.asarray(window[:2]), window[2]
-    return ((xy >= corner) & (xy <= corner + side)).all(axis=1)
+def _inside(xy: NDArray[np.float64], window: tuple[float, float, float]) -> NDArray[np.bool_]:
+    corner = np.asarray(window[:2])
+    return np.all((xy >= corner) & (xy <= corner + window[2]), axis=1)
 
 
-def _span(xy: np.ndarray) -> str:
+def _span(xy: NDArray[np.float64]) -> str:
     return " and ".join(f"{low:.0f} to {high:.0f}" for low, high in zip(xy.min(axis=0), xy.max(axis=0), strict=True))
 
 
@@ -131,7 +139,7 @@ def _close_up(
     window: tuple[float, float, float],
     adata: AnnData,
     columns: Sequence[str],
-    xy: np.ndarray,
+    xy: NDArray[np.float64],
     inches: float,
 ) -> list[Axes]:
     """The cells of a window, in the colours of the whole."""
@@ -145,14 +153,12 @@ def _close_up(
     return list(axes)
 
 
-def _map(ax: Axes, xy: np.ndarray, labels: pd.Series, size: float) -> None:
-    names = colours_of(labels)
+def _map(ax: Axes, xy: NDArray[np.float64], labels: pd.Series, size: float) -> None:
+    palette = np.array(list(colours_of(labels).values()))
     codes = labels.cat.codes.to_numpy()
-    missing = codes < 0
-    ax.scatter(*xy[missing].T, s=size, c=MISSING, linewidths=0, rasterized=True)
-    ax.scatter(
-        *xy[~missing].T, s=size, c=np.array(list(names.values()))[codes[~missing]], linewidths=0, rasterized=True
-    )
+    known = codes >= 0
+    ax.scatter(xy[~known, 0], xy[~known, 1], s=size, c=MISSING, linewidths=0, rasterized=True)
+    ax.scatter(xy[known, 0], xy[known, 1], s=size, c=palette[codes[known]], linewidths=0, rasterized=True)
     ax.set(aspect="equal", xticks=[], yticks=[])
     ax.invert_yaxis()
     ax.spines[:].set_visible(False)

@@ -1,4 +1,4 @@
-"""Cells on the image, beside the curve that tells whether they lie on their nuclei."""
+"""Cells on the image, and the curve of haematoxylin against shifts of the cells."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-    from spatialdata import SpatialData
 
     from sigmma_sc.registration.check import Registration
+    from sigmma_sc.tissue.setup import Tissue
 
-CELL, MOVED = "#FFE100", "#00E5FF"
+CELL = "#FFE100"
+MOVED = "#00E5FF"
 
 
 def registration(
-    sdata: SpatialData | dict[str, SpatialData],
+    sdata: Tissue,
     slide: str | None = None,
     n_windows: int = 3,
     window: float | None = None,
@@ -34,7 +35,7 @@ def registration(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> list[Axes]:
-    """Show cells on the image in a few windows, and haematoxylin at the cells against their shift.
+    """Show cells on the image in a few windows, and haematoxylin at the cells for shifts of them.
 
     Parameters
     ----------
@@ -43,21 +44,21 @@ def registration(
     slide
         Name of a row of :func:`sigmma_sc.pp.check_registration`; by default the first.
     n_windows
-        Windows around random cells.
+        Number of windows around random cells.
     window
         Side of a window in µm; by default 100, or five bins where that is more.
     seed
-        Of the choice of windows.
+        Seed of the random choice of windows.
     ax
         Axes to draw in, one for each window and one for the curve.
     show
-        Show the figure; by default when it is neither saved nor drawn in axes that were given.
+        Whether to show the figure; by default if it is not saved and ``ax`` is not given.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
-    The axes: the windows, then the curve.
+    Axes of the windows, then of the curve.
 
     Raises
     ------
@@ -65,6 +66,10 @@ def registration(
         The object has no setup, or the number of axes does not fit.
     MissingKeyError
         There is no such slide.
+
+    See Also
+    --------
+    sigmma_sc.pp.check_registration : The measurements as a table.
 
     Examples
     --------
@@ -87,11 +92,12 @@ def registration(
             f"slide={slide!r} does not exist. The rows of sg.pp.check_registration(sdata) have the names."
         )
     one, report = first
-    axes = ax
-    if axes is None:
+    if ax is None:
         size = (3.4 * (n_windows + 1) + 0.8, 3.9)
-        axes = plt.subplots(1, n_windows + 1, figsize=size, squeeze=False, layout="constrained")[1].flat
-    axes = list(axes)
+        ax_grid = plt.subplots(1, n_windows + 1, figsize=size, squeeze=False, layout="constrained")[1]
+        axes: list[Axes] = list(ax_grid.flat)
+    else:
+        axes = list(ax)
     windows = list(overlay_windows(one, n_windows, window, seed))
     for k, (pixels, points, extent) in enumerate(windows):
         _overlay(axes[k], pixels, points, extent, report)
@@ -99,16 +105,18 @@ def registration(
     for unused in axes[len(windows) : n_windows]:
         unused.set_axis_off()
     _curve(axes[-1], report)
-    finish(axes[0].figure, show, save, own=ax is None)
+    finish(axes[0].figure.figure, show, save, own=ax is None)  # the root figure, also for axes of a subfigure
     return axes
 
 
 def _overlay(ax: Axes, pixels: np.ndarray, points: np.ndarray, extent: float, report: Registration) -> None:
     ax.imshow(pixels, extent=(0, extent, extent, 0))
-    ax.scatter(*points.T, s=14, c=CELL, edgecolors="black", linewidths=0.5, label="cells")
+    ax.scatter(points[:, 0], points[:, 1], s=14, c=CELL, edgecolors="black", linewidths=0.5, label="cells")
     if report.verdict == "shifted":
         moved = points + report.match.best_shift
-        ax.scatter(*moved.T, s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="cells moved to the peak")
+        ax.scatter(
+            moved[:, 0], moved[:, 1], s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="cells moved to the peak"
+        )
         ax.legend(loc="lower left", fontsize=7)
     ax.set(xlim=(0, extent), ylim=(extent, 0), xticks=[], yticks=[], xlabel=f"{extent:.0f} µm")
 

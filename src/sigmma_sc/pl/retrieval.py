@@ -1,4 +1,4 @@
-"""Gallery of retrieval: a tile, and what it finds in the other modality."""
+"""Gallery of retrieval: a tile, and the most similar tiles in the other modality."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FRAME = {"partner": "#0072B2", "other": "#BBBBBB"}
 PIXELS = 192
-"""Side at which tiles are read for the figure."""
+"""Side of the images of tiles in the figure, px."""
 
 
 def retrieval(
@@ -46,32 +46,33 @@ def retrieval(
 ) -> Figure:
     """Show tiles as queries and the tiles of the same slide that are most similar in the other modality.
 
-    Each tile is drawn twice, its image above its cells. The model compares the image of one with the cells of the other; the
-    half that took no part is there for the eye. The query's own partner has a blue frame wherever it is found, and its rank
-    stands beside the query.
+    Each tile is drawn as its image above its cells. The model compares the image of one with the cells of the other. The
+    partner of the query, which is the same tile, has a blue frame. Its rank is shown next to the query.
 
     Parameters
     ----------
     model
-        A trained :class:`sigmma_sc.SIGMMA`.
+        Trained :class:`sigmma_sc.SIGMMA`.
     tiles
-        Names of query tiles, as in ``obs_names`` of :meth:`sigmma_sc.SIGMMA.get_tile_representation`; or how many to take,
-        evenly from the best retrieved to the worst.
+        Names of query tiles, as in ``obs_names`` of :meth:`sigmma_sc.SIGMMA.get_tile_representation`. Or their number, to
+        choose them evenly from the best to the worst rank of the partner.
     direction
-        Of retrieval.
+        Modality of the query and of the candidates.
     scale
-        One scale, or ``"all"``.
+        Name of the scale whose embeddings are compared, or ``"all"``.
     n_hits
-        Most similar tiles to show.
+        Number of most similar tiles to show.
     groupby
-        Column of ``obs`` that colours the cells; all are alike without it.
-    sdata, split
-        Object and tiles, as for :meth:`sigmma_sc.SIGMMA.evaluate_retrieval`. Queries and candidates come from its first slide with
-        two such tiles, or from that of the tiles named.
+        Column of ``obs`` that colours the cells; ``None`` for one colour.
+    sdata
+        Another object with the same setup; ``None`` for the training object.
+    split
+        Split of the tiles, as for :meth:`sigmma_sc.SIGMMA.evaluate_retrieval`. All tiles are from the first slide with two
+        such tiles, or from that of the named tiles.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
@@ -80,7 +81,11 @@ def retrieval(
     Raises
     ------
     SetupError
-        No slide has two such tiles, or a tile named is not among them.
+        No slide has two such tiles, or a named tile is not among them.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA.evaluate_retrieval : Recall over all tiles.
 
     Examples
     --------
@@ -91,9 +96,13 @@ def retrieval(
     require_choice(direction, ("image→transcriptome", "transcriptome→image"), "direction")
     require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
     require_positive(n_hits, "n_hits")
-    named = None if isinstance(tiles, (int, np.integer)) else [tiles] if isinstance(tiles, str) else list(tiles)
-    if named is None:
+    named: list[str] | None = None
+    n_queries = 0
+    if isinstance(tiles, (int, np.integer)):
         require_positive(tiles, "tiles")
+        n_queries = int(tiles)
+    else:
+        named = [tiles] if isinstance(tiles, str) else list(tiles)
     if groupby is not None:
         for slide in model.resolve(sdata):
             require_key(groupby, slide.table.obs, "column")
@@ -102,7 +111,7 @@ def retrieval(
     ranks, similarity = _compare(e, which, direction, scale)
     if named is None:
         order = np.argsort(ranks, kind="stable")
-        queries = order[np.linspace(0, len(order) - 1, min(int(tiles), len(order))).astype(int)]
+        queries = order[np.linspace(0, len(order) - 1, min(n_queries, len(order))).astype(int)]
     else:
         queries = names.get_indexer(named)
     hits = np.argsort(-similarity(queries), axis=1, kind="stable")[:, : int(n_hits)]
@@ -116,7 +125,7 @@ def retrieval(
 def _pool(
     model: SIGMMA, sdata: Tissue | None, split: str, named: list[str] | None
 ) -> tuple[SlideEmbedding, NDArray[np.int64], pd.Index]:
-    """The slide that queries and candidates come from, which of its tiles they are, and their names."""
+    """Slide of queries and candidates, positions of these tiles, and their names."""
     from sigmma_sc.infer.tiles import tile_obs
 
     for e, which in model.embed_split(sdata, split):
@@ -130,7 +139,7 @@ def _pool(
 def _compare(
     e: SlideEmbedding, which: NDArray[np.int64], direction: str, scale: str
 ) -> tuple[NDArray[np.int64], Callable[[NDArray[np.int64]], NDArray[np.float32]]]:
-    """Rank of each tile's partner, as it is scored, and a function that compares some of the tiles with all."""
+    """Rank of the partner of each tile, and a function from positions of tiles to similarities with all tiles."""
     from sigmma_sc.infer.scales import at_scale, unit
 
     towers = {}
@@ -183,13 +192,13 @@ def _draw(
     labels: pd.Series | None,
     partner: bool,
 ) -> None:
-    """One tile's image above its cells."""
+    """Image of one tile above its cells."""
     cells = e.tiles.take(np.array([tile])).cells
     xy = (e.slide.xy[cells] - e.tiles.origins[tile]) * e.slide.microns_per_pixel
     side = e.tiles.side * e.slide.microns_per_pixel
     pair[0].imshow(image, extent=(0, side, side, 0))
     colours = "#444444" if labels is None else each_colour(labels.iloc[cells])
-    pair[1].scatter(*xy.T, s=6, c=colours, linewidths=0)
+    pair[1].scatter(xy[:, 0], xy[:, 1], s=6, c=colours, linewidths=0)
     for ax in pair:
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")
         for spine in ax.spines.values():

@@ -1,4 +1,4 @@
-"""Genes of a niche: their distribution over niches, and where they are (paper, Fig. 4c)."""
+"""Genes of a niche: their distribution over niches, and on the tissue (paper, Fig. 4c)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def signature(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> list[list[Axes]]:
-    """Violins of genes over niches with each niche's mean, and the genes on the tissue.
+    """Violins of genes over niches with the mean of each niche, and the genes on the tissue.
 
-    Values are drawn as they are, as by scanpy: log-normalise counts first (``sc.pp.normalize_total``, ``sc.pp.log1p``).
+    Values are not transformed. First log-normalise counts with ``sc.pp.normalize_total`` and ``sc.pp.log1p``.
 
     Parameters
     ----------
@@ -42,24 +42,30 @@ def signature(
     scale
         Scale of the niches.
     key
-        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+        Prefix of the columns of niches, ``key_added`` of :func:`sigmma_sc.tl.niches`.
     layer
         Layer of the values; ``None`` for ``X``.
     basis
         ``obsm`` key of the positions, y pointing down.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
-    A violin and a map for each gene.
+    Axes of the violins and of the map, for each gene.
 
     Raises
     ------
     SetupError
         A gene is not in the table, or no cell has a niche.
+    MissingKeyError
+        The table has no niches of this scale, or no such positions.
+
+    See Also
+    --------
+    sigmma_sc.tl.rank_niche_genes : Find genes of each niche.
 
     Examples
     --------
@@ -87,7 +93,7 @@ def signature(
         raise SetupError(f"No cell has a label in obs[{column!r}].")
     xy = np.asarray(adata.obsm[basis])[:, :2]
     width, height = np.ptp(xy, axis=0)
-    # A wide section stands below its violin, a tall one beside it.
+    # A wide section is drawn below its violin, a tall one next to it.
     wide = width > 1.5 * height
     violin = 1.5 + 0.42 * niches.cat.categories.size
     drawn = max(violin, 9.0) if wide else 4.6
@@ -105,7 +111,7 @@ def signature(
         left.set_xticks(range(niches.cat.categories.size), niches.cat.categories)
         left.set(xlabel=f"{scale} niche", ylabel=gene)
         level = levels[gene].to_numpy()
-        order = np.argsort(level, kind="stable")  # what expresses the gene on top
+        order = np.argsort(level, kind="stable")  # cells with high values on top
         top = max(np.quantile(level[level > 0], 0.99), 1e-9) if (level > 0).any() else 1.0
         dots = right.scatter(
             *xy[order].T, c=level[order], s=area, cmap="viridis", vmin=0, vmax=top, linewidths=0, rasterized=True
@@ -121,7 +127,10 @@ def signature(
 def _violins(ax: Axes, values: list[np.ndarray]) -> None:
     for place, one in enumerate(values):
         if np.ptp(one) > 0:  # a constant has no density
-            body = ax.violinplot(one, [place], widths=0.8, showextrema=False)["bodies"][0]
-            body.set(facecolor="#0072B2", alpha=0.5)
+            drawn = ax.violinplot(one, [place], widths=0.8, showextrema=False)
+            # matplotlib's stub calls the bodies a Collection; they are a list of PolyCollection.
+            drawn["bodies"][0].set(  # type: ignore[index]
+                facecolor="#0072B2", alpha=0.5
+            )
         ax.plot(place, one.mean(), "o", color="#222222", ms=4)
     ax.spines[["top", "right"]].set_visible(False)

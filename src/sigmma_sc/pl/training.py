@@ -21,29 +21,33 @@ def training(
     show: bool | None = None,
     save: str | Path | None = None,
 ) -> list[Axes]:
-    """Draw each scale's loss by epoch, and ln(batch) beside it: a scale whose loss stays there has learned nothing.
+    """Plot the loss of each scale by epoch, and ln(batch), the loss of an untrained model.
 
-    Training and validation batches differ in size, so each has a ln(batch) of its own. Where the validation loss rises while
-    retrieval still gains, the towers grow overconfident rather than worse; judge by
-    :meth:`sigmma_sc.SIGMMA.evaluate_retrieval`.
+    Training and validation batches differ in size, and so does their ln(batch). If the validation loss rises while retrieval
+    still improves, the towers are overconfident but not worse. Use :meth:`sigmma_sc.SIGMMA.evaluate_retrieval` to compare
+    models.
 
     Parameters
     ----------
     history
-        ``model.history``.
+        Losses by name, ``model.history``.
     show
-        Show the figure; by default when it is not saved.
+        Whether to show the figure; by default if it is not saved.
     save
-        File to write.
+        File to write the figure to.
 
     Returns
     -------
-    One Axes a scale.
+    Axes of each scale.
 
     Raises
     ------
     SetupError
         The history holds no losses.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA.train : Train the model.
 
     Examples
     --------
@@ -64,7 +68,8 @@ def training(
         for kind, (colour, name) in kinds.items():
             if f"{kind}_loss_{scale}" not in history:
                 continue
-            loss, chance = (history[f"{kind}_{what}"].iloc[:, 0] for what in (f"loss_{scale}", "ln_batch"))
+            loss = history[f"{kind}_loss_{scale}"].iloc[:, 0]
+            chance = history[f"{kind}_ln_batch"].iloc[:, 0]
             ax.plot(loss.index, loss, color=colour, label=name)
             ax.plot(chance.index, chance, color=colour, lw=1, ls=":", label=f"ln(batch), {name}")
         ax.set_title(scale, fontsize=11)

@@ -1,4 +1,4 @@
-"""Before training: whether everything lies where it should."""
+"""Before training: check the registration, and compute patch features."""
 
 from sigmma_sc.pp.encode import encode_patches
 from sigmma_sc.pp.registration import check_registration

@@ -1,4 +1,4 @@
-"""Patch features by many processes: each fills its share of one cache."""
+"""Patch features by many processes; each computes a share of one cache."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     import torch
     from distributed import Client
     from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.features.data import TissueData
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
+
+    Stores = dict[str | None, tuple[str, dict[str, Any]]]
 
 
 def encode_patches(
-    sdata: SpatialData | dict[str, SpatialData],
+    sdata: Tissue,
     image_encoder: str | ImageEncoder,
     cache_dir: str | Path,
     *,
@@ -33,31 +35,35 @@ def encode_patches(
     crop_sizes: Sequence[int] | None = None,
     client: Client | None = None,
 ) -> None:
-    """Compute the patch features that training and embedding need, and keep them for ``SIGMMA(…, cache_dir=…)``.
+    """Compute the patch features that training and embedding need, and cache them for ``SIGMMA(…, cache_dir=…)``.
 
-    One process encodes everything. Under ``torchrun``, every process that calls it encodes its share, on the GPU of its local
-    rank if there is one, and returns when that is done. With a Dask client, the workers share the work. Shares are strips of
-    the slides, so that a stored chunk is decoded by one process, two at a border.
+    Without a client, this process encodes all patches. Under ``torchrun``, each process encodes a share, on the GPU of its
+    local rank if there is one, and returns when that is done. If a Dask client is given, its workers share the work. Shares
+    are strips of the slides, so that a stored chunk is decoded by one process, or two at a border.
 
     Parameters
     ----------
     sdata
         Object, or objects by name, prepared with :meth:`sigmma_sc.SIGMMA.setup_spatialdata`.
     image_encoder
-        As for :class:`sigmma_sc.SIGMMA`.
+        Encoder, or its name as for :func:`sigmma_sc.get_encoder`.
     cache_dir
-        Folder of features, which all processes reach.
+        Folder of features, which all processes can write to.
     stride
-        Step of the lattice of training tiles in µm; by default as in training.
+        Step of the lattice of training tiles, µm; by default as in :meth:`sigmma_sc.SIGMMA.train`.
     crop_sizes
-        As for :class:`sigmma_sc.Config`.
+        Side of the crops of each scale in px, see :class:`sigmma_sc.Config`.
     client
-        Of ``dask.distributed``. Every worker opens the objects from their stores and builds the encoder anew.
+        Client of ``dask.distributed``. Each worker opens the objects from their stores and builds the encoder again.
 
     Raises
     ------
     SetupError
-        With a client: an object lies in no store, or the encoder is a module of your own, which no worker could build.
+        There is no setup. Or there is a client, and an object is in no store or the workers cannot build the encoder.
+
+    See Also
+    --------
+    sigmma_sc.SIGMMA : Reads the features from ``cache_dir``.
 
     Examples
     --------
@@ -69,34 +75,35 @@ def encode_patches(
 
     encoder = get_encoder(image_encoder)
     if client is None:
-        rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+        rank = int(os.environ.get("RANK", 0))
+        world = int(os.environ.get("WORLD_SIZE", 1))
         _encode_share(sdata, encoder, cache_dir, stride, crop_sizes, rank, world)
         return
     if encoder.spec is None:
         raise SetupError(
-            f"Image encoder {encoder.name!r} is a module of your own, which the workers cannot build. Use torchrun, or an encoder "
-            "by name or ImageEncoder.from_timm(…)."
+            f"Image encoder {encoder.name!r} is a module that the workers cannot build. Use torchrun, or an encoder by name or "
+            "ImageEncoder.from_timm(…)."
         )
     stores = _stores(sdata)
     world = len(client.scheduler_info(n_workers=-1)["workers"])
     shares = [
         client.submit(
-            _of_store, stores, encoder.spec, str(cache_dir), stride, crop_sizes, rank, world, pure=False, retries=1
+            _encode_stored, stores, encoder.spec, str(cache_dir), stride, crop_sizes, rank, world, pure=False, retries=1
         )
         for rank in range(world)
     ]
     client.gather(shares)
 
 
-def _stores(sdata: Any) -> dict[str | None, tuple[str, dict[str, Any]]]:
-    """Where each object lies, and its setup; by name, ``None`` for an object alone."""
+def _stores(sdata: Tissue) -> Stores:
+    """Path of the store and setup of each object by name; the name of a single object is ``None``."""
     from sigmma_sc.tissue.setup import objects_of, stored_setup
 
-    out: dict[str | None, tuple[str, dict[str, Any]]] = {}
+    out: Stores = {}
     for name, one in objects_of(sdata).items():
         if one.path is None:
             raise SetupError(
-                "The workers open the object from its store, and it lies in none. Write it first: sdata.write('tissue.zarr')."
+                "The workers open the object from its store, and it has none. Write it first: sdata.write('tissue.zarr')."
             )
         setup = stored_setup(one)
         if setup is None:
@@ -105,10 +112,16 @@ def _stores(sdata: Any) -> dict[str | None, tuple[str, dict[str, Any]]]:
     return out
 
 
-def _of_store(
-    stores: dict[str | None, tuple[str, dict[str, Any]]], spec: dict[str, Any], cache_dir: str, *arguments: Any
+def _encode_stored(
+    stores: Stores,
+    spec: dict[str, Any],
+    cache_dir: str,
+    stride: float | None,
+    crop_sizes: Sequence[int] | None,
+    rank: int,
+    world: int,
 ) -> None:
-    """What a worker does."""
+    """Encode a share of stored objects, in a worker."""
     import spatialdata
 
     from sigmma_sc._keys import SETUP
@@ -118,11 +131,12 @@ def _of_store(
     for name, (path, setup) in stores.items():
         objects[name] = spatialdata.read_zarr(path)
         objects[name].attrs[SETUP] = setup
-    _encode_share(objects.get(None, objects), ImageEncoder.from_spec(spec), cache_dir, *arguments)
+    encoder = ImageEncoder.from_spec(spec)
+    _encode_share(objects.get(None, objects), encoder, cache_dir, stride, crop_sizes, rank, world)
 
 
 def _encode_share(
-    sdata: Any,
+    sdata: Tissue,
     encoder: ImageEncoder,
     cache_dir: str | Path,
     stride: float | None,
@@ -149,7 +163,7 @@ def _encode_share(
 
 
 def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Distinct crops of the tiles that cover a slide, and of those that training may take."""
+    """Distinct crops of the tiles that cover a slide, and of those that training may draw."""
     from sigmma_sc.tissue.tiling import lattice_tiles
 
     tiles = [slide.tiles]
@@ -157,7 +171,8 @@ def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.f
         lattice = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
         tiles.append(lattice.take(np.flatnonzero(data.usable(slide, lattice))))
     found = [data.crops(part)[:2] for part in tiles]
-    crops, sizes = (np.concatenate([part[k] for part in found]) for k in (0, 1))
+    crops = np.concatenate([crops for crops, _ in found])
+    sizes = np.concatenate([sizes for _, sizes in found])
     first = np.unique(np.round(crops, 3), axis=0, return_index=True)[1]
     return crops[first], sizes[first]
 

@@ -8,36 +8,43 @@ from sigmma_sc.registration.check import checked_slides
 
 if TYPE_CHECKING:
     import pandas as pd
-    from spatialdata import SpatialData
+
+    from sigmma_sc.tissue.setup import Tissue
 
 
-def check_registration(sdata: SpatialData | dict[str, SpatialData], seed: int = 0) -> pd.DataFrame:
-    """Tell whether the cells of each slide lie on their nuclei.
+def check_registration(sdata: Tissue, seed: int = 0) -> pd.DataFrame:
+    """Check whether the cells of each slide are on their nuclei.
 
     Haematoxylin (colour deconvolution) is averaged at the cell centroids, and at the same centroids shifted by up to
-    40 µm, in windows around random cells. It peaks at zero shift iff image and cells are registered. Bins on a lattice fill
-    the plane, so that theirs is the covariance of haematoxylin and counts; of spots wider than a cell, only the share on
-    tissue is looked at. Where nothing peaks, the image's mirrorings and turns are tried.
+    40 µm, in windows around random cells. It peaks at zero shift if image and cells are registered. For bins on a lattice,
+    which fill the plane, the covariance of haematoxylin and counts is used. For spots wider than a cell, only the share on
+    tissue is measured. If there is no peak, mirrorings and turns of the image are tried.
 
     Parameters
     ----------
     sdata
         Object, or objects by name, prepared with :meth:`sigmma_sc.SIGMMA.setup_spatialdata`.
     seed
-        Of the choice of windows.
+        Seed of the random choice of windows.
 
     Returns
     -------
-    One row a slide: ``verdict`` (``"registered"``, ``"shifted"``, ``"misregistered"``, ``"cannot tell"``), ``on_image``
-    (share of cells under the image), ``on_tissue`` (share of those looked at that lie on stained tissue), ``score`` (height
-    of the curve at zero in standard deviations of far shifts), ``shift_x``, ``shift_y`` (µm along the image's axes at which
-    the curve peaks), ``best_score`` (its height there), ``agreement`` (share of the windows with a peak of
-    their own that have it there, low if the pixel size is wrong), ``advice`` (in words). Scores and shifts of wide spots are NaN.
+    One row a slide, with these columns. Scores and shifts of wide spots are NaN.
+
+    ``verdict``: ``"registered"``, ``"shifted"``, ``"misregistered"`` or ``"cannot tell"``; ``advice`` explains it.
+    ``on_image``: share of cells under the image. ``on_tissue``: share of cells in the windows on stained tissue.
+    ``score``: height of the curve at zero shift, in standard deviations of far shifts. ``best_score``: height of its peak.
+    ``shift_x``, ``shift_y``: shift of the peak, µm along the axes of the image.
+    ``agreement``: share of the windows with a peak that have it there, low if the pixel size is wrong.
 
     Raises
     ------
     SetupError
         The object has no setup, or was set up without a table.
+
+    See Also
+    --------
+    sigmma_sc.pl.registration : Plot of cells on the image, and of the curve.
 
     Examples
     --------

@@ -1,8 +1,8 @@
-"""Do the cells lie on their nuclei? Haematoxylin at the centroids, against the same centroids shifted.
+"""Are the cells on their nuclei? Haematoxylin at the centroids, against the same centroids shifted.
 
-Positions of bins say nothing of nuclei, for they fill the plane. There the counts speak: bins over nuclei hold more RNA
-than bins beside them, so that counts and haematoxylin go together iff image and bins are registered. Spots much wider than
-a cell can only show that they lie on tissue.
+Bins fill the plane, so their positions alone do not show registration. Bins over nuclei hold more RNA than bins beside
+them, so counts and haematoxylin correlate if image and bins are registered. Spots much wider than a cell can only be
+checked for being on tissue.
 """
 
 from __future__ import annotations
@@ -22,36 +22,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
 
     Totals = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
-REGISTERED, SHIFTED, MISREGISTERED, CANNOT_TELL = "registered", "shifted", "misregistered", "cannot tell"
+REGISTERED = "registered"
+SHIFTED = "shifted"
+MISREGISTERED = "misregistered"
+CANNOT_TELL = "cannot tell"
 
 TOLERANCE = 6.0
-"""A peak within this many µm of zero counts as zero: about a nucleus."""
+"""Largest distance of a peak from zero, µm, that counts as zero: about a nucleus."""
 
 SIGNIFICANT = 7.0
-"""Height of a peak in standard deviations of the far shifts; misregistered real slides stay below 6."""
+"""Least height of a peak in standard deviations of the far shifts; misregistered real slides stay below 6."""
 
-MIN_ON_IMAGE, MIN_ON_TISSUE = 0.9, 0.5
-"""With a smaller share of cells under the image, or on tissue, nothing else is asked."""
+MIN_ON_IMAGE = 0.9
+MIN_ON_TISSUE = 0.5
+"""Least shares of cells under the image and on tissue; with less, the slide is misregistered."""
 
-MOST, GAIN = 0.85, 0.1
-"""Share on tissue, and its gain, that make another orientation the right one where nothing finer can be seen."""
+MOST = 0.85
+GAIN = 0.1
+"""Least share on tissue, and least gain of it, for another orientation to be better if there is no peak."""
 
 MIN_AGREEMENT = 0.75
-"""With a smaller share of the windows that have their peak at the common place, there is no common shift."""
+"""Least share of the windows with their peak at the common shift; with less, there is no common shift."""
 
 MIN_CELLS = 50
-"""Below this many cells, the lack of a peak means nothing."""
+"""Least number of cells for which the lack of a peak means misregistration."""
 
 FINE_PITCH = 20.0
-"""Wider bins, µm, cannot show a shift of the size of a cell."""
+"""Largest pitch of bins, µm, that can show a shift of the size of a cell."""
 
-MEND = (
+FIX = (
     "Set the image's alignment with spatialdata.transformations.set_transformation (Xenium: the *imagealignment.csv "
     "beside the H&E), and check again."
 )
@@ -84,36 +89,38 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
     slide
         Slide with cells.
     totals
-        Gives the counts of cells at ascending positions in the slide; asked only of bins on a lattice.
+        Function from ascending positions of cells in the slide to their total counts; used only for bins on a lattice.
     n_windows
         Number of windows read.
     seed
-        Of the choice of windows.
+        Seed of the random choice of windows.
     """
     pitch = lattice_pitch(slide.xy) * slide.microns_per_pixel
     weigh = totals if np.isfinite(pitch) else None
     coarse = 10.0 if np.isfinite(pitch) and pitch > FINE_PITCH else 1.0
 
-    def look(xy: NDArray[np.float64]) -> Match:
+    def measure(xy: NDArray[np.float64]) -> Match:
         return measure_shift(slide, xy, weigh, n_windows, seed, coarse)
 
-    found = look(slide.xy)
+    found = measure(slide.xy)
     blind = coarse > 1 or (np.isfinite(pitch) and totals is None)
     if blind:
         found = found.without_peak()
     if found.on_image < MIN_ON_IMAGE:
-        told = f"only {found.on_image:.0%} of the cells lie under the image: image and cells are not registered. {MEND}"
-        return Registration(MISREGISTERED, told, found)
+        advice = (
+            f"only {found.on_image:.0%} of the cells are under the image: image and cells are not registered. {FIX}"
+        )
+        return Registration(MISREGISTERED, advice, found)
     if found.best_score >= SIGNIFICANT:
         return Registration(*_by_peak(found), found)
-    if better := _better_orientation(slide, found, look, blind):
-        told = f"image and cells are not registered; they fit better if {better}. {MEND}"
-        return Registration(MISREGISTERED, told, found)
+    if better := _better_orientation(slide, found, measure, blind):
+        advice = f"image and cells are not registered; they fit better if {better}. {FIX}"
+        return Registration(MISREGISTERED, advice, found)
     return Registration(*_without_peak(found, np.isfinite(pitch), blind), found)
 
 
 def warn_unregistered(slide: Slide) -> None:
-    """Warn if the nuclei of a slide do not lie under its cells."""
+    """Warn if the cells of a slide are not on their nuclei."""
     if slide.region is None:
         return
     report = registration(slide, totals_of(slide))
@@ -121,22 +128,22 @@ def warn_unregistered(slide: Slide) -> None:
         warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=3)
 
 
-def checked_slides(
-    tissue: SpatialData | dict[str, SpatialData], seed: int = 0, only: str | None = None
-) -> Iterator[tuple[Slide, Registration]]:
-    """Each slide of an object, or of objects by name, with its report; ``only`` one if its name is given."""
+def checked_slides(tissue: Tissue, seed: int = 0, only: str | None = None) -> Iterator[tuple[Slide, Registration]]:
+    """Each slide of an object, or of objects by name, with its report; the slide named ``only`` if one is given."""
     slides = slides_of(tissue)
     if any(slide.region is None for slide in slides):
-        raise SetupError("The object was set up with table_key=None: without cells there is no registration to check.")
+        raise SetupError(
+            "The object was set up with table_key=None, so there are no cells to check the registration of."
+        )
     for slide in slides:
         if only in (None, slide.name):
             yield slide, registration(slide, totals_of(slide), seed=seed)
 
 
 def lattice_pitch(xy: NDArray[np.float64]) -> float:
-    """Distance of neighbours on the lattice of bins or spots, in units of ``xy``; NaN for cells, which lie on none.
+    """Distance of neighbours on the lattice of bins or spots, in units of ``xy``; NaN for cells.
 
-    Nearest-neighbour distances are nearly all alike on a lattice, and never among cells.
+    Nearest-neighbour distances are almost equal on a lattice, and never among cells.
     """
     from scipy.spatial import cKDTree
 
@@ -153,7 +160,7 @@ def _by_peak(found: Match) -> tuple[str, str]:
     if found.agreement < MIN_AGREEMENT:
         return MISREGISTERED, (
             f"image and cells fit at one place and not at another: only {found.agreement:.0%} of the places with a peak "
-            f"have it at ({x:+.0f}, {y:+.0f}) µm. The pixel size or the rotation of the alignment is wrong. {MEND}"
+            f"have it at ({x:+.0f}, {y:+.0f}) µm. The pixel size or the rotation of the alignment is wrong. {FIX}"
         )
     if np.hypot(x, y) <= TOLERANCE:
         return REGISTERED, f"image and cells are registered: haematoxylin peaks at the cells (score {found.score:.1f})."
@@ -164,34 +171,34 @@ def _by_peak(found: Match) -> tuple[str, str]:
         )
     return SHIFTED, (
         f"image and cells are shifted: haematoxylin peaks when the cells move by ({x:+.0f}, {y:+.0f}) µm along the image's x "
-        f"and y (score {found.best_score:.1f}, {found.score:.1f} without). {MEND}"
+        f"and y (score {found.best_score:.1f}, {found.score:.1f} without). {FIX}"
     )
 
 
 def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
-    on_tissue = f"{found.on_tissue:.0%} of them lie on tissue; look at sg.pl.registration(sdata)."
+    on_tissue = f"{found.on_tissue:.0%} of them are on tissue; look at sg.pl.registration(sdata)."
     if blind:
-        return CANNOT_TELL, f"cannot tell: spots this wide, or bins without counts, say nothing of nuclei. {on_tissue}"
+        return CANNOT_TELL, f"cannot tell: spots this wide, or bins without counts, do not show nuclei. {on_tissue}"
     if lattice:
         return (
             CANNOT_TELL,
-            f"cannot tell: counts and haematoxylin of the bins do not go together at any shift. {on_tissue}",
+            f"cannot tell: counts and haematoxylin of the bins do not correlate at any shift. {on_tissue}",
         )
     if found.on_tissue < MIN_ON_TISSUE:
         return (
             MISREGISTERED,
-            f"only {found.on_tissue:.0%} of the cells lie on tissue: image and cells are not registered. {MEND}",
+            f"only {found.on_tissue:.0%} of the cells are on tissue: image and cells are not registered. {FIX}",
         )
     if found.n_cells < MIN_CELLS:
         return CANNOT_TELL, f"cannot tell: {found.n_cells} cells are too few. {on_tissue}"
     return MISREGISTERED, (
         f"haematoxylin does not peak at the cells (score {found.score:.1f}, at least {SIGNIFICANT:.0f} expected): image and "
-        f"cells are probably not registered. {MEND}"
+        f"cells are probably not registered. {FIX}"
     )
 
 
-def _better_orientation(slide: Slide, found: Match, look: Callable[[NDArray], Match], blind: bool) -> str | None:
-    """Words for the mirroring or turn of the image under which it would fit, if any does."""
+def _better_orientation(slide: Slide, found: Match, measure: Callable[[NDArray], Match], blind: bool) -> str | None:
+    """Description of the mirroring or turn of the image that fits best, if one fits."""
     least = max(MOST, found.on_tissue + GAIN) if blind else SIGNIFICANT
     if blind and least > 1:
         return None
@@ -199,10 +206,11 @@ def _better_orientation(slide: Slide, found: Match, look: Callable[[NDArray], Ma
     for words, xy in _orientations(slide):
         if ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1).mean() < MIN_ON_IMAGE:
             continue
-        other = look(xy)
+        other = measure(xy)
         fit = other.on_tissue if blind else other.best_score
         if fit >= least:
-            least, better = fit, words
+            least = fit
+            better = words
     return better
 
 
@@ -213,4 +221,4 @@ def _orientations(slide: Slide) -> Iterator[tuple[str, NDArray[np.float64]]]:
         xy = slide.xy[:, ::-1] if swap else slide.xy
         size = np.array([slide.width, slide.height], dtype=float)
         terms = [f"{n:.0f} − {axis}" if flip else axis for n, axis, flip in zip(size, axes, flips, strict=True)]
-        yield f"cells at pixel (x, y) lay at ({terms[0]}, {terms[1]})", np.where(flips, size - xy, xy)
+        yield f"cells at pixel (x, y) were at ({terms[0]}, {terms[1]})", np.where(flips, size - xy, xy)

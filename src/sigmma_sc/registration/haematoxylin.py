@@ -19,29 +19,32 @@ if TYPE_CHECKING:
 
     from sigmma_sc.tissue.frame import Slide
 
-WINDOW, REACH = 200.0, 40.0
+WINDOW = 200.0
+REACH = 40.0
 """Side of the windows and largest shift of the curve, µm."""
 
 SURROUNDINGS = 50.0
-"""Haematoxylin is taken against its mean in a square of this side, µm, so that a nucleus is a peak and dense tissue none."""
+"""Side of the square, µm, whose mean haematoxylin is subtracted, so that nuclei are peaks and dense tissue is not."""
 
 SMOOTHING = 1.5
 """Standard deviation of the smoothing of the curve, µm."""
 
-OWN_PEAK, OWN_CELLS, OWN_WINDOWS = 7.0, 50, 5
-"""Score and cells with which a window has a peak of its own, and how many such windows can disagree."""
+OWN_PEAK = 7.0
+OWN_CELLS = 50
+OWN_WINDOWS = 5
+"""Least score and cells for a peak within one window, and least number of such windows for an agreement."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How haematoxylin goes with the cells at every shift.
+    """Haematoxylin at the cells for every shift of them.
 
     Attributes
     ----------
     on_image
         Share of cells under the image.
     on_tissue
-        Share of the cells in the windows that lie on stained tissue.
+        Share of the cells in the windows that are on stained tissue.
     score
         Haematoxylin at zero shift, in standard deviations of the curve at shifts far from its peak.
     best_shift
@@ -49,7 +52,7 @@ class Match:
     best_score
         Height of that peak, on the scale of ``score``.
     agreement
-        Share of the windows with a peak of their own that have it near ``best_shift``; 1 if fewer than five have one.
+        Share of the windows with a peak that have it near ``best_shift``; 1 if fewer than five have a peak.
     shifts
         Shifts of the curve along x and y, µm, ``(n,)``.
     curve
@@ -70,7 +73,7 @@ class Match:
     n_cells: int
 
     def without_peak(self) -> Match:
-        """The same where the curve can mean nothing."""
+        """The same with NaN for scores and shifts, for cells whose curve has no meaning."""
         nan = float("nan")
         return replace(self, score=nan, best_shift=(nan, nan), best_score=nan, agreement=nan)
 
@@ -88,36 +91,41 @@ def measure_shift(
     Parameters
     ----------
     slide
-        Whose image to read.
+        Slide whose image is read.
     xy
         Cells in px of level 0, ``(n_cells, 2)``.
     totals
-        Weighs the cells of a window by the ranks of their counts; ``None`` weighs all alike.
+        Function from positions of cells to their total counts, whose ranks weigh the cells; ``None`` for equal weights.
     n_windows, seed
-        Windows around random cells; each cell counts in one of them.
+        Number of windows around random cells, and seed of their choice. Each cell counts in one window.
     coarse
-        Factor on pixel size, window and reach, which are 1, 200 and 40 µm.
+        Factor on pixel size, window and largest shift, which are 1, 200 and 40 µm.
     """
     under = ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1)
     image = Zoom.of(slide, coarse)
-    reach, half = (round(coarse * length / image.microns) for length in (REACH, WINDOW / 2))
-    shifts = np.arange(-reach, reach + 1) * image.microns
-    curves, counts, density, around = [], [], [np.empty(0)], [np.full(1, GLASS)]
+    reach = round(coarse * REACH / image.microns)
+    half = round(coarse * (WINDOW / 2) / image.microns)
+    shifts = np.arange(-reach, reach + 1, dtype=np.float64) * image.microns
+    curves = []
+    counts = []
+    density = [np.empty(0)]
+    around = [np.full(1, GLASS)]
     for corner, cells in _windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
         stain, optical = image.stains(corner - reach, 2 * (half + reach), coarse)
         column, row = (np.floor(xy[cells] / image.px).astype(np.int64) - corner).T
         curves.append(_curve(stain, row, column, half, None if totals is None else _centred_ranks(totals(cells))))
         counts.append(len(cells))
         density.append(optical[row + reach, column + reach])
-        # Beyond its edge the image is read as pure white, which no glass is.
-        (left, top), (right, bottom) = np.maximum(reach - corner, 0), image.size - corner + reach
+        # Pixels beyond the edge are left out: they are read as pure white, brighter than any glass.
+        left, top = np.maximum(reach - corner, 0)
+        right, bottom = image.size - corner + reach
         around.append(optical[top:bottom:4, left:right:4].ravel())
     on_tissue = is_tissue(np.concatenate(density), np.concatenate(around))
     sigma = coarse * SMOOTHING / image.microns
     total = np.sum(curves, axis=0) if curves else np.zeros((len(shifts), len(shifts)))
     score, best, best_score = _peak(total, shifts, sigma)
-    own = [_peak(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
-    apart = [np.hypot(s[0] - best[0], s[1] - best[1]) for s, height in own if height >= OWN_PEAK]
+    peaks = [_peak(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
+    apart = [np.hypot(s[0] - best[0], s[1] - best[1]) for s, height in peaks if height >= OWN_PEAK]
     return Match(
         on_image=float(under.mean()),
         on_tissue=float(on_tissue.mean()) if len(on_tissue) else 0.0,
@@ -137,10 +145,12 @@ class Zoom:
 
     Attributes
     ----------
-    level, block
-        Pyramid level, and side of the blocks of its pixels that are averaged.
+    level
+        Pyramid level ``(c, y, x)``.
+    block
+        Side of the blocks of its pixels that are averaged.
     px, microns
-        Pixels of level 0, and µm, that one pixel measures.
+        Side of one pixel in px of level 0, and in µm.
     """
 
     level: xr.DataArray
@@ -150,7 +160,7 @@ class Zoom:
 
     @classmethod
     def of(cls, slide: Slide, microns: float) -> Zoom:
-        """Choose level and block for pixels of at most ``microns`` µm, or the image's own if they are larger."""
+        """Choose level and block for pixels of at most ``microns`` µm, or level 0 if its pixels are larger."""
         levels = image_levels(slide.sdata, slide.image_key)
         scales = level_scales(levels)
         number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
@@ -226,13 +236,13 @@ def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _peak(curve: NDArray, shifts: NDArray, sigma: float) -> tuple[float, tuple[float, float], float]:
-    """Score at zero, place of the peak and its score; the scale is that of shifts farther than half the reach from it."""
+    """Score at zero, shift of the peak and its score, in standard deviations of shifts far from the peak."""
     from scipy.ndimage import gaussian_filter
 
     smooth = gaussian_filter(curve, sigma, mode="nearest")
     y, x = np.unravel_index(np.argmax(smooth), smooth.shape)
     far = np.hypot(*np.meshgrid(shifts - shifts[x], shifts - shifts[y])) > shifts[-1] / 2
-    spread = smooth[far].std()
-    scores = (smooth - smooth[far].mean()) / spread if spread > 0 else np.zeros_like(smooth)
+    std = smooth[far].std()
+    scores = (smooth - smooth[far].mean()) / std if std > 0 else np.zeros_like(smooth)
     zero = len(shifts) // 2
     return float(scores[zero, zero]), (float(shifts[x]), float(shifts[y])), float(scores[y, x])

@@ -1,4 +1,4 @@
-"""Windows of the image with the cells that lie in them, to look at."""
+"""Windows of the image with the cells in them, for plots."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def overlay_windows(
     slide
         Slide with cells.
     n_windows
-        Number of squares, fewer if the image holds fewer cells.
+        Number of squares; at most the number of cells under the image.
     window
         Side in µm; by default 100, or five bins where that is more.
     seed
-        Of the choice of cells.
+        Seed of the random choice of cells.
 
     Yields
     ------
     pixels
-        RGB ``(side, side, 3)``.
+        Pixels of the square, RGB ``(side, side, 3)``.
     points
-        Cells from the upper left corner, µm, ``(n, 2)``.
+        Positions of the cells from the upper left corner, µm, ``(n, 2)``.
     extent
-        Side in µm.
+        Side of the square in µm.
     """
     if window is None:
         window = float(np.fmax(100.0, 5 * lattice_pitch(slide.xy) * slide.microns_per_pixel))

@@ -38,7 +38,7 @@ LEAK = (
 class Split:
     """Which tiles of which slides train, validate and test.
 
-    A subclass sets :attr:`name` and overrides :meth:`groups`; :func:`register_split` registers it under that name.
+    A subclass sets ``name`` and overrides :meth:`groups`; :func:`register_split` registers it under that name.
 
     Attributes
     ----------

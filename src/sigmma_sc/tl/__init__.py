@@ -1,4 +1,4 @@
-"""After training: niches, their genes, and labels from slide to slide and from cells to images."""
+"""After training: niches, their genes, and labels for other slides and for images."""
 
 from sigmma_sc.tl.map_to_image import map_to_image
 from sigmma_sc.tl.niches import niches

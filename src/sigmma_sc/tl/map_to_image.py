@@ -1,4 +1,4 @@
-"""Labels of cells given to tiles of H&E alone."""
+"""Labels of cells for tiles of H&E alone."""
 
 from __future__ import annotations
 
@@ -28,16 +28,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """Labels of the model's own tiles.
+    """Labels of the tiles that the model was trained and validated on.
 
     Attributes
     ----------
     classes
-        Labels in order.
-    keys, share
-        Transcriptome embeddings of the training tiles by scale, and the share of each label ``(n, n_labels)``.
-    validation, validation_share
-        Image embeddings of the validation tiles by scale, and the share of each label.
+        Labels in order, ``n_labels``.
+    keys
+        Transcriptome embeddings of the training tiles by scale, ``(n, d)``.
+    share
+        Share of each label in the cells of each training tile, ``(n, n_labels)``.
+    validation
+        Image embeddings of the validation tiles by scale, ``(m, d)``.
+    validation_share
+        Share of each label in the cells of each validation tile, ``(m, n_labels)``.
     """
 
     classes: list[str]
@@ -55,37 +59,46 @@ def map_to_image(
     n_neighbors: int = 50,
     key_added: str | None = None,
 ) -> None:
-    """Give tiles of an image the labels of cells, as :meth:`sigmma_sc.SIGMMA.predict_expression` gives them expression.
+    """Predict the share of each label of cells in tiles of an image.
 
-    A tile's image embedding looks for the training tiles whose transcriptome embedding is nearest. The mean of what these are
-    made of, weighted by softmax(cosine similarity / temperature), is the tile's share of each label.
+    The prediction is by retrieval, as in :meth:`sigmma_sc.SIGMMA.predict_expression`. The image embedding of a tile is
+    compared with the transcriptome embeddings of training tiles. The share of each label is the mean over the nearest ones,
+    weighted by softmax(cosine similarity / temperature).
 
     Parameters
     ----------
     model
-        A trained :class:`sigmma_sc.SIGMMA`, on the object it was trained on, whose table holds the labels.
+        Trained :class:`sigmma_sc.SIGMMA`, loaded on the object it was trained on, whose table holds the labels.
     sdata
-        Object, or objects by name, with the tiles of ``model.write_embeddings(sdata)``. Its cells, if any, are not looked at.
+        Object, or objects by name, with the tiles of ``model.write_embeddings(sdata)``. Its cells are not used.
     labels
         Column of ``obs`` of the cells: niches, cell types, a pathologist's regions.
     scale
-        Embedding to use: one scale, or ``"all"``.
+        Name of the scale whose embedding is used, or ``"all"``.
     n_neighbors
-        Training tiles that are averaged; all of them if there are fewer.
+        Number of training tiles that are averaged; all of them if there are fewer.
     key_added
-        Name of what is written, ``labels`` by default. Into ``sdata.tables["sigmma_tiles"]``: ``obsm[f"{key_added}_share"]``,
-        a frame of tiles × labels whose rows add up to one; ``obs[key_added]``, the label of the largest share; and
-        ``uns[key_added]``, how far to trust it: of the ``n_val`` validation tiles of the model, the share ``accuracy`` whose commonest
-        label is found from the image alone, and beside it ``accuracy_of_commonest``, that of always naming the commonest label. They speak
-        of tissue and stain like the training slides'. NaN without validation tiles. Tiles with little ``obs["tissue"]`` show glass, whose
-        labels mean nothing.
+        Key of the result in ``sdata.tables["sigmma_tiles"]``, ``labels`` by default; see Notes.
 
     Raises
     ------
     MissingKeyError
         There are no tiles in ``sdata``, or no such column.
     SetupError
-        No labelled cell is under a training tile; the tiles have another width; or a column of that name does not come from here.
+        No training tile has a labelled cell, the embeddings of the tiles have another width, or the column exists already.
+
+    See Also
+    --------
+    sigmma_sc.tl.transfer_labels : Labels for cells of another slide.
+
+    Notes
+    -----
+    ``obsm[f"{key_added}_share"]`` is a frame of tiles × labels with rows that add up to one. ``obs[key_added]`` is the label
+    of the largest share. Ignore the labels of tiles of glass, which have a low ``obs["tissue"]``.
+
+    ``uns[key_added]`` holds the accuracy on the ``n_val`` validation tiles of the model; NaN if there are none. ``accuracy``
+    is the share of tiles with a correct commonest label, ``accuracy_of_commonest`` that of always the commonest training
+    label. Both hold for tissue and stain like those of the training slides.
 
     Examples
     --------
@@ -105,23 +118,23 @@ def map_to_image(
         tables.append(one.tables[_keys.TILES])
         _require_fit(model, tables[-1], name)
     known = _known(model, labels)
-    temperature = temperature_of(model.module, scale)
+    temperature = temperature_of(model.embedder.towers, scale)
 
     def shares(image: Scales) -> NDArray[np.float32]:
         keys = at_scale(known.keys, scale)
         return retrieve(at_scale(image, scale), keys, known.share, int(n_neighbors), temperature)
 
-    trust = _trust(shares, known)
+    accuracy = _accuracy(shares, known)
     for tiles in tables:
         found = shares({s: np.asarray(tiles.obsm[f"image_{s}"]) for s in known.keys})
         tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=known.classes)
         tiles.obs[name] = pd.Categorical.from_codes(found.argmax(axis=1), known.classes)
-        tiles.uns[name] = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors), **trust}
+        tiles.uns[name] = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors), **accuracy}
 
 
 def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
-    """Tiles embedded by such a model, and nothing of the user's or ours to be written over."""
-    for scale in model.module.aligned:
+    """Check that the model embedded the tiles, and that no other column has this name."""
+    for scale in model.embedder.towers.aligned:
         key = f"image_{scale}"
         require_key(key, tiles.obsm, "embedding", "Call model.write_embeddings(sdata, overwrite=True) first.")
         if tiles.obsm[key].shape[1] != model.config.n_latent:
@@ -136,14 +149,14 @@ def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
 
 
 def _known(model: SIGMMA, labels: str) -> Known:
-    """What training and validation tiles of the model's object are made of."""
+    """Labels in the training and validation tiles of the object of the model."""
     parts = []
     roles = []
+    counts = []
     slides = model.resolve(cells=False)
     columns = [obs_of_slide(slide, labels) for slide in slides]
-    classes = list(dict.fromkeys(str(c) for column in columns for c in column.cat.categories))
+    classes = list(dict.fromkeys(str(name) for column in columns for name in column.cat.categories))
     embedder = model.embedder
-    counts = []
     for slide, column in zip(slides, columns, strict=True):
         role = model.data.roles.of(slide)
         which = np.flatnonzero(np.isin(role, ("train", "val")))
@@ -173,8 +186,8 @@ def _known(model: SIGMMA, labels: str) -> Known:
     )
 
 
-def _trust(shares: Callable[[Scales], NDArray[np.float32]], known: Known) -> dict[str, float]:
-    """Validation tiles whose commonest label is found, and how many would be by the label commonest among training tiles."""
+def _accuracy(shares: Callable[[Scales], NDArray[np.float32]], known: Known) -> dict[str, float]:
+    """Accuracy of the commonest label on validation tiles, and that of the commonest label of training tiles."""
     truth = known.validation_share
     if not len(truth):
         return {"n_val": 0, "accuracy": np.nan, "accuracy_of_commonest": np.nan}

@@ -35,20 +35,28 @@ def niches(
     adata
         Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`.
     scales
-        Scales to cluster.
+        Names of the scales to cluster.
     resolution
-        Of Leiden.
+        Resolution of Leiden; higher values give more niches.
     n_neighbors
-        Of a cell in the neighbour graph, itself included.
+        Number of neighbours of each cell in the graph that Leiden clusters, itself included.
     key_added
-        Writes ``obs[f"{key_added}_{scale}"]``, missing for cells without an embedding.
+        Prefix of the columns written, ``obs[f"{key_added}_{scale}"]``; missing for cells without an embedding.
     seed
-        Of both.
+        Seed of the neighbour search and of Leiden.
 
     Raises
     ------
-    MissingKeyError, SetupError
-        If a scale has no embedding, or fewer than two cells have one.
+    MissingKeyError
+        The table has no embeddings of a scale.
+    SetupError
+        ``resolution`` is not positive, or fewer than two cells have an embedding.
+
+    See Also
+    --------
+    sigmma_sc.tl.rank_niche_genes : Genes of each niche.
+    sigmma_sc.pl.niches : Map of the niches.
+    sigmma_sc.metrics.niche_agreement : Agreement with known niches.
 
     Examples
     --------
@@ -67,13 +75,13 @@ def niches(
         require_key(_keys.obsm_cells(scale), adata.obsm, "embedding", "Call model.write_embeddings() first.")
         if (n := _covered(adata, scale).sum()) < 2:
             raise SetupError(
-                f"Niches need 2 cells with an embedding; obsm[{_keys.obsm_cells(scale)!r}] has {n}. Do the cells lie on the "
-                "image? Call pp.check_registration."
+                f"Niches need 2 cells with an embedding; obsm[{_keys.obsm_cells(scale)!r}] has {n}. Check whether "
+                "the cells are under the image: sg.pp.check_registration(sdata)."
             )
     for scale in scales:
         covered = _covered(adata, scale)
         matrix = np.asarray(adata.obsm[_keys.obsm_cells(scale)])[covered]
-        # A table of its own: the user's neighbour graph and distances stay as they were.
+        # In a new table, so that the user's neighbour graph is not overwritten.
         cells = AnnData(obs=pd.DataFrame(index=adata.obs_names[covered]))
         neighbour_graph(matrix, n_neighbors, seed).write(cells)
         sc.tl.leiden(cells, resolution=resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)

@@ -1,4 +1,4 @@
-"""Genes that tell niches apart."""
+"""Genes that distinguish niches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rank_niche_genes(
 ) -> None:
     """Rank the genes of each niche against all others by :func:`scanpy.tl.rank_genes_groups`, on log-normalised counts.
 
-    Cells are not independent and niches were found on these very cells: p-values rank genes, they test nothing.
+    Cells are not independent, and the niches were found on the same cells. The p-values only rank genes and are no tests.
 
     Parameters
     ----------
@@ -33,19 +33,26 @@ def rank_niche_genes(
     scale
         Scale of the niches.
     key
-        ``key_added`` of :func:`sigmma_sc.tl.niches`.
+        Prefix of the columns of niches, ``key_added`` of :func:`sigmma_sc.tl.niches`.
     layer
         Layer of raw counts; ``None`` for ``X``.
     method
-        As scanpy's.
+        Statistical test, ``method`` of :func:`scanpy.tl.rank_genes_groups`.
     key_added
-        Writes ``uns[key_added]``, by default ``f"rank_niche_genes_{scale}"``, which
-        :func:`scanpy.get.rank_genes_groups_df` and scanpy's plots read by ``key=…``.
+        Key of the result in ``uns``, by default ``f"rank_niche_genes_{scale}"``. Pass it as ``key=…`` to
+        :func:`scanpy.get.rank_genes_groups_df` and to scanpy's plots.
 
     Raises
     ------
+    MissingKeyError
+        There are no niches of this scale.
     SetupError
-        The values are no counts: negative, or not whole; or there are not two niches.
+        The values are not counts (negative, or not whole), or there are fewer than two niches.
+
+    See Also
+    --------
+    sigmma_sc.tl.niches : Compute the niches.
+    sigmma_sc.pl.signature : Plot genes over niches and on the tissue.
 
     Examples
     --------
@@ -63,7 +70,7 @@ def rank_niche_genes(
     require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     rows = np.flatnonzero(adata.obs[column].notna())
     niches = adata.obs[column].iloc[rows].astype("category").cat.remove_unused_categories()
-    # A niche of one cell has no spread.
+    # A niche of one cell has no variance.
     sizes = niches.value_counts()
     groups = [str(name) for name in niches.cat.categories if sizes[name] > 1]
     if len(niches.cat.categories) < 2 or not groups:

@@ -1,4 +1,4 @@
-"""Labels of one slide's cells given to those of another."""
+"""Transfer of labels from the cells of one slide to those of another."""
 
 from __future__ import annotations
 
@@ -23,32 +23,38 @@ def transfer_labels(
     n_neighbors: int = 15,
     key_added: str | None = None,
 ) -> None:
-    """Give cells the label that most of their nearest reference cells have in the embedding of one scale.
+    """Transfer labels to cells from their nearest reference cells in the embedding of one scale.
 
-    Both have to be embedded by one model. Neighbours are weighed by the inverse of their distance
-    (:class:`sklearn.neighbors.KNeighborsClassifier`). The search is exact and compares every pair: 100,000 cells against 100,000 of
-    width 128 take some two minutes on one core, 500,000 against as many the better part of an hour; a part of the reference will do.
+    Both tables must be embedded by the same model. Neighbours vote with the inverse of their distance as weight
+    (:class:`sklearn.neighbors.KNeighborsClassifier`). The search is exact and compares every pair. For 100,000 cells against
+    100,000 of width 128 it takes two minutes on one core; use a part of a larger reference.
 
     Parameters
     ----------
     adata
         Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`.
     reference
-        Such a table with labels; cells without one are passed over.
+        Table with such embeddings and with labels; cells without a label are ignored.
     labels
         Column of ``reference.obs``, e.g. ``"sigmma_niche_meso"`` or a pathologist's regions.
     scale
         Scale of the embeddings.
     n_neighbors
-        Reference cells that vote; all of them if there are fewer.
+        Number of reference cells that vote; all of them if there are fewer.
     key_added
-        Writes ``obs[key_added]``, by default ``f"{labels}_transferred"``, and ``obs[f"{key_added}_share"]``, the weighted
-        share of neighbours that have the label. Missing for cells without an embedding.
+        Column of ``obs`` for the labels, by default ``f"{labels}_transferred"``. ``obs[f"{key_added}_share"]`` is the
+        weighted share of neighbours with that label. Both are missing for cells without an embedding.
 
     Raises
     ------
+    MissingKeyError
+        A table has no embeddings, or the reference has no such column.
     SetupError
-        The tables were embedded by models of another width, or no reference cell has a label.
+        The embeddings have different widths, or no reference cell has a label.
+
+    See Also
+    --------
+    sigmma_sc.tl.map_to_image : Labels for tiles of H&E alone.
 
     Examples
     --------
@@ -64,7 +70,8 @@ def transfer_labels(
     key = _keys.obsm_cells(scale)
     for table in (adata, reference):
         require_key(key, table.obsm, "embedding", "Call model.write_embeddings() first.")
-    x, known = (np.asarray(table.obsm[key]) for table in (adata, reference))
+    x = np.asarray(adata.obsm[key])
+    known = np.asarray(reference.obsm[key])
     if x.shape[1] != known.shape[1]:
         raise SetupError(
             f"obsm[{key!r}] has {x.shape[1]} columns, and {known.shape[1]} in the reference. Embed both with one model."
@@ -76,10 +83,12 @@ def transfer_labels(
     voters = KNeighborsClassifier(min(int(n_neighbors), len(rows)), weights="distance")
     voters.fit(known[rows], given.iloc[rows].astype(str).to_numpy())
     covered = np.isfinite(x).all(axis=1)
-    found, share = pd.Series(index=adata.obs_names, dtype=object), np.full(len(x), np.nan)
+    found = pd.Series(index=adata.obs_names, dtype=object)
+    share = np.full(len(x), np.nan)
     if covered.any():
         votes = voters.predict_proba(x[covered])
-        found[covered], share[covered] = voters.classes_[votes.argmax(axis=1)], votes.max(axis=1)
+        found[covered] = voters.classes_[votes.argmax(axis=1)]
+        share[covered] = votes.max(axis=1)
     name = f"{labels}_transferred" if key_added is None else key_added
     order = [str(c) for c in given.astype("category").cat.categories]
     adata.obs[name] = pd.Categorical(found, categories=order)
