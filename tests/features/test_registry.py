@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix, issparse
 
 from sigmma_sc import SIGMMA, Config
 from sigmma_sc.errors import SetupError
@@ -79,3 +80,19 @@ def test_features_of_ones_own_are_found_by_name(tiny, encoder, monkeypatch):
     values = model.data.node_features(slide, slide.tiles)
     assert (values.shape, values.dtype) == ((1500, 3), np.float32)  # and the distance to the nearest cells
     np.testing.assert_array_equal(values[:, :2], 1)
+
+
+@pytest.mark.parametrize("per_tile", [False, True])
+def test_features_of_ones_own_may_be_dense_or_sparse(tiny, encoder, monkeypatch, per_tile):
+    monkeypatch.setitem(NODE_FEATURES, "mine", Mine)
+    monkeypatch.setattr(Mine, "per_tile", per_tile)
+    model = SIGMMA(tiny, encoder(), n_latent=8, node_features="mine", cells="genes" if per_tile else "graph")
+    (slide,) = model.resolve()
+    monkeypatch.setattr(Mine, "rows", len(slide.tiles) if per_tile else 1500)
+    dense = model.data.node_features(slide, slide.tiles)
+    monkeypatch.setattr(Mine, "transform", lambda self, slide, tiles: csr_matrix(np.ones((self.rows, 2))))
+    sparse = model.data.node_features(slide, slide.tiles)
+    assert issparse(dense) == issparse(sparse) == per_tile
+    assert dense.dtype == sparse.dtype == np.float32
+    assert dense.shape == sparse.shape
+    assert abs(dense - sparse).max() == 0
