@@ -353,7 +353,7 @@ def _load_package(point: EntryPoint) -> None:
     before = dict(_registered)
     try:
         point.load()()
-        # Packages are loaded when a name is not found: which encoder a name means must not hang on when that is.
+        # Packages are loaded when a name is not found. A name must mean the same encoder before and after.
         taken = {**REGISTRY, **before}
         replaced = [name for name, entry in _registered.items() if name in taken and entry is not before.get(name)]
         if replaced:

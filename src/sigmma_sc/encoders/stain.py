@@ -195,7 +195,7 @@ def _quantiles(ordered: Tensor, tissue: Tensor) -> Mapping[str, Tensor]:
 def _mask(mask: Tensor, name: str) -> Mapping[str, Tensor]:
     """Share, boundary per area and number of objects of a soft ``(B, 1, S, S)`` mask.
 
-    The total variation of a disc of radius r along rows and columns is 8 r, its area π r²: hence n equal discs
+    The total variation of a disc of radius r along rows and columns is 8 r, its area π r². Hence n equal discs
     have (boundary)² π / 64 area = n, whatever their size.
     """
     area = mask.mean((1, 2, 3))
