@@ -66,7 +66,7 @@ class NodeFeatures(ABC):
         return np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
 
     def _checked(self, values: NDArray | csr_matrix, n_rows: int) -> NDArray[np.float32] | csr_matrix:
-        from scipy.sparse import csr_matrix, issparse
+        from scipy.sparse import csr_matrix
 
         if values.ndim != 2 or values.shape[0] != n_rows:
             kind = "tile" if self.per_tile else "cell"
@@ -77,7 +77,7 @@ class NodeFeatures(ABC):
         # Profiles of tiles are kept sparse, features of cells dense, whatever a subclass returns.
         if self.per_tile:
             return csr_matrix(values).astype(np.float32, copy=False)
-        return (values.toarray() if issparse(values) else values).astype(np.float32, copy=False)
+        return (values if isinstance(values, np.ndarray) else values.toarray()).astype(np.float32, copy=False)
 
     def differences(self, slide: Slide) -> Iterator[str]:
         """In what a slide does not fit these features, in words."""
