@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 
@@ -235,3 +236,39 @@ def test_options_that_are_on_or_off():
 def test_encoder_arguments_are_read(text, value):
     assert cli._value(text) == value
     assert type(cli._value(text)) is type(value)
+
+
+OWN = """
+import numpy as np
+import sigmma_sc as sg
+
+
+class Diagonals(sg.Split):
+    name = "diagonals"
+
+    def groups(self, tiles, usable):
+        return np.floor(tiles.origins.sum(axis=1) / tiles.side).astype(int)
+
+
+sg.register_split(Diagonals())
+"""
+
+
+def test_a_split_of_ones_own_by_its_name(store, results, tmp_path, monkeypatch, capsys):
+    from sigmma_sc.tissue.split import SPLITS
+
+    (tmp_path / "own_split.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    options = ("--out", tmp_path / "out", "--epochs", 1, "--set", "cells=genes", "--cache", store.parent / "cache")
+    assert run("train", store, *options, "--split", "diagonals") == 2
+    assert "split='diagonals' is not one of 'auto', 'sample'" in said(capsys)
+    assert run("--import", "no_module", "train", store, *options) == 2
+    assert "--import no_module: No module named 'no_module'" in said(capsys)
+    try:
+        assert run("--import", "own_split", "train", store, *options, "--split", "diagonals") == 0
+    finally:
+        SPLITS.pop("diagonals", None)
+        sys.modules.pop("own_split", None)
+    assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["split"] == "diagonals"
+    assert pd.read_csv(tmp_path / "out" / "retrieval.csv").pool.min() > 1

@@ -58,24 +58,26 @@ def tissue(trained, tmp_path_factory):
 
 @pytest.fixture
 def quiet(monkeypatch, tmp_path):
-    """A folder to write in, no windows, no progress bars, which doctest would take for output; and no methods or encoders left behind."""
+    """A folder to write in, no windows, no progress bars, which doctest takes for output; and no registrations left behind."""
     import matplotlib as mpl
     import matplotlib.pyplot as plt
     import rich
 
     from sigmma_sc.benchmark import METHODS
     from sigmma_sc.encoders import registry
+    from sigmma_sc.tissue.split import SPLITS
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_registered", {})
     monkeypatch.setattr(rich.get_console(), "quiet", True)
-    backend, methods = mpl.get_backend(), dict(METHODS)
+    backend, methods, splits = mpl.get_backend(), dict(METHODS), dict(SPLITS)
     plt.switch_backend("agg")
     yield
     plt.close("all")
     plt.switch_backend(backend)
-    METHODS.clear()
-    METHODS.update(methods)
+    for registry, before in ((METHODS, methods), (SPLITS, splits)):
+        registry.clear()
+        registry.update(before)
 
 
 def examples_of(name: str, names: dict) -> doctest.DocTest | None:

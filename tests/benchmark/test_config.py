@@ -1,14 +1,14 @@
 import pytest
 
 from sigmma_sc.benchmark import packaged, read_config
-from sigmma_sc.benchmark.sources import split_of
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.split import get_split
 
 SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"]}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"metods": ["sigmma"]}, "has no key 'metods'. Did you mean 'methods'"),
         ({"methods": ["sigma"]}, "method='sigma' is not one of"),
@@ -19,7 +19,11 @@ SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"
         ({"methods": [{"method": "sigmma", "arguments": {"min_cells": 3}}]}, "hold 'min_cells'"),
         ({"datasets": {"a": {}}}, "must name one of store, simulate, hest, it names none"),
         ({"datasets": {"a": {"simulate": {}, "split": ["blocks"]}}}, "has no key 'split'. Did you mean 'splits'"),
-        ({"datasets": {"a": {"simulate": {}, "splits": ["tiles"]}}}, "split='tiles' is not one of"),
+        (
+            {"datasets": {"a": {"simulate": {}, "splits": ["tiles"]}}},
+            r"\['a'\] split='tiles' is not one of 'auto', 'sample'",
+        ),
+        ({"datasets": {"a": {"simulate": {}, "splits": ["none"]}}}, r"\['a'\] split='none' leaves no test tile"),
         ({"datasets": {"a": {"store": "${NO_SUCH_PLACE}/a.zarr"}}}, "NO_SUCH_PLACE.*is not set"),
         ({"datasets": {"a": {"simulate": {}, "window": [0, 0, 1, 1]}}}, "of a store"),
         ({"encoder": {"weights": "a.pt"}}, "has no name"),
@@ -32,8 +36,8 @@ SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"
         ({"datasets": {"a/b": {"simulate": {}}}}, "datasets='a/b' names a folder"),
     ],
 )
-def test_what_is_wrong_is_named(change, told):
-    with pytest.raises(SetupError, match=told):
+def test_what_is_wrong_is_named(change, message):
+    with pytest.raises(SetupError, match=message):
         read_config(SMALL | change)
 
 
@@ -49,7 +53,7 @@ def test_paths_start_at_the_file(tmp_path, monkeypatch):
         read_config(tmp_path / "d.yaml")
 
 
-def test_cells_and_budget():
+def test_trials_and_budget():
     config = read_config(
         {
             "datasets": {"a": {"simulate": {}, "splits": ["blocks", "end"]}, "b": {"simulate": {}}},
@@ -58,7 +62,9 @@ def test_cells_and_budget():
             "tune": {"lr": [1e-3, 1e-2], "batch_size": [32, 64]},
         }
     )
-    assert len(config.cells()) == len({(d.name, s, m.label, k) for d, s, m, k in config.cells()}) == 12
+    trials = config.trials()
+    assert len(trials) == len({str(trial) for trial in trials}) == 12
+    assert str(trials[-1]) == "b, blocks, random, seed 4"
     assert config.budget()[1] == {"lr": 1e-3, "batch_size": 64}
     assert len(config.budget()) == 4
     assert read_config(SMALL).budget() == [{}]
@@ -83,25 +89,11 @@ def test_the_papers_own_sets(monkeypatch):
         assert set(data.published) <= labels
     idc = read_config("hest-idc").datasets[0]
     for turn in range(6):
-        split = split_of("donor", idc.hest["samples"], idc.donors, turn)
-        for part in split.values():
+        split = get_split("donor").in_turn(turn, idc.donors).resolve(idc.hest["samples"], seed=0)
+        for part in (split.test, split.val):
             assert ("TENX95" in part) == ("TENX99" in part)  # one tumour
     # From the paper's tables.
     assert read_config("hest-luad").datasets[0].published["SIGMMA"]["I→T R@15 %"] == 0.826
     assert read_config("hest-skcm").datasets[0].published["BLEEP"]["PCC"] == "0.594 ± 0.232"
     assert read_config("hest-idc").datasets[0].published["CLIP"]["T→I R@5 %"] == 0.445
     assert read_config("hest-paad").datasets[0].published["OmiCLIP"]["MSE"] == "0.018 ± 0.016"
-
-
-def test_leaving_one_out():
-    sections = ["C3", "C1", "C2"]
-    found = [split_of("section", sections, {}, turn) for turn in range(4)]
-    assert [f["test"] for f in found] == [["C1"], ["C2"], ["C3"], ["C1"]]
-    assert [f["val"] for f in found] == [["C2"], ["C3"], ["C1"], ["C2"]]
-    two = split_of("donor", sections, {"C1": "p", "C2": "p", "C3": "q"}, 0)
-    assert two == {"test": ["C1", "C2"], "val": "blocks"}
-    assert split_of("end", sections, {}, 2) == "end"
-    with pytest.raises(SetupError, match="needs two donors or more, there is p alone"):
-        split_of("donor", ["C1", "C2"], {"C1": "p", "C2": "p"}, 0)
-    with pytest.raises(SetupError, match="donors names sample 'C9'"):
-        split_of("donor", sections, {"C9": "p"}, 0)

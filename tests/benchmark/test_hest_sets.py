@@ -12,7 +12,7 @@ from shapely.geometry import box
 from sigmma_sc import SIGMMA
 from sigmma_sc.benchmark import packaged, read_config, run
 from sigmma_sc.benchmark.config import MethodSpec
-from sigmma_sc.benchmark.trial import Cell
+from sigmma_sc.benchmark.trial import Trial
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup
 
@@ -87,8 +87,8 @@ def test_set(name, folder, tmp_path, monkeypatch):
     data = config.datasets[0]
     assert set(table.dataset) == {data.name}
     for seed in (0, 1):
-        cell = Cell.read(tmp_path / "cells" / data.name / "donor" / "sigmma" / f"{seed}.npz")
-        held = {str(slide).split("/")[0] for slide in cell.arrays["slide"]}
+        trial = Trial.read(tmp_path / "trials" / data.name / "donor" / "sigmma" / f"{seed}.npz")
+        held = {str(slide).split("/")[0] for slide in trial.slide}
         assert held < set(data.hest["samples"])
         assert ("TENX95" in held) == ("TENX99" in held)
     assert table[table.metric == "pcc"].value.notna().sum() > 0

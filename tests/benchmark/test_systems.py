@@ -6,7 +6,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from sigmma_sc.benchmark.trial import Cell
+from sigmma_sc.benchmark.trial import Trial
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +84,7 @@ def write_weights(folder, small_text_towers):
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory, small_text_towers):
+def trials(tmp_path_factory, small_text_towers):
     """What ``sigmma-sc benchmark`` leaves, by label."""
     from sigmma_sc.cli import app
 
@@ -105,24 +105,24 @@ def cells(tmp_path_factory, small_text_towers):
     done = CliRunner().invoke(app, ["benchmark", str(folder / "config.yaml"), "--out", str(folder / "out")])
     assert done.exit_code == 0, done.output
     assert (folder / "out" / "report.html").stat().st_size > 10_000
-    return {label: Cell.read(folder / "out" / "cells" / "tissue" / "blocks" / label / "0.npz") for label in TABLES}
+    kept = folder / "out" / "trials" / "tissue" / "blocks"
+    return {label: Trial.read(kept / label / "0.npz") for label in TABLES}
 
 
-def test_all_systems_are_scored_on_the_same_tiles(cells):
-    first = cells["SIGMMA"]
-    for label, cell in cells.items():
-        np.testing.assert_array_equal(cell.arrays["slide"], first.arrays["slide"])
-        np.testing.assert_array_equal(cell.arrays["target|hest"], first.arrays["target|hest"])
-        assert cell.meta["encoder"] == ENCODERS[TABLES[label][1]]["name"]
-        assert np.isfinite(cell.arrays["predicted|default"]).all()
-        retrieves = any(name.startswith("rank|") for name in cell.arrays)
-        assert retrieves == (label in TRAINED)
+def test_all_systems_are_scored_on_the_same_tiles(trials):
+    first = trials["SIGMMA"]
+    for label, trial in trials.items():
+        np.testing.assert_array_equal(trial.slide, first.slide)
+        np.testing.assert_array_equal(trial.expression["hest"].target, first.expression["hest"].target)
+        assert trial.meta.encoder == ENCODERS[TABLES[label][1]]["name"]
+        assert np.isfinite(trial.expression["default"].predicted["default"]).all()
+        assert bool(trial.ranks) == (label in TRAINED)
 
 
 @pytest.mark.parametrize("label", TRAINED)
-def test_training_leaves_chance_behind(cells, label):
-    fit = cells[label].meta["fit"]
-    scales = {name.split("|")[2] for name in cells[label].arrays if name.startswith("rank|")} - {"all"}
+def test_training_leaves_chance_behind(trials, label):
+    fit = trials[label].meta.fit
+    scales = {key.scale for key in trials[label].ranks} - {"all"}
     losses = [fit[f"train_loss_{scale}"] for scale in scales]
     # BLEEP's targets are soft: its loss has a floor above zero, and at chance is above ln(batch) too.
     assert max(losses) < 0.8 * fit["train_ln_batch"], fit

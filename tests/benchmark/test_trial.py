@@ -1,124 +1,137 @@
+import json
+
 import numpy as np
 import pytest
 
-from sigmma_sc.benchmark import METHODS, Case, Frozen, Random, read_config, run
-from sigmma_sc.benchmark.sources import load
-from sigmma_sc.benchmark.trial import Cell, _roles, run_cell
-from sigmma_sc.encoders.encoder import get_encoder
-from sigmma_sc.metrics.expression import expression_probe, expression_targets, pearson
-from sigmma_sc.tissue.counts import pooled_counts
-from sigmma_sc.tissue.setup import slides_of
-
-SECTIONS = {
-    "simulate": {"n_cells": 500, "n_slides": 3, "seed": 1},
-    "setup": {
-        "tile_size": 64,
-        "image_key": {f"slide{k}_cell_circles": f"slide{k}_he_image" for k in (1, 2, 3)},
-        "coordinate_system": {f"slide{k}_cell_circles": f"slide{k}" for k in (1, 2, 3)},
-    },
-}
+from sigmma_sc.benchmark import read_config
+from sigmma_sc.benchmark.trial import RankKey, Trial, require_same, settings_of, trial_path
+from sigmma_sc.errors import ExistsError, SetupError
 
 
-@pytest.mark.parametrize("split", ["blocks", "end", "section"])
-def test_methods_train_on_the_tiles_that_the_benchmark_counts(split):
-    config = read_config({"datasets": {"a": {**SECTIONS, "splits": [split]}}, "methods": ["genes"], "seeds": [5, 6]})
-    data = config.datasets[0]
-    tissue = load(data)
-    roles = _roles(tissue, data, split, 1, 6)
-    case = Case(tissue, get_encoder("stain-stats"), roles.roles.split, 6, {}, None)
-    method = METHODS["genes"](case)
-    method.fit(max_epochs=1)
-    assert method.model.data.roles.by_slide.keys() == roles.roles.by_slide.keys()
-    for name, role in roles.roles.by_slide.items():
-        np.testing.assert_array_equal(method.model.data.roles.by_slide[name], role)
-    if split == "section":
-        assert {name for name, role in roles.roles.by_slide.items() if (role == "test").any()} == {
-            "slide2_cell_circles"
-        }
+@pytest.fixture
+def trial(make_trial, add_niches, rng):
+    """One of everything; the lookup predicts the target of the default protocol."""
+    trial = make_trial(slides=2, n=5, scales=("micro", "all"))
+    trial.expression["default"].predicted["lookup"] = np.ones((10, 5), np.float32)
+    return add_niches(trial, rng.integers(0, 3, 7), rng.normal(size=(7, 2)), np.array(["a", "", "b", "a", "", "", "b"]))
 
 
-@pytest.mark.parametrize(("split", "apart"), [("blocks", 2), ("random", 1)])
-def test_training_tiles_keep_off_test_tiles(split, apart):
-    """One tile of guard band between them; a random split has none, and shows the leak, but no pixel is in both."""
-    tissue = {"simulate": {"n_cells": 1500, "seed": 0}, "setup": {"tile_size": 64}, "splits": [split]}
-    config = read_config({"datasets": {"a": tissue}, "methods": ["genes"], "seeds": [0]})
-    data = config.datasets[0]
-    sdata = load(data)
-    roles = _roles(sdata, data, split, 0, 0)
-    (slide,) = slides_of(sdata)
-    tiles, _ = roles.covering(slide)
-    test = tiles.origins[roles.roles.of(slide) == "test"]
-    method = METHODS["genes"](Case(sdata, get_encoder("stain-stats"), split, 0, {}, None))
-    method.fit(max_epochs=1)
-    train = method.model.trainer.datamodule.dataset.slides[0].tiles.origins
-    nearest = np.abs(train[:, None] - test).max(-1).min() / tiles.side
-    assert nearest == pytest.approx(apart, abs=1e-6) if split == "random" else nearest >= apart - 1e-6
+def same(a, b):
+    assert a.meta == b.meta
+    assert list(a.ranks) == list(b.ranks)
+    for key, ranks in a.ranks.items():
+        np.testing.assert_array_equal(b.ranks[key], ranks)
+    assert list(a.expression) == list(b.expression)
+    for protocol, expression in a.expression.items():
+        for name in ("genes", "target", "mean"):
+            np.testing.assert_array_equal(getattr(b.expression[protocol], name), getattr(expression, name))
+        assert b.expression[protocol].predicted.keys() == expression.predicted.keys()
+        for head, predicted in expression.predicted.items():
+            np.testing.assert_array_equal(b.expression[protocol].predicted[head], predicted)
+    for name in ("slide", "block"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    assert (a.niches is None) == (b.niches is None)
 
 
-def test_variants_are_scored_on_validation_tiles(tmp_path):
-    tissue = {"simulate": {"n_cells": 2000, "seed": 0}, "setup": {"tile_size": 64}}
-    given = {"datasets": {"a": tissue}, "methods": ["frozen"], "seeds": [3], "encoder": "stain-stats", "score": "val"}
-    config = read_config(given)
-    data = config.datasets[0]
-    cell = run_cell(config, data, "blocks", config.methods[0], 3, None)
-    roles = _roles(load(data), data, "blocks", 0, 3)
-    (slide,) = slides_of(load(data))
-    tiles, _ = roles.covering(slide)
-    counts = {}
-    for role in ("train", "val", "test"):
-        some = tiles.take(np.flatnonzero(roles.roles.of(slide) == role))
-        counts[role] = pooled_counts(slide, some, list(load(data)["table"].var_names))
-    assert len({len(part.toarray()) for part in counts.values()}) == 3
-    _, _, target = expression_targets(counts["train"], counts["val"], list(load(data)["table"].var_names))
-    np.testing.assert_allclose(cell.arrays["target|default"], target, rtol=1e-5)
-    assert cell.meta["settings"]["score"] == "val"
-    run(config, tmp_path)
-    assert f"Validation tiles {len(target)} to {len(target)}" in (tmp_path / "report.md").read_text()
+def test_a_trial_survives_its_file(trial, make_trial, tmp_path):
+    trial.save(tmp_path / "deep" / "0.npz")
+    read = Trial.read(tmp_path / "deep" / "0.npz")
+    same(trial, read)
+    assert read.ranks.keys() >= {RankKey("image→transcriptome", "all")}
+    for name in ("slide", "xy", "reference"):
+        np.testing.assert_array_equal(getattr(read.niches, name), getattr(trial.niches, name))
+    np.testing.assert_array_equal(read.niches.labels["macro"], trial.niches.labels["macro"])
+    bare = make_trial(scales=())
+    bare.save(tmp_path / "1.npz")
+    same(bare, Trial.read(tmp_path / "1.npz"))
 
 
-def test_a_cell_survives_its_file_and_scores_as_the_probe_does(tmp_path):
-    tissue = {"simulate": {"n_cells": 2000, "seed": 0}, "setup": {"tile_size": 64}}
-    config = read_config({"datasets": {"a": tissue}, "methods": ["frozen"], "seeds": [3], "encoder": "stain-stats"})
-    data = config.datasets[0]
-    cell = run_cell(config, data, "blocks", config.methods[0], 3, None)
-    cell.save(tmp_path / "deep" / "cell.npz")
-    again = Cell.read(tmp_path / "deep" / "cell.npz")
-    assert again.meta == cell.meta
-    assert again.arrays.keys() == cell.arrays.keys()
-    for name, values in cell.arrays.items():
-        np.testing.assert_array_equal(again.arrays[name], values)
-
-    sdata = load(data)
-    roles = _roles(sdata, data, "blocks", 0, 3)
-    (slide,) = slides_of(sdata)
-    tiles, _ = roles.covering(slide)
-    method = Frozen(Case(sdata, get_encoder("stain-stats"), "blocks", 3, {}, None))
-    x, counts = {}, {}
-    genes = list(sdata["table"].var_names)
-    for part in ("train", "test"):
-        some = tiles.take(np.flatnonzero(roles.roles.of(slide) == part))
-        x[part] = np.concatenate(list(method.embed(slide, some)[0].values()), axis=1)
-        counts[part] = pooled_counts(slide, some, genes)
-    for protocol in ("default", "hest"):
-        probe = expression_probe(x["train"], counts["train"], x["test"], counts["test"], genes, protocol=protocol)
-        assert probe.index.tolist() == cell.arrays[f"genes|{protocol}"].tolist()
-        found = pearson(
-            cell.arrays[f"target|{protocol}"].astype(float), cell.arrays[f"predicted|{protocol}"].astype(float)
-        )
-        np.testing.assert_allclose(found, probe.pcc, atol=1e-4)  # kept in single precision
-    # A block is a square of neighbouring tiles.
-    assert 1 < len(np.unique(cell.arrays["block"])) < len(cell.arrays["block"])
+def test_no_bar_in_any_name_of_the_file(trial, tmp_path):
+    trial.save(tmp_path / "0.npz")
+    with np.load(tmp_path / "0.npz") as file:
+        assert {"meta", "slide", "block", "ranks/image→transcriptome/all", "predicted/lookup"} < set(file.files)
+        assert not any("|" in name for name in file.files)
 
 
-def test_random_embeddings_depend_on_the_place_alone():
-    tissue = {"simulate": {"n_cells": 1000, "seed": 0}, "setup": {"tile_size": 64}}
-    data = read_config({"datasets": {"a": tissue}, "methods": ["random"]}).datasets[0]
-    sdata = load(data)
-    roles = _roles(sdata, data, "blocks", 0, 0)
-    (slide,) = slides_of(sdata)
-    tiles, _ = roles.covering(slide)
-    a, b = (Random(Case(sdata, None, "blocks", seed, {}, None)).embed(slide, tiles) for seed in (0, 1))
-    some = Random(Case(sdata, None, "blocks", 0, {}, None)).embed(slide, tiles.take(np.array([4, 2])))
-    np.testing.assert_array_equal(some[0]["macro"], a[0]["macro"][[4, 2]])
-    assert abs(np.corrcoef(a[0]["macro"].ravel(), a[1]["macro"].ravel())[0, 1]) < 0.1
-    assert not np.array_equal(a[0]["macro"], b[0]["macro"])
+def arrays_of(path):
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_damaged_and_foreign_files_are_named(trial, tmp_path):
+    path = tmp_path / "0.npz"
+    trial.save(path)
+    whole, arrays = path.read_bytes(), arrays_of(path)
+    with pytest.raises(SetupError, match=r"1.npz is damaged, or no trial.*FileNotFoundError"):
+        Trial.read(tmp_path / "1.npz")
+    meta = json.loads(str(arrays["meta"]))
+    foreign = {
+        "no file of numpy": b"a trial",
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+        "no meta": {name: values for name, values in arrays.items() if name != "meta"},
+        "no trial": {"x": np.zeros(3)},
+        "pickled": {**arrays, "slide": np.array([{}, {}], dtype=object)},
+        "meta of another kind": {**arrays, "meta": np.array(json.dumps({**meta, "colour": 1}))},
+        "too few ranks": {**arrays, "ranks/image→transcriptome/all": np.ones(4, int)},
+        "a target of too few genes": {**arrays, "target/hest": np.ones((10, 4), np.float32)},
+        "a prediction of too few tiles": {**arrays, "predicted/lookup": np.ones((9, 5), np.float32)},
+        "no target": {name: values for name, values in arrays.items() if name != "target/hest"},
+        "cells without place": {**arrays, "cells/slide": np.zeros(3, int)},
+    }
+    for content in foreign.values():
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.savez(path, **content)
+        with pytest.raises(SetupError, match=r"0.npz is damaged, or no trial of a benchmark \(\w+: .*Remove it"):
+            Trial.read(path)
+
+
+def test_any_byte_may_be_wrong(trial, tmp_path, rng):
+    """Whatever byte of the file changes, it reads as the same trial or ends in the typed error."""
+    path = tmp_path / "0.npz"
+    trial.save(path)
+    whole = path.read_bytes()
+    read = 0
+    for place in rng.integers(0, len(whole), 150):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            same(Trial.read(path), trial)
+            read += 1
+        except SetupError as error:
+            assert str(path) in str(error)
+    assert read < 75
+
+
+DATA = {"simulate": {"n_cells": 500}, "note": "n", "splits": ["blocks"]}
+
+
+def test_settings_hold_what_decides_the_outcome(tmp_path):
+    def settings(**change):
+        config = read_config({"datasets": {"a": {**DATA, **change.pop("data", {})}}, "methods": ["random"], **change})
+        return settings_of(config, config.datasets[0], config.methods[0])
+
+    plain = settings(seeds=[0, 1])
+    # Neither the note, the other splits nor, but where they take turns, the seeds.
+    assert settings(seeds=[4], data={"note": "m", "splits": ["end", "random"]}) == plain
+    assert settings(seeds=[0, 1], data={"splits": ["section"]})["seeds"] == [0, 1]
+    for changed in ({"train": {"lr": 1}}, {"data": {"reference": "niche"}}, {"encoder": "resnet50"}, {"score": "val"}):
+        assert settings(seeds=[0, 1], **changed) != plain
+
+
+def test_a_trial_of_other_settings_is_refused(make_trial, tmp_path):
+    trial = make_trial()
+    trial.meta.settings.update({"train": {"lr": 1}, "score": "test"})
+    trial.save(tmp_path / "0.npz")
+    require_same(tmp_path / "0.npz", {"train": {"lr": 1}, "score": "test"})
+    with pytest.raises(ExistsError, match=r"0.npz was run with other settings \(train\)"):
+        require_same(tmp_path / "0.npz", {"train": {"lr": 2}, "score": "test"})
+
+
+def test_a_file_for_each_trial(tmp_path):
+    data = {"a": {**DATA, "splits": ["blocks", "end"]}, "b": DATA}
+    config = read_config({"datasets": data, "methods": ["random", "gene-mean"], "seeds": [3, 4]})
+    paths = {trial_path(tmp_path, trial) for trial in config.trials()}
+    assert len(paths) == 12
+    assert tmp_path / "trials" / "a" / "end" / "gene-mean" / "4.npz" in paths
