@@ -75,9 +75,9 @@ def quiet(monkeypatch, tmp_path):
     yield
     plt.close("all")
     plt.switch_backend(backend)
-    for registry, before in ((METHODS, methods), (SPLITS, splits)):
-        registry.clear()
-        registry.update(before)
+    for changed, before in ((METHODS, methods), (SPLITS, splits)):
+        changed.clear()
+        changed.update(before)
 
 
 def examples_of(name: str, names: dict) -> doctest.DocTest | None:
