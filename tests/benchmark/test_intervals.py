@@ -100,9 +100,7 @@ def test_differences_are_of_the_seeds_that_both_have(make_trial):
 
 def test_draws_that_miss_all_test_tiles_of_a_seed(make_trial):
     """Of twenty blocks a seed tests on one: some draws hold none of it, and say nothing of it."""
-    trials = []
-    for seed in range(20):
-        trials.append(dataclasses.replace(make_trial(seed=seed, n=20), block=np.full(20, f"s0#{seed}")))
+    trials = [dataclasses.replace(make_trial(seed=k, n=20), block=np.full(20, f"s0#{k}")) for k in range(20)]
     table = intervals_table(trials, n_draws=100).set_index("metric")
     pcc = [pearson(*expression_of(trial, "hest")).mean() for trial in trials]
     assert table.value["pcc hest"] == pytest.approx(np.mean(pcc), abs=1e-6)

@@ -34,8 +34,7 @@ def report(tmp_path_factory, draw_trial, add_niches):
     folder, trials = tmp_path_factory.mktemp("report"), []
     for split in ("blocks", "random"):
         for method in ("ours", "a|b"):
-            for seed in (0, 1):
-                trials.append(draw_trial(rng, method, seed, split, n=40, scales=("micro", "macro", "all")))
+            trials += [draw_trial(rng, method, k, split, n=40, scales=("micro", "macro", "all")) for k in (0, 1)]
     for trial in trials[4:6]:
         trial.ranks[RankKey("image→transcriptome", "all")][:] = 1
     labels, xy = rng.integers(0, 3, 30), rng.normal(size=(30, 2))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scanpy as sc
 
+import sigmma_sc as sg
 from sigmma_sc import SIGMMA
 
 pytestmark = pytest.mark.real
@@ -51,13 +52,13 @@ def test_tumour_and_exocrine_tissue_part_into_niches(real, mobilenet):
     model.write_embeddings()
     adata = window["table"]
     assert adata.obs.sigmma_covered.all()
-    sc.pp.neighbors(adata, use_rep="X_sigmma_meso")
-    sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False)
+    sg.tl.niches(adata, ["meso"], resolution=1)
     sc.pp.normalize_total(adata)
     sc.pp.log1p(adata)
     # Each of these tissues has a niche where its marker stands far above the rest of the window.
     # Stroma is much of it and may part into several niches, so it is held against the quarter of them that have least.
+    niche = "sigmma_niche_meso"
     rest = {"AMY2A": 0.5, "EPCAM": 0.5, "INS": 0.5, "PECAM1": 0.5, "COL5A2": 0.25, "IL7R": 0.5}
     for gene, share in rest.items():
-        mean = sc.get.obs_df(adata, [gene, "leiden"]).groupby("leiden", observed=True)[gene].mean()
+        mean = sc.get.obs_df(adata, [gene, niche]).groupby(niche, observed=True)[gene].mean()
         assert mean.max() > 2 * mean.quantile(share), (gene, mean.to_dict())

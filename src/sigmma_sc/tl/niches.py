@@ -28,7 +28,7 @@ def niches(
 ) -> None:
     """Cluster the cells at each scale: a graph of nearest neighbours with UMAP's weights, and Leiden, as in scanpy.
 
-    Up to 30,000 cells neighbours are exact, beyond that at least 99 % of them are the nearest ones.
+    Up to 40,000 cells neighbours are exact, beyond that at least 99 % of them are the nearest ones.
 
     Parameters
     ----------
