@@ -7,11 +7,27 @@ from pathlib import Path
 # Workers of `pytest -n` share the cores, and threads that wait for a core spin: read when numpy, torch and numba are imported.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(name, "1")
+if numba := sys.modules.get("numba"):  # imported before by another package's plugin: it cannot be told another number
+    os.environ["NUMBA_NUM_THREADS"] = str(numba.config.NUMBA_NUM_THREADS)
+# Results are the same to the last bit on a CPU alone. Name a device in the environment to run the tests on it.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The same examples in every run: a property that fails does so for whoever runs the tests next.
+hypothesis.settings.register_profile("same", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Fresh networks draw their weights from torch's global state: the same ones, whatever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -63,13 +63,14 @@ def test_adapters_start_at_nothing_and_reach_every_map(rng):
     encoder = small_vit()
     crops = torch.from_numpy(rng.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
     copy = tuned(encoder, Config(regime="lora", lora_rank=3))
-    torch.testing.assert_close(copy.encode(crops), encoder.encode(crops), rtol=0, atol=0)
+    torch.testing.assert_close(copy.encode(crops), encoder.encode(crops), rtol=0, atol=1e-6)
     names = trainable(copy)
     assert len(names) == 3 * 4 * 2  # qkv, proj, fc1, fc2 of three blocks, A and B of each
     assert all("lora_" in name for name in names)
-    copy.features(crops).sum().backward()
-    gradient = {n: p.grad.abs().max() for n, p in copy.module.named_parameters() if p.requires_grad}
-    assert all(gradient[n] > 0 for n in gradient if "lora_B" in n)
+    # Weighted: a plain sum over the output of a LayerNorm is constant, and its gradient nothing but rounding.
+    (copy.features(crops) * torch.linspace(-1, 1, 24)).sum().backward()
+    gradient = {n: p.grad.abs().max() for n, p in copy.module.named_parameters() if "lora_B" in n}
+    assert min(gradient.values()) > 0.1
 
 
 def test_adapters_pass_by_what_torch_attention_never_calls():
@@ -85,7 +86,7 @@ def test_adapters_go_to_layers_by_their_whole_name(rng):
     adapted = {name.partition(".lora_")[0] for name in trainable(copy)}
     assert adapted == {"1", *(f"0.blocks.{n}.{part}" for n in range(3) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))}  # fmt: skip
     crops = torch.from_numpy(rng.integers(0, 256, (2, 3, 32, 32), dtype=np.uint8))
-    torch.testing.assert_close(copy.encode(crops), encoder.encode(crops), rtol=0, atol=0)
+    torch.testing.assert_close(copy.encode(crops), encoder.encode(crops), rtol=0, atol=1e-6)
 
 
 def test_adapters_of_a_convolutional_network(rng):
