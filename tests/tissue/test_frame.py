@@ -168,7 +168,7 @@ def test_images_that_are_no_he_are_refused(image, words):
 @pytest.mark.parametrize(
     ("transform", "error", "words"),
     [
-        (Scale([2.0, 2.1], ("x", "y")), PixelSizeError, r"1\.050.*no square"),
+        (Scale([2.0, 2.1], ("x", "y")), PixelSizeError, r"1\.050.*square pixels"),
         (affine([[1, 0.05, 0], [0, 1, 0], [0, 0, 1]]), PixelSizeError, "stretches"),
         (affine([[1, 1, 0], [1, 1, 0], [0, 0, 1]]), SetupError, "inverted"),
         (affine([[np.nan, 0, 0], [0, 1, 0], [0, 0, 1]]), SetupError, "inverted"),

@@ -276,7 +276,7 @@ def test_what_a_class_returns_is_checked(tiles, every):
     ("make", "message"),
     [
         (lambda: Columns, "is not an instance of sg.Split"),
-        (Split, "Split.name=None must be"),
+        (Split, "Split.name=None must consist"),
         (lambda: type("Bad", (Split,), {"name": "a/b"})(), "Bad.name='a/b' must consist of letters"),
         (lambda: type("Mine", (Split,), {"name": "blocks"})(), "A split 'blocks' is registered already, sigmma_sc"),
     ],
