@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
     from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, TrialSpec
     from sigmma_sc.benchmark.methods import Embedding, Method
-    from sigmma_sc.benchmark.sources import Tissue
     from sigmma_sc.benchmark.trial import Head, Protocol
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
     from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 

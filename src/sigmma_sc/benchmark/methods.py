@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.benchmark.sources import Tissue
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
     from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 

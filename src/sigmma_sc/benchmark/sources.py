@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from sigmma_sc.benchmark.config import DataSpec
 from sigmma_sc.errors import CoverageWarning, SetupError
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-
-    Tissue: TypeAlias = SpatialData | dict[str, SpatialData]
+    from sigmma_sc.tissue.setup import Tissue
 
 
 def load(spec: DataSpec) -> Tissue:

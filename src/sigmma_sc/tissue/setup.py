@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from xarray import DataArray
 
-    Tissue: TypeAlias = "SpatialData | dict[str, SpatialData]"
+    Tissue: TypeAlias = SpatialData | dict[str, SpatialData]
     """One object, or objects by name."""
 
 Value = TypeVar("Value")
