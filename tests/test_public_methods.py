@@ -61,7 +61,7 @@ def saved(model, sdata, folder):
 def loaded(model, sdata, folder):
     if not (folder / "model").exists():
         model.save(folder / "model")
-    return repr(SIGMMA.load(folder / "model", sdata or copied(model.sdata), model.image_encoder))
+    return repr(SIGMMA.load(folder / "model", sdata or model.sdata, model.image_encoder))
 
 
 def trained_on(model, sdata, folder):
@@ -85,7 +85,9 @@ def moved(model, sdata, folder):
 
 ROWS = {
     "setup_spatialdata": Row(setup_again, None),
-    "data": Row(lambda model, sdata, folder: model.data.state(), None),
+    "data": Row(
+        lambda model, sdata, folder: model.data.state() if model.is_trained else model.data.roles.state(), None
+    ),
     "module": Row(lambda model, sdata, folder: model.module and model.module.trained_state(), None),
     "trainer": Row(lambda model, sdata, folder: isinstance(model.trainer, object), None),
     "is_trained": Row(lambda model, sdata, folder: model.is_trained, None),
@@ -137,8 +139,8 @@ def plain(value):
         parts = {"X": value.X, "obs": value.obs, "var": value.var, "obsm": dict(value.obsm)}
         return {name: plain(part) for name, part in parts.items()}
     if isinstance(value, pd.DataFrame):
-        columns = {str(name): value[name].to_numpy(dtype=object) for name in value if name != "geometry"}
-        return {**columns, "index": value.index.to_numpy(dtype=object)}
+        columns = {str(name): np.asarray(value[name]) for name in value if name != "geometry"}
+        return {**columns, "index": np.asarray(value.index)}
     if isinstance(value, xr.Dataset):
         return {str(name): value[name].to_numpy() for name in value.variables}
     if isinstance(value, dict):
@@ -156,31 +158,48 @@ def vit():
 
 
 @pytest.fixture(scope="module")
-def model(tiny, vit):
-    """Trained for an epoch; tests must not change it."""
-    model = SIGMMA(copied(tiny), vit, n_latent=8)
+def folder(tmp_path_factory):
+    """Folder of the saved model and of patch features, so that each image is encoded once."""
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny, vit, folder):
+    return SIGMMA(copied(tiny), vit, n_latent=8, cache_dir=folder / "features")
+
+
+@pytest.fixture(scope="module")
+def model(tiny, vit, folder):
+    """Trained for an epoch and saved; tests must not change it."""
+    model = SIGMMA(copied(tiny), vit, n_latent=8, cache_dir=folder / "features")
     model.train(split="blocks", **QUIET)
+    model.save(folder / "model")
     return model
 
 
 @pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("methods")
-    model.save(folder / "model")
-    return folder
+def load(model, folder, vit):
+    """Loads the model on an object."""
+    return lambda sdata: SIGMMA.load(folder / "model", sdata, vit, cache_dir=folder / "features")
 
 
 @pytest.fixture(scope="module")
-def again(folder, tiny, vit):
-    return SIGMMA.load(folder / "model", copied(tiny), vit)
+def again(load, tiny):
+    return load(copied(tiny))
 
 
 @pytest.fixture(scope="module")
-def alone(folder, tiny, vit):
+def alone(load, tiny):
     """The model on an image without cells."""
     sdata = sd.SpatialData(images={"he_image": tiny["he_image"]})
     SIGMMA.setup_spatialdata(sdata, table_key=None, microns_per_pixel=0.5, tile_size=64)
-    return SIGMMA.load(folder / "model", sdata, vit)
+    return load(sdata)
+
+
+@pytest.fixture(scope="module")
+def counted(load, tiny):
+    """The model once more; what it embeds and writes may change."""
+    return load(copied(tiny))
 
 
 @pytest.fixture(scope="module")
@@ -193,28 +212,26 @@ def test_every_public_method_has_a_row():
     assert set(ROWS) == set(METHODS)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_before_training(tiny, vit, tmp_path, name):
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "train"])
+def test_before_training(untrained, tmp_path, name):
     row = ROWS[name]
-    fresh = SIGMMA(copied(tiny), vit, n_latent=8)
-    if row.untrained is not None:
-        with pytest.raises(row.untrained, match=r"Call model\.train\(\) first"):
-            row.call(fresh, None, tmp_path)
-        return
-    row.call(fresh, None, tmp_path)
-    assert fresh.is_trained == (name == "train")
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_after_loading_as_before_saving(model, again, folder, tiny, vit, tmp_path, name):
-    call = ROWS[name].call
-    if name == "train":
-        # A model of its own each: both go on from the same weights.
-        models = [SIGMMA.load(folder / "model", copied(tiny), vit) for _ in range(2)]
-        first, second = (plain(call(one, None, tmp_path)) for one in models)
-        assert len(first["train_loss_epoch"]["train_loss_epoch"]) == 2
+    if row.untrained is None:
+        row.call(untrained, None, tmp_path)
     else:
-        first, second = (plain(call(one, None, tmp_path)) for one in (model, again))
+        with pytest.raises(row.untrained, match=r"Call model\.train\(\) first"):
+            row.call(untrained, None, tmp_path)
+    assert not untrained.is_trained
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name != "train"])
+def test_after_loading_as_before_saving(model, again, tmp_path, name):
+    first, second = (plain(ROWS[name].call(one, None, tmp_path)) for one in (model, again))
+    np.testing.assert_equal(second, first)
+
+
+def test_training_goes_on_after_loading(load, tiny, tmp_path):
+    first, second = (plain(trained_on(load(copied(tiny)), None, tmp_path)) for _ in range(2))
+    assert len(first["train_loss_epoch"]["train_loss_epoch"]) == 2
     np.testing.assert_equal(second, first)
 
 
@@ -250,35 +267,31 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.untrained or name == "train"])
-def test_an_object_is_resolved_once_a_call(folder, tiny, vit, asked, name):
-    model = SIGMMA.load(folder / "model", copied(tiny), vit)
-    model._reference = None  # as after training, so that it is built
-    for kind in asked.values():
-        kind.clear()
-    call = {
-        "write_embeddings": lambda: model.write_embeddings(),
-        "load": lambda: SIGMMA.load(folder / "model", model.sdata, vit),
-    }.get(name, lambda: ROWS[name].call(model, None, folder))
-    call()
-    times = 0 if name in ("device", "to_device") else 1
-    assert asked["resolve"] == Counter({id(model.sdata): 1} if times else {})
-    assert asked["locate"] == Counter({(id(model.sdata), "cell_circles"): 1} if times else {})
-    assert max(asked["cover"].values(), default=0) <= times
-    assert len(asked["cover"]) <= times
+def test_an_object_is_resolved_once_a_call(counted, tmp_path, asked, name):
+    own = counted.sdata
+    if name == "load":
+        counted.save(tmp_path / "model")
+        for kind in asked.values():
+            kind.clear()
+    counted._reference = None  # as after training, so that it is built
+    given = own if name == "write_embeddings" else None
+    ROWS[name].call(counted, given, tmp_path)
+    objects = [] if name in ("device", "to_device") else [own]
+    assert asked["resolve"] == Counter({id(one): 1 for one in objects})
+    assert asked["locate"] == Counter({(id(one), "cell_circles"): 1 for one in objects})
+    assert set(asked["cover"].values()) <= {1}
+    assert len(asked["cover"]) <= len(objects)
 
 
 @pytest.mark.parametrize("name", [name for name in GETTERS if name != "resolve"] + ["write_embeddings"])
 @pytest.mark.parametrize("which", ["own", "other"])
-def test_a_given_object_is_resolved_once_a_call(folder, tiny, other, vit, asked, name, which):
-    model = SIGMMA.load(folder / "model", copied(tiny), vit)
-    model._reference = None
-    given = model.sdata if which == "own" else copied(other)
-    for kind in asked.values():
-        kind.clear()
-    ROWS[name].call(model, given, folder)
+def test_a_given_object_is_resolved_once_a_call(counted, other, tmp_path, asked, name, which):
+    counted._reference = None
+    given = counted.sdata if which == "own" else copied(other)
+    ROWS[name].call(counted, given, tmp_path)
     objects = [given]
     if ROWS[name].own and which == "other":
-        objects.append(model.sdata)
+        objects.append(counted.sdata)
     assert asked["resolve"] == Counter({id(one): 1 for one in objects})
     assert asked["locate"] == Counter({(id(one), "cell_circles"): 1 for one in objects})
     assert set(asked["cover"].values()) == {1}
