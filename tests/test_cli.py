@@ -25,7 +25,7 @@ def plain_words(monkeypatch):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "slide.zarr"
-    simulate_tissue(n_cells=1000, seed=1, microns_per_pixel=1.0).write(path)
+    simulate_tissue(n_cells=2500, seed=1, microns_per_pixel=1.0).write(path)
     return path
 
 
@@ -277,5 +277,5 @@ def test_a_split_of_ones_own_by_its_name(store, results, tmp_path, monkeypatch, 
     finally:
         SPLITS.pop("diagonals", None)
         sys.modules.pop("own_split", None)
-    assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["split"] == "diagonals"
+    assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["data"]["split"] == "diagonals"
     assert pd.read_csv(tmp_path / "out" / "retrieval.csv").pool.min() > 1

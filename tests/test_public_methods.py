@@ -24,7 +24,6 @@ from sigmma_sc.tissue import setup as resolving
 from sigmma_sc.tissue.frame import image_levels
 
 QUIET = {"max_epochs": 1, "batch_size": 32, "stride": 64.0, "accelerator": "cpu", "enable_progress_bar": False}
-TILES = ["cell_circles_40", "cell_circles_41"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,11 @@ def moved(model, sdata, folder):
     return model.device.type
 
 
+def attention(model, sdata, folder):
+    slide = "cell_circles" if (sdata or model.sdata).tables else "he_image"
+    return model.get_attention([f"{slide}_40", f"{slide}_41"], sdata)
+
+
 ROWS = {
     "setup_spatialdata": Row(setup_again, None),
     "data": Row(
@@ -101,7 +105,7 @@ ROWS = {
         lambda model, sdata, folder: model.get_latent_representation(sdata, "all"), alone=SetupError
     ),
     "get_tile_representation": Row(lambda model, sdata, folder: model.get_tile_representation(sdata)),
-    "get_attention": Row(lambda model, sdata, folder: model.get_attention(TILES, sdata)),
+    "get_attention": Row(attention),
     "embed_split": Row(split_embedded, alone=SetupError),
     "evaluate_retrieval": Row(lambda model, sdata, folder: model.evaluate_retrieval(sdata), alone=SetupError),
     "evaluate_expression": Row(

@@ -1,17 +1,15 @@
-"""Neighbours against brute force, weights against their definition and umap-learn."""
+"""Neighbours against brute force and scanpy."""
 
 import numpy as np
 import pytest
 import scanpy as sc
 from anndata import AnnData
-from scipy.optimize import brentq
 from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 from threadpoolctl import threadpool_limits
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.niches import neighbours
-from sigmma_sc.niches.connectivities import umap_connectivities
 from sigmma_sc.niches.neighbours import nearest, neighbour_graph
 
 
@@ -180,29 +178,6 @@ class TestRefusals:
     def test_of_too_few_neighbours(self, n_neighbors):
         with pytest.raises(SetupError, match=f"n_neighbors={n_neighbors}"):
             neighbour_graph(embedding(30), n_neighbors)
-
-
-class TestWeights:
-    def test_equal_their_definition(self):
-        cells = embedding(200)
-        cells[[20, 21]] = cells[3]
-        indices, distances = brute(cells, 10)
-        expected = np.zeros((200, 200))
-        for row, (others, gaps) in enumerate(zip(indices[:, 1:], distances[:, 1:], strict=True)):
-            excess = np.maximum(gaps - gaps[gaps > 0].min(), 0)
-            width = brentq(lambda w, e=excess: np.exp(-e / w).sum() - np.log2(10), 1e-9, 1e3)
-            expected[row, others] = np.exp(-excess / width)
-        expected = expected + expected.T - expected * expected.T
-        weights = umap_connectivities(indices, distances)
-        np.testing.assert_allclose(weights.toarray(), expected, atol=1e-4)
-        assert weights.dtype == np.float32
-        assert abs(weights - weights.T).max() == 0
-
-    def test_a_cell_whose_neighbours_are_copies_but_one_keeps_them(self):
-        # No width makes the sum log2(5) = 2.3: the three copies alone make it 3. Its width is 1/1000 of the mean distance.
-        distances = np.array([[0, 0, 0, 0, 1.0]] * 5)
-        weights = umap_connectivities(np.array([np.roll(np.arange(5), -k) for k in range(5)]), distances)
-        np.testing.assert_array_equal(weights.toarray(), 1 - np.eye(5))
 
 
 class TestScanpy:
