@@ -40,7 +40,6 @@ UNTESTED = {
     "tissue/byimage.py",
     "tissue/cells.py",
     "tl/map_to_image.py",
-    "tl/niches.py",
     "tl/rank_niche_genes.py",
     "tl/transfer_labels.py",
 }
