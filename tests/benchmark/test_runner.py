@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sigmma_sc.benchmark.sources import load
 from sigmma_sc.benchmark.trial import Trial
 from sigmma_sc.errors import EncoderError, ExistsError, SetupError, SplitWarning
 from sigmma_sc.metrics.retrieval import retrieval_table
+from sigmma_sc.tissue.split import SPLITS
 
 SLIDES = {
     "simulate": {"n_cells": 1200, "n_slides": 4, "seed": 0},
@@ -234,29 +236,58 @@ def test_a_budget_is_spent_on_validation_tiles(tmp_path):
     assert Trial.read(folder / "random" / "0.npz").meta.fit == {}
 
 
+OWN = """
+import sigmma_sc as sg
+
+
+class Mine(sg.benchmark.Random):
+    pass
+
+
+class Halves(sg.Split):
+    name = "halves"
+
+    def groups(self, tiles, usable):
+        return (tiles.origins[:, 0] // (2 * tiles.side)).astype(int)
+
+
+sg.benchmark.METHODS["mine"] = Mine
+sg.register_split(Halves())
+"""
+
+
 @pytest.mark.slow
-def test_killed_and_run_again_by_two_processes(tmp_path):
+def test_killed_and_run_again_by_two_processes(tmp_path, monkeypatch):
+    """With a method and a split of a module that every process has to import."""
+    (tmp_path / "own.py").write_text(OWN)
     config = {
-        "datasets": {"a": {**SMALL, "simulate": {"n_cells": 1500, "seed": 0}}},
-        "methods": ["genes", "sigmma", "random"],
+        "datasets": {"a": {**SMALL, "simulate": {"n_cells": 1500, "seed": 0}, "splits": ["halves"]}},
+        "methods": ["genes", "sigmma", "mine"],
         "seeds": [0, 1],
         "encoder": "stain-stats",
         "train": {"max_epochs": 3},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    arguments = ["benchmark", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]
+    arguments = ["--import", "own", "benchmark", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]
     command = [sys.executable, "-c", "from sigmma_sc.cli import main; main()", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, **quiet)
     while process.poll() is None and not list((tmp_path / "out").rglob("*.npz")):
         time.sleep(0.2)
     process.kill()
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.npz")}
     assert 0 < len(kept) < 6
-    subprocess.run([*command, "--jobs", "2"], env=environment, check=True, capture_output=True)
+    subprocess.run([*command, "--jobs", "2"], env=environment, cwd=tmp_path, check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    alone = run(read_config(tmp_path / "c.yaml"), tmp_path / "alone")
+    monkeypatch.syspath_prepend(tmp_path)
+    import_module("own")
+    try:
+        alone = run(read_config(tmp_path / "c.yaml"), tmp_path / "alone")
+    finally:
+        METHODS.pop("mine", None)
+        SPLITS.pop("halves", None)
     both = pd.read_parquet(tmp_path / "out" / "results.parquet")
     np.testing.assert_allclose(both.value, alone.value, atol=0.02)
     assert Path(tmp_path / "out" / "report.html").exists()

@@ -8,6 +8,7 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +26,7 @@ from sigmma_sc.benchmark.sources import encoder_of, load
 from sigmma_sc.benchmark.trial import Trial, require_same, settings_of, trial_path
 from sigmma_sc.encoders.text import PRETRAINED, text_tower
 from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
-from sigmma_sc.tissue.split import LEAK, get_split
+from sigmma_sc.tissue.split import LEAK, SPLITS, get_split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,8 +57,8 @@ def run(
     out
         Folder of trials, tables and report.
     jobs
-        Processes that share the trials, and this machine's cores. Methods that were added to ``METHODS`` in a notebook, and splits
-        that were registered in one, run with one process only.
+        Processes that share the trials, and this machine's cores. Each imports the modules of the methods that were added
+        to ``METHODS`` and of the splits that were registered. Those of a notebook run with one process only.
     cache_dir
         Of patch features; ``out/features`` by default.
     overwrite
@@ -191,12 +192,23 @@ def _results(
         # Fresh processes: one that was forked beside torch's threads may hang.
         with (
             _threads(max(1, (os.cpu_count() or jobs) // jobs)),
-            ProcessPoolExecutor(jobs, get_context("spawn")) as pool,
+            ProcessPoolExecutor(jobs, get_context("spawn"), _import, (_modules_of_users(),)) as pool,
         ):
             waiting = {pool.submit(run_one, spec): spec for spec in missing}
             for done in as_completed(waiting):
                 progress.update(bar, advance=1, description=str(waiting[done]))
                 yield waiting[done], done.result()
+
+
+def _modules_of_users() -> list[str]:
+    """Modules outside the package that hold splits and methods."""
+    names = {type(split).__module__ for split in SPLITS.values()} | {method.__module__ for method in METHODS.values()}
+    return sorted(name for name in names if name.partition(".")[0] not in ("sigmma_sc", "functools", "__main__"))
+
+
+def _import(modules: list[str]) -> None:
+    for module in modules:
+        import_module(module)
 
 
 @contextmanager

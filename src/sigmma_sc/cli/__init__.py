@@ -32,7 +32,7 @@ from sigmma_sc.cli.options import (
 )
 from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.errors import SetupError, SigmmaError
-from sigmma_sc.tissue.split import SPLITS
+from sigmma_sc.tissue.split import SPLITS, get_split
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -145,7 +145,8 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
 
     require_free(out, overwrite)
     chosen = _options(options)
-    # Built before the store is read and checked, so that a missing encoder raises at once.
+    # Before the store is read and checked, so that a wrong name or missing weights raise at once.
+    get_split(split)
     frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
     SIGMMA.setup_spatialdata(
