@@ -35,7 +35,9 @@ def test_leaves_chance_behind(slide, method, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("switch", [{"cells": "graph"}, {"standardise": "slide"}, {"cell_covariates": True}])
+@pytest.mark.parametrize(
+    "switch", [{"cells": "graph"}, {"standardise": "slide"}, {"cell_covariates": True}, {"objective": "mine"}]
+)
 def test_what_a_published_method_does_not_have_is_refused(slide, switch):
     with pytest.raises(SetupError, match=f"{next(iter(switch))}=.* is not for BLEEP"):
         BLEEP(slide, "stain-stats", **switch)

@@ -104,7 +104,7 @@ def test_equals_the_unfused_attention_of_timm(arch, options, prefix):
 
 def test_rows_of_a_map_run_down_the_crop():
     """One bright patch: a head whose key is brightness looks there."""
-    network = timm.models.VisionTransformer(**(TINY | {"depth": 1, "num_heads": 1, "pos_embed": "none"})).eval()
+    network = timm.models.VisionTransformer(**(TINY | {"depth": 1, "num_heads": 1})).eval()
     block = network.blocks[0]
     block.norm1 = nn.Identity()
     with torch.no_grad():

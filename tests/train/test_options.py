@@ -4,6 +4,7 @@ from torch import nn
 
 from sigmma_sc import SIGMMA, ImageEncoder
 from sigmma_sc.errors import EncoderError, NotTrainedError, SetupError
+from sigmma_sc.tissue.split import Blocks
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "batch_size": 32}
 
@@ -24,6 +25,8 @@ class Counting(torch.nn.Module):
         ({"precision": "bf16-true"}, SetupError, "precision='bf16-true' is not one of"),
         ({"precision": "float16"}, SetupError, "precision='float16'"),
         ({"weight_decay": -1.0}, SetupError, "weight_decay=-1.0 must be 0 or more"),
+        ({"split": "bloks"}, SetupError, "split='bloks' is not one of"),
+        ({"split": Blocks()}, SetupError, "must be a name. Call sg.register_split and pass 'blocks'"),
         ({"max_epochs": 2.5}, SetupError, "max_epochs=2.5 must be a whole number"),
         ({"max_epoch": 5}, TypeError, "max_epoch"),
         ({"strategy": "dpp"}, ValueError, "dpp"),

@@ -43,6 +43,9 @@ class OneScale(SIGMMA):
     ):
         # As published: a vector of genes alone, and nothing done slide by slide.
         own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
+        objective = options.get("objective", "infonce")
+        if objective != "infonce":
+            raise SetupError(f"objective={objective!r} is not for {type(self).__name__}, which has its own. Leave it out.")
         for name, value in own.items():
             if options.get(name, value) != value:
                 raise SetupError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sigmma_sc._checks import is_number, require_divides, require_positive, require_whole
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.split import Split, get_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +54,9 @@ class TrainOptions:
     def __post_init__(self) -> None:
         require_whole(self.max_epochs, "max_epochs")
         require_whole(self.batch_size, "batch_size")
+        if isinstance(self.split, Split):
+            raise SetupError(f"split={self.split!r} must be a name. Call sg.register_split and pass {self.split.name!r}.")
+        get_split(self.split)
         if self.batch_size < 2:
             raise SetupError(f"batch_size={self.batch_size} leaves no negatives; use at least 2, better 64 or more.")
         require_positive(self.lr, "lr")
