@@ -130,19 +130,21 @@ def _unfused(attention: _TimmAttention) -> Iterator[Kept]:
 
 @contextmanager
 def _projected(query: nn.Module, key: nn.Module, heads: int) -> Iterator[Kept]:
-    """Transformers' weights, from queries and keys: whether a block returns them depends on version and settings."""
+    """Transformers' weights, from queries and keys: whether a block returns them depends on version and settings.
+
+    So does which of the two a block projects first.
+    """
     kept: Kept = []
-    queries: Kept = []
+    waiting: dict[nn.Module, Tensor] = {}
 
-    def by_head(projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+    def weigh(module: nn.Module, given: tuple, projected: Tensor) -> None:
+        waiting[module] = projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+        if len(waiting) == 2:
+            q = waiting.pop(query)
+            k = waiting.pop(key)
+            kept.append((q[:, :, :1] @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1))
 
-    def weigh(module: nn.Module, given: tuple, keys: Tensor) -> None:
-        q = by_head(queries.pop())
-        k = by_head(keys)
-        kept.append((q[:, :, :1] @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1))
-
-    with _hooked((query, lambda module, given, out: queries.append(out)), (key, weigh)):
+    with _hooked((query, weigh), (key, weigh)):
         yield kept
 
 
