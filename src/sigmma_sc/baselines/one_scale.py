@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 class OneScale(SIGMMA):
-    """A method of one scale behind SIGMMA's interface.
-
-    Subclasses give ``_towers``, and ``published``, their authors' arguments of :meth:`train`.
-    """
+    """A method of one scale behind SIGMMA's interface; subclasses give ``_towers`` and ``published`` arguments."""
 
     published: ClassVar[dict[str, Any]] = {}
 
@@ -72,23 +69,7 @@ class OneScale(SIGMMA):
 class OneScaleTowers(TwoTowers):
     """The tile's coarsest crop, standardised, and its pseudobulk profile.
 
-    Parameters
-    ----------
-    n_image, n_genes
-        Widths of patch features and of the profile.
-    setup
-        Setup, whose coarsest grid is taken.
-    objective
-        Loss of a batch.
-    temperature
-        τ of the objective.
-    encoder
-        Image encoder in training; ``None`` where it is frozen.
-
-    Attributes
-    ----------
-    image_head, gene_head
-        Maps of the image's feature and of the profile into the shared space; subclasses set them.
+    Subclasses set ``image_head`` and ``gene_head``, which map patch features and the profile into the shared space.
     """
 
     image_head: nn.Module

@@ -47,21 +47,11 @@ PACKAGES = ("torch", "timm", "scanpy", "spatialdata", "scvi-tools", "scikit-lear
 
 @dataclass(frozen=True)
 class Division:
-    """Slides of a data set and the roles of their tiles, the same for every method.
+    """Slides of a data set and the roles of their tiles, the same for every method."""
 
-    Attributes
-    ----------
-    data
-        Roles of tiles, and which tiles are usable.
-    slides
-        The slides, in order.
-    split
-        The split, resolved.
-    """
-
-    data: TissueData
-    slides: list[Slide]
-    split: SplitJson
+    data: TissueData  # roles of tiles, and which tiles are usable
+    slides: list[Slide]  # the slides, in order
+    split: SplitJson  # the split, resolved
 
     def tiles(self, role: str) -> Chosen:
         """Tiles of a role, slide by slide; slides without any are left out."""
@@ -97,19 +87,7 @@ class Embedded:
 
 
 def divide(tissue: Tissue, data: DataSpec, split: str, turn: int, seed: int) -> Division:
-    """Give every tile its role.
-
-    Parameters
-    ----------
-    tissue, data
-        The data set, loaded, and as it was asked for.
-    split
-        Name of the split.
-    turn
-        Place of the seed among the seeds.
-    seed
-        Seed of the draw.
-    """
+    """Give every tile its role by the named split; ``turn`` is the place of the seed among the seeds."""
     from sigmma_sc.encoders.encoder import get_encoder
 
     setup = common_setup(tissue)

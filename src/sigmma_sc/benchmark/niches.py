@@ -22,22 +22,7 @@ if TYPE_CHECKING:
 
 
 def niches_of(method: Method, slides: Sequence[Slide], data: DataSpec, spec: NicheSpec) -> Niches:
-    """Cluster a part of the cells at each scale.
-
-    Parameters
-    ----------
-    method
-        A fitted method.
-    slides
-        The data set's slides, as the method embeds them.
-    data, spec
-        Column of reference niches; resolution, and most cells to cluster.
-
-    Raises
-    ------
-    SetupError
-        The method embeds no cells.
-    """
+    """Cluster a part of the cells at each scale; :class:`SetupError` for a method that embeds no cells."""
     from anndata import AnnData
 
     from sigmma_sc import tl

@@ -32,25 +32,14 @@ STABILITY_COLUMNS = ["dataset", "split", "method", "scale", "ari", "n_pairs"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Expression of some tiles as one head predicts it, in float64.
+    """Expression of some tiles as one head predicts it, in float64."""
 
-    Attributes
-    ----------
-    head
-        Its name.
-    genes
-        Names, ``(g,)``.
-    target, predicted
-        ``(n, g)``.
-    mean
-        Mean of the training tiles, ``(g,)``.
-    """
-
-    head: Head
-    genes: NDArray[np.str_]
+    head: Head  # its name
+    genes: NDArray[np.str_]  # names, (g,)
+    # (n, g).
     target: NDArray[np.float64]
     predicted: NDArray[np.float64]
-    mean: NDArray[np.float64]
+    mean: NDArray[np.float64]  # mean of the training tiles, (g,)
 
     @property
     def mse(self) -> NDArray[np.float64]:
@@ -64,13 +53,10 @@ class Prediction:
 
 
 def results_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """Every figure of every trial.
+    """Every figure of every trial, with its ``chance`` and the numbers of tiles ``n_test`` (the pool) and ``n_train``.
 
-    Returns
-    -------
-    Columns ``dataset``, ``split``, ``method``, ``seed``, ``slide``, ``task`` (``retrieval``, ``expression``, ``niches``),
-    ``metric``, ``scale`` of a retrieval or of niches, ``head`` of a prediction, ``value``, ``chance``, ``n_test`` tiles (the pool),
-    ``n_train`` tiles.
+    ``task`` is ``retrieval``, ``expression`` or ``niches``. A retrieval and niches have a ``scale``, a prediction a
+    ``head``.
     """
     rows = []
     for trial in trials:

@@ -21,13 +21,7 @@ if TYPE_CHECKING:
 
 
 def load(spec: DataSpec) -> Tissue:
-    """Object, or objects by name, of a data set, set up; kept until another one is asked for.
-
-    Raises
-    ------
-    SetupError
-        A store does not exist, or a table lacks the column of reference niches.
-    """
+    """Object, or objects by name, of a data set, set up; kept until another one is asked for."""
     needed = ("name", "store", "simulate", "hest", "window", "setup", "reference")
     return _loaded(json.dumps({name: getattr(spec, name) for name in needed}))
 

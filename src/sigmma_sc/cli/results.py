@@ -40,20 +40,9 @@ def require_free(out: Path, overwrite: bool) -> None:
 
 
 def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
-    """Embed, cluster, plot, score and write; after an error nothing is written.
+    """Embed, cluster, plot, score and write to ``out``, which is replaced; after an error nothing is written.
 
-    Parameters
-    ----------
-    model
-        A trained model.
-    sdata
-        Object to embed.
-    out
-        Folder of results, which is replaced.
-    truth
-        Columns of ``obs`` to compare the niches with.
-    whole
-        Whether to write the images too.
+    ``truth`` names columns of ``obs`` to compare the niches with; ``whole`` writes the images too.
     """
     from sigmma_sc import tl
     from sigmma_sc.tissue.setup import common_setup, get_table

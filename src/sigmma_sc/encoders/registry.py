@@ -41,51 +41,27 @@ GROUP = "sigmma_sc.encoders"
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of an encoder before it is built.
+    """What is known of an encoder before it is built."""
 
-    Attributes
-    ----------
-    architecture
-        The network's name in its library, or the name of the function that builds it.
-    source
-        Library of the network.
-    dim
-        Length of a feature vector; ``None`` if it is found when the encoder is built.
-    input_size
-        Side of a crop in px.
-    mean, std
-        Normalisation of RGB in [0, 1].
-    pooling
-        How the network's output becomes one vector for each crop.
-    licence, page, citation
-        Terms of the weights, the address where they are published, and the publication.
-    gated
-        Whether the page gives access on request only.
-    kwargs
-        Further arguments of the network.
-    build
-        Function that builds the network from a checkpoint; ``None`` if its library does.
-    weights
-        Checkpoint to load by default; ``None`` stands for the one on the page.
-    by_user
-        Whether a user registered the encoder.
-    """
-
-    architecture: str
-    source: str
-    dim: int | None
-    input_size: int
+    architecture: str  # the network's name in its library, or the name of the function that builds it
+    source: str  # library of the network
+    dim: int | None  # length of a feature vector; None if it is found when the encoder is built
+    input_size: int  # side of a crop in px
+    # Normalisation of RGB in [0, 1].
     mean: RGB
     std: RGB
-    pooling: str
+    pooling: str  # how the network's output becomes one vector for each crop
+    # Terms of the weights, the address where they are published, and the publication.
     licence: str
-    gated: bool
+    gated: bool  # whether the page gives access on request only
     page: str
     citation: str
-    kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
+    kwargs: dict[str, Any] = field(default_factory=dict, repr=False)  # further arguments of the network
+    # Function that builds the network from a checkpoint; None if its library does.
     build: Builder | None = field(default=None, repr=False)
+    # Checkpoint to load by default; None stands for the one on the page.
     weights: Path | None = field(default=None, repr=False)
-    by_user: bool = field(default=False, repr=False)
+    by_user: bool = field(default=False, repr=False)  # whether a user registered the encoder
 
 
 def _stain_statistics(weights: Path | None) -> nn.Module:
@@ -291,13 +267,7 @@ def register_encoder(
 
 
 def require_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[RGB, RGB]:
-    """Mean and standard deviation as tuples of floats.
-
-    Raises
-    ------
-    EncoderError
-        One of them is not three numbers, or a standard deviation is not positive.
-    """
+    """Mean and standard deviation as tuples of floats, or :class:`EncoderError` if they are not three numbers each."""
     try:
         checked = _rgb(mean), _rgb(std)
     except (TypeError, ValueError):
@@ -337,10 +307,7 @@ def _name_of(function: Builder) -> str:
 
 
 def load_packages() -> None:
-    """Have the installed packages register their encoders, once in a process.
-
-    A package that fails is left out with a warning, since all other encoders still work.
-    """
+    """Have installed packages register their encoders, once in a process; one that fails is left out with a warning."""
     global _packages_loaded
     if _packages_loaded:
         return

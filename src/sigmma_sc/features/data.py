@@ -45,25 +45,8 @@ MIN_TISSUE = 0.05
 class TissueData:
     """The tissue of a model: setup, encoder, node features, and the role of each tile.
 
-    Parameters
-    ----------
-    setup, encoder, config
-        Setup, image encoder and configuration of the model.
-    cache_dir
-        Folder of patch features.
-
-    Attributes
-    ----------
-    features
-        Patch features of the image encoder, trained if it was.
-    pretrained
-        Patch features of the image encoder as it came.
-    node_features
-        Features of cells or tiles.
-    roles
-        Roles of tiles.
-    training_moments
-        Mean and standard deviation of the training slides on average, by modality.
+    ``features`` are patch features of the image encoder, trained if it was; ``pretrained`` those of the encoder as it
+    came. ``training_moments`` are mean and standard deviation of the training slides on average, by modality.
     """
 
     def __init__(self, setup: Setup, encoder: ImageEncoder, config: Config, cache_dir: str | Path | None = None):
@@ -123,16 +106,9 @@ class TissueData:
         self.features = PatchFeatures(encoder, cache_dir=self.cache_dir)
 
     def crops(self, tiles: Tiles) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Distinct crops of tiles.
+        """Distinct crops ``(n_crops, 3)`` as (x, y, side) in px, and the side in px at which each reaches the encoder.
 
-        Returns
-        -------
-        crops
-            ``(n_crops, 3)`` as (x, y, side) in px.
-        sizes
-            Side in px at which each reaches the encoder, ``(n_crops,)``.
-        index
-            Crop of each patch of each tile, ``(n_tiles, n_patches)``.
+        The last value is the crop of each patch of each tile, ``(n_tiles, n_patches)``.
         """
         crops, index = crops_of_tiles(tiles, self.setup.grids)
         sizes = self.config.crop_sizes or (self.features.encoder.input_size,) * len(self.setup.grids)

@@ -53,24 +53,7 @@ class Roles:
     def assign(
         self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]] | Split, seed: int, usable: Usable
     ) -> None:
-        """Give roles to the slides that have none.
-
-        Parameters
-        ----------
-        slides
-            All slides to train on.
-        split
-            As for :meth:`sigmma_sc.SIGMMA.train`.
-        seed
-            Seed of the draw.
-        usable
-            Which tiles of a slide are fit to be trained and scored on.
-
-        Raises
-        ------
-        SetupError
-            All slides have roles, of another split.
-        """
+        """Give roles to the slides that have none, or raise :class:`SetupError` if all have roles of another split."""
         unseen = [slide for slide in slides if not self.has_roles(slide)]
         if unseen:
             self._assign(unseen, get_split(split), seed, usable)

@@ -32,24 +32,16 @@ INFERENCE_TILES = 64
 
 @dataclass
 class SlideEmbedding:
-    """Embeddings of one slide over the tiles that cover its image.
+    """Embeddings of one slide over the tiles that cover its image."""
 
-    Attributes
-    ----------
-    slide, tiles
-        The slide and its covering tiles.
-    covered
-        Cells with an embedding, ``(n_cells,)``.
-    cells
-        Cell embeddings by scale, ``(n_cells, d)``; rows of cells that are not covered are undefined. None without a cell graph.
-    image, transcriptome
-        Tile embeddings by aligned scale, ``(n_tiles, d)``.
-    """
-
+    # The slide and its covering tiles.
     slide: Slide
     tiles: Tiles
-    covered: NDArray[np.bool_]
+    covered: NDArray[np.bool_]  # cells with an embedding, (n_cells,)
+    # Cell embeddings by scale, (n_cells, d); rows of cells that are not covered are undefined. None without a cell
+    # graph.
     cells: dict[str, NDArray[np.float32]]
+    # Tile embeddings by aligned scale, (n_tiles, d).
     image: dict[str, NDArray[np.float32]]
     transcriptome: dict[str, NDArray[np.float32]]
 
@@ -59,15 +51,7 @@ class SlideEmbedding:
 
 
 class Embedder:
-    """Towers in evaluation.
-
-    Parameters
-    ----------
-    data
-        The model's tissue: features, roles and configuration.
-    towers
-        The towers.
-    """
+    """Towers in evaluation, on a model's tissue."""
 
     def __init__(self, data: TissueData, towers: TwoTowers):
         self.data = data
@@ -97,13 +81,7 @@ class Embedder:
 
     @torch.no_grad()
     def edges(self, slide: Slide, tiles: Tiles) -> list[Edges]:
-        """Edges of each scale among the cells of some tiles: source and target, as positions in ``tiles.cells``, and weight.
-
-        Raises
-        ------
-        SetupError
-            The towers have no cell graph.
-        """
+        """Edges of each scale among the cells of tiles: source and target as positions in ``tiles.cells``, and weight."""
         tower = getattr(self.towers, "cell_tower", None)
         if not isinstance(tower, GraphTower):
             raise SetupError("A model with cells='genes' has no cell graph.")

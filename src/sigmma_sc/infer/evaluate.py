@@ -22,17 +22,7 @@ if TYPE_CHECKING:
 def expression_table(
     embedder: Embedder, train: Chosen, test: Chosen, protocol: Literal["default", "hest"]
 ) -> pd.DataFrame:
-    """Per gene figures of the aligned embedding, the frozen encoder and the gene mean.
-
-    Parameters
-    ----------
-    embedder
-        Towers and tissue.
-    train, test
-        Embedded slides, and positions of the tiles to fit on and to score.
-    protocol
-        ``"default"`` or ``"hest"``.
-    """
+    """Per gene figures of the aligned embedding, frozen encoder and gene mean, from ``train`` to ``test`` tiles."""
     genes = [str(name) for name in train[0][0].slide.table.var_names]
     train_counts = chosen_counts(train, genes)
     test_counts = chosen_counts(test, genes)

@@ -41,36 +41,18 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Prediction:
-    """How expression is predicted; see :meth:`sigmma_sc.SIGMMA.predict_expression`.
+    """How expression is predicted; see :meth:`sigmma_sc.SIGMMA.predict_expression`."""
 
-    Attributes
-    ----------
-    method
-        ``"retrieval"`` or ``"ridge"``.
-    scale
-        One scale, or ``"all"``.
-    n_neighbors
-        Training tiles that retrieval averages.
-    temperature
-        τ of the retrieval's weights.
-    """
-
-    method: str
-    scale: str
-    n_neighbors: int
-    temperature: float
+    method: str  # "retrieval" or "ridge"
+    scale: str  # one scale, or "all"
+    n_neighbors: int  # training tiles that retrieval averages
+    temperature: float  # τ of the retrieval's weights
 
 
 def predict_expression(
     reference: Reference, embeddings: Sequence[SlideEmbedding], data: TissueData, how: Prediction
 ) -> AnnData:
-    """Predict the expression of every tile of embedded slides.
-
-    Raises
-    ------
-    SetupError
-        There are too few training tiles for ridge.
-    """
+    """Predict the expression of every tile of embedded slides."""
     from anndata import AnnData
 
     n_train = require_enough(reference, how)
@@ -120,27 +102,10 @@ def retrieve(
     n_neighbors: int,
     temperature: float,
 ) -> NDArray[np.float32]:
-    """Mean expression of the nearest keys, weighted by similarity.
+    """Mean expression ``(m, n_genes)`` of the ``keys`` ``(n, d)`` nearest by cosine to each ``query`` ``(m, d)``.
 
     After BLEEP (Xie et al., NeurIPS 2023), which looks up an image among expression embeddings of reference spots. The
-    weights are ours: those that InfoNCE gives the same neighbours.
-
-    Parameters
-    ----------
-    query
-        Image embeddings, ``(m, d)``.
-    keys
-        Transcriptome embeddings of the training tiles, ``(n, d)``.
-    expression
-        Of the training tiles, ``(n, n_genes)``.
-    n_neighbors
-        Nearest keys by cosine similarity; all of them if there are fewer.
-    temperature
-        τ: weights are softmax(similarity / τ) over the neighbours.
-
-    Returns
-    -------
-    ``(m, n_genes)``.
+    weights are ours: softmax(similarity / τ), those that InfoNCE gives the same neighbours.
     """
     query = unit(query)
     keys = unit(keys)
@@ -171,9 +136,7 @@ def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.floa
 def reliability(reference: Reference, how: Prediction) -> pd.DataFrame:
     """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
 
-    Returns
-    -------
-    Data frame by gene: ``reliability``, NaN with a warning where it is undefined, and ``reliability_n_tiles``.
+    By gene: ``reliability``, NaN with a warning where it is undefined, and ``reliability_n_tiles``.
     """
     held = ~reference.train
     rows = []

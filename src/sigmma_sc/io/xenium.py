@@ -117,13 +117,7 @@ def xenium(
 
 
 def read_alignment(path: Path) -> NDArray[np.float64]:
-    """Read an affine matrix ``(3, 3)`` over (x, y, 1), as Xenium Explorer writes it.
-
-    Raises
-    ------
-    SetupError
-        The file does not hold such a matrix, or it cannot be inverted.
-    """
+    """Read an affine matrix ``(3, 3)`` over (x, y, 1), as Xenium Explorer writes it, or raise :class:`SetupError`."""
     try:
         matrix = np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
     except ValueError as error:

@@ -171,8 +171,8 @@ def expression_targets(
 def fit_probe(x: NDArray, y: NDArray, protocol: str = "default", *, n_components: int = 256, seed: int = 0) -> Pipeline:
     """Fit scaler, PCA and ridge of one protocol to features ``(n, d)`` and log expression ``(n, g)``.
 
-    See :func:`expression_probe` for the arguments. A gene's prediction does not depend on the other genes, except for
-    ``"hest"``, where the penalty depends on their number.
+    A gene's prediction does not depend on the other genes, except for ``"hest"``, where the penalty depends on their
+    number.
     """
     components = min(n_components, x.shape[1], len(x) - 1)
     probe = make_pipeline(StandardScaler(), PCA(components, random_state=seed), _head(protocol, components, y.shape[1]))

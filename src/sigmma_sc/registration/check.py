@@ -64,21 +64,11 @@ FIX = (
 
 @dataclass(frozen=True)
 class Registration:
-    """What :func:`registration` found.
+    """What :func:`registration` found."""
 
-    Attributes
-    ----------
-    verdict
-        ``"registered"``, ``"shifted"``, ``"misregistered"`` or ``"cannot tell"``.
-    advice
-        The verdict in words, with what to do.
-    match
-        The measurements behind it.
-    """
-
-    verdict: str
-    advice: str
-    match: Match
+    verdict: str  # "registered", "shifted", "misregistered" or "cannot tell"
+    advice: str  # the verdict in words, with what to do
+    match: Match  # the measurements behind it
 
 
 def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64, seed: int = 0) -> Registration:

@@ -34,41 +34,21 @@ FILES_OF_TIMM = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model as a folder holds it.
+    """A model as a folder holds it."""
 
-    Attributes
-    ----------
-    kind
-        Name of the model's class.
-    setup, config
-        Setup of the object trained on, and options of the method as JSON values.
-    extra
-        Further arguments of the model's class.
-    encoder
-        How to load the image encoder and how to recognise it.
-    n_node_features
-        Width of the node features.
-    data
-        State of the tissue data.
-    towers
-        State of the towers.
-    history, epochs
-        Losses by epoch, and the number of epochs trained.
-    reference
-        Tiles to predict expression from; ``None`` for a model without counts.
-    """
-
-    kind: str
+    kind: str  # name of the model's class
+    # Setup of the object trained on, and options of the method as JSON values.
     setup: Setup
     config: dict[str, Any]
-    extra: dict[str, Any]
-    encoder: dict[str, Any]
-    n_node_features: int
-    data: dict[str, Any]
-    towers: dict[str, torch.Tensor]
+    extra: dict[str, Any]  # further arguments of the model's class
+    encoder: dict[str, Any]  # how to load the image encoder and how to recognise it
+    n_node_features: int  # width of the node features
+    data: dict[str, Any]  # state of the tissue data
+    towers: dict[str, torch.Tensor]  # state of the towers
+    # Losses by epoch, and the number of epochs trained.
     history: dict[str, pd.DataFrame]
     epochs: int
-    reference: Reference | None
+    reference: Reference | None  # tiles to predict expression from; None for a model without counts
 
 
 def is_writer() -> bool:
@@ -78,13 +58,7 @@ def is_writer() -> bool:
 
 
 def require_replaceable(path: str | Path, overwrite: bool) -> Path:
-    """Path of a folder to write a model to, which does not exist or holds a model that may be replaced.
-
-    Raises
-    ------
-    ExistsError
-        It exists and may not be replaced, or holds something else.
-    """
+    """Path of a folder to write to; :class:`ExistsError` unless it is free or holds a model that may be replaced."""
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
@@ -124,15 +98,7 @@ def write_model(path: Path, saved: SavedModel) -> None:
 
 
 def read_model(path: str | Path, kind: str) -> SavedModel:
-    """Read a model of the class named ``kind``; neither of its files can execute anything.
-
-    Raises
-    ------
-    MissingKeyError
-        The folder holds no model.
-    SetupError
-        The files are damaged, of another version, or of another class.
-    """
+    """Read a model of the class ``kind``, or raise :class:`SetupError`; neither of its files can execute anything."""
     described, tensors = _read(Path(path).expanduser())
     if described["kind"] != kind:
         raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
@@ -208,13 +174,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def saved_encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:
-    """The image encoder that a model was trained with: the one given, if it is that one, or loaded as described.
-
-    Raises
-    ------
-    EncoderError
-        It cannot be loaded, or is another one.
-    """
+    """The image encoder that a model was trained with: the one given, if it is that one, or loaded as described."""
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
 
     if given is not None:

@@ -25,18 +25,10 @@ STAINED = 0.03
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Stained pixels of one slide.
+    """Stained pixels of one slide."""
 
-    Attributes
-    ----------
-    mask
-        ``(h, w)`` bool.
-    scale
-        Side of a pixel of the mask in px of level 0.
-    """
-
-    mask: NDArray[np.bool_]
-    scale: float
+    mask: NDArray[np.bool_]  # (h, w) bool
+    scale: float  # side of a pixel of the mask in px of level 0
 
     def share(self, origins: NDArray[np.float64], side: float) -> NDArray[np.float64]:
         """Share of tissue in squares of ``side`` px with corners ``(n, 2)`` in px of level 0; off the image is no tissue."""

@@ -75,20 +75,7 @@ def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
 
 
 def slides_of(tissue: Tissue, default: Setup | None = None) -> list[Slide]:
-    """Slides of an object, or of objects by name, in order; nothing is stored.
-
-    Parameters
-    ----------
-    tissue
-        Object, or objects by name.
-    default
-        Setup for objects that were never set up.
-
-    Raises
-    ------
-    SetupError
-        An object has no setup, and there is no default.
-    """
+    """Slides of an object, or of objects by name, in order; ``default`` is the setup of objects never set up."""
     slides = []
     for prefix, sdata in _prefixed(tissue):
         setup = stored_setup(sdata) or default

@@ -28,27 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Known:
-    """Labels of the tiles that the model was trained and validated on.
+    """Labels of the tiles that the model was trained and validated on."""
 
-    Attributes
-    ----------
-    classes
-        Labels in order, ``n_labels``.
-    keys
-        Transcriptome embeddings of the training tiles by scale, ``(n, d)``.
-    share
-        Share of each label in the cells of each training tile, ``(n, n_labels)``.
-    validation
-        Image embeddings of the validation tiles by scale, ``(m, d)``.
-    validation_share
-        Share of each label in the cells of each validation tile, ``(m, n_labels)``.
-    """
-
-    classes: list[str]
-    keys: Scales
-    share: NDArray[np.float32]
-    validation: Scales
-    validation_share: NDArray[np.float32]
+    classes: list[str]  # labels in order, n_labels
+    keys: Scales  # transcriptome embeddings of the training tiles by scale, (n, d)
+    share: NDArray[np.float32]  # share of each label in the cells of each training tile, (n, n_labels)
+    validation: Scales  # image embeddings of the validation tiles by scale, (m, d)
+    validation_share: NDArray[np.float32]  # share of each label in the cells of each validation tile, (m, n_labels)
 
 
 def map_to_image(

@@ -35,50 +35,22 @@ GPU_CHUNK = 64
 
 @dataclass(frozen=True)
 class Trained:
-    """What training has to do with: tissue, towers, and how they came to be.
+    """What training has to do with: tissue, towers, and how they came to be."""
 
-    Attributes
-    ----------
-    data
-        Tissue, with roles of tiles and fitted node features.
-    towers
-        Trained towers; ``None`` before the first call.
-    history
-        Losses by epoch.
-    epochs
-        Epochs trained.
-    extra
-        Further arguments of the model's class, which a checkpoint has to share.
-    trainer
-        Trainer of the last call.
-    """
-
-    data: TissueData
-    towers: TwoTowers | None = None
-    history: dict[str, pd.DataFrame] = field(default_factory=dict)
-    epochs: int = 0
+    data: TissueData  # tissue, with roles of tiles and fitted node features
+    towers: TwoTowers | None = None  # trained towers; None before the first call
+    history: dict[str, pd.DataFrame] = field(default_factory=dict)  # losses by epoch
+    epochs: int = 0  # epochs trained
+    # Further arguments of the model's class, which a checkpoint has to share.
     extra: dict[str, Any] = field(default_factory=dict)
-    trainer: Trainer | None = None
+    trainer: Trainer | None = None  # trainer of the last call
 
 
 def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOptions) -> Trained:
     """Train towers, or train them on; if that does not end, ``before`` is as it was.
 
-    Parameters
-    ----------
-    before
-        Tissue and towers so far.
-    slides
-        Slides to train on.
-    build
-        Makes towers for node features of a width, and for tissue data, on the first call.
-    options
-        Options, checked.
-
-    Raises
-    ------
-    SetupError
-        An option or a slide does not fit; raised before any compute where that can be known.
+    ``build`` makes towers for node features of a width, and for tissue data, on the first call. An option or a slide
+    that does not fit raises :class:`SetupError`, before any compute where that can be known.
     """
     if any(slide.region is None for slide in slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")

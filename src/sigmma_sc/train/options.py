@@ -24,13 +24,7 @@ ENCODER_LR = {"frozen": 0.0, "lora": 1e-4, "last_k": 2e-5, "full": 2e-5}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Arguments of :meth:`sigmma_sc.SIGMMA.train`, whose docstring describes them.
-
-    Attributes
-    ----------
-    trainer
-        Further arguments of :class:`scvi.train.Trainer`, early stopping among them.
-    """
+    """Arguments of :meth:`sigmma_sc.SIGMMA.train`; ``trainer`` are further ones of :class:`scvi.train.Trainer`."""
 
     max_epochs: int
     batch_size: int
@@ -69,13 +63,7 @@ class TrainOptions:
             )
 
     def check(self, config: Config, setup: Setup) -> None:
-        """Compare with the model.
-
-        Raises
-        ------
-        SetupError
-            An option is for an image encoder in training, and this one is frozen; or the stride does not divide a tile.
-        """
+        """Compare with the model: encoder options need an image encoder in training, and the stride divides a tile."""
         for name in ("encoder_lr", "augment", "chunk_size"):
             value = getattr(self, name)
             if value and config.regime == "frozen":
