@@ -14,7 +14,7 @@ from sigmma_sc import __version__
 from sigmma_sc.benchmark.methods import METHODS, Case
 from sigmma_sc.benchmark.niches import niches_of
 from sigmma_sc.benchmark.sources import encoder_of, load
-from sigmma_sc.benchmark.trial import PROTOCOLS, Expression, RankKey, Trial, TrialMeta, settings_of
+from sigmma_sc.benchmark.trial import PROTOCOLS, Expression, Head, Protocol, RankKey, Trial, TrialMeta, settings_of
 from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.data import TissueData
@@ -22,8 +22,8 @@ from sigmma_sc.infer.predict import retrieve
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
 from sigmma_sc.tissue.counts import pooled_counts
-from sigmma_sc.tissue.setup import common_setup, slides_of
-from sigmma_sc.tissue.split import Blocks, get_split
+from sigmma_sc.tissue.setup import Tissue, common_setup, slides_of
+from sigmma_sc.tissue.split import Blocks, SplitJson, get_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, TrialSpec
     from sigmma_sc.benchmark.methods import Embedding, Method
-    from sigmma_sc.benchmark.trial import Head, Protocol
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
-    from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
     Chosen = list[tuple[Slide, Tiles]]

@@ -10,24 +10,17 @@ than across all of them, for blocks differ, so that nearly all draws lie below t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from sigmma_sc.benchmark.scores import DIRECTIONS, predictions_of, slides_of, whole_scale
-from sigmma_sc.benchmark.trial import RankKey
+from sigmma_sc.benchmark.scores import DIRECTIONS, Prediction, predictions_of, slides_of, whole_scale
+from sigmma_sc.benchmark.trial import RankKey, Trial
 from sigmma_sc.metrics.expression import CONSTANT
 from sigmma_sc.metrics.retrieval import PERCENTS, within_percent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.scores import Prediction
-    from sigmma_sc.benchmark.trial import Trial
 
 N_DRAWS = 1000
 NORMAL = 1.959964

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sigmma_sc import _keys
+from sigmma_sc.benchmark.config import DataSpec, NicheSpec
+from sigmma_sc.benchmark.methods import Method
 from sigmma_sc.benchmark.trial import Niches
 from sigmma_sc.errors import SetupError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.config import DataSpec, NicheSpec
-    from sigmma_sc.benchmark.methods import Method
-    from sigmma_sc.tissue.frame import Slide
+from sigmma_sc.tissue.frame import Slide
 
 
 def niches_of(method: Method, slides: Sequence[Slide], data: DataSpec, spec: NicheSpec) -> Niches:

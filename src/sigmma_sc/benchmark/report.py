@@ -5,23 +5,19 @@ from __future__ import annotations
 import base64
 import platform
 import re
+from collections.abc import Sequence
 from datetime import date
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from sigmma_sc._files import fresh_file, fresh_folder
+from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec
 from sigmma_sc.benchmark.scores import DIRECTIONS
+from sigmma_sc.benchmark.trial import Trial
 from sigmma_sc.metrics.retrieval import PERCENTS
 from sigmma_sc.tissue.split import get_split
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec
-    from sigmma_sc.benchmark.trial import Trial
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from sigmma_sc.benchmark.trial import HEADS
+from sigmma_sc.benchmark.trial import HEADS, Head, Niches, Trial
 from sigmma_sc.metrics.expression import pearson
 from sigmma_sc.metrics.niches import niche_agreement, spatial_contiguity
 from sigmma_sc.metrics.retrieval import PERCENTS, chance_level, recall_at_percent
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.trial import Head, Niches, Trial
 
 DIRECTIONS = ("image→transcriptome", "transcriptome→image")
 

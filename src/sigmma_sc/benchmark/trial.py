@@ -6,20 +6,16 @@ import json
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sigmma_sc._files import fresh_file
+from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, TrialSpec
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.split import get_split
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, TrialSpec
 
 Protocol = Literal["default", "hest"]
 Head = Literal["default", "hest", "lookup"]

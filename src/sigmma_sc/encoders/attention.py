@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 

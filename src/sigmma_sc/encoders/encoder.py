@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,6 @@ from sigmma_sc._checks import require_positive, require_whole
 from sigmma_sc.encoders.architectures import build_registered, build_timm, page_of
 from sigmma_sc.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, RGB, find_entry, require_normalisation
 from sigmma_sc.errors import EncoderError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger("sigmma_sc")
 _warned: set[str] = set()

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sigmma_sc.encoders.registry import REGISTRY
+from sigmma_sc.encoders.registry import REGISTRY, Entry
 from sigmma_sc.errors import EncoderError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import nn
-
-    from sigmma_sc.encoders.registry import Entry
 
 # Names of weights on the pages of the hub, in the order of preference; open_clip's training writes the last.
 FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt")

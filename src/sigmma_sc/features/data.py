@@ -14,7 +14,14 @@ from sigmma_sc.features.moments import Moments
 from sigmma_sc.features.patches import PatchFeatures
 from sigmma_sc.features.registry import node_features_of
 from sigmma_sc.features.roles import Roles
-from sigmma_sc.features.tensors import GraphTensors, PatchTensors, PixelTensors, ProfileTensors, SlideTensors
+from sigmma_sc.features.tensors import (
+    GraphTensors,
+    PatchTensors,
+    PixelTensors,
+    ProfileTensors,
+    SlideTensors,
+    TileTensors,
+)
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
@@ -30,7 +37,6 @@ if TYPE_CHECKING:
 
     from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
     from sigmma_sc.tissue.split import Split

@@ -13,7 +13,7 @@ import torch
 
 from sigmma_sc.encoders.fingerprint import identity_of
 from sigmma_sc.errors import EncoderError, SetupError
-from sigmma_sc.features.cache import FeatureCache, cache_key, key_of_output
+from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_crops
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.features.cache import Crop
     from sigmma_sc.tissue.frame import Slide
 
 GPU_BATCH = 128

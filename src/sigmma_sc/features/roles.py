@@ -10,7 +10,7 @@ import numpy as np
 from sigmma_sc.errors import SetupError, SplitWarning
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import slide_identity
-from sigmma_sc.tissue.split import LEAK, Auto, get_split
+from sigmma_sc.tissue.split import LEAK, Auto, Split, SplitJson, get_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.split import Split, SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
     Usable = Callable[[Slide, Tiles], NDArray[np.bool_]]

@@ -10,7 +10,7 @@ import torch
 
 from sigmma_sc.nn.layout import cell_layout
 from sigmma_sc.tissue.graph import edges_within
-from sigmma_sc.tissue.tiling import block_of
+from sigmma_sc.tissue.tiling import Tiles, block_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from sigmma_sc.features.moments import Moments
     from sigmma_sc.nn.part import Part
     from sigmma_sc.tissue.tilepixels import TilePixels
-    from sigmma_sc.tissue.tiling import Tiles
 
 
 class TileTensors(Protocol):

@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.cellgraph import GraphTower
-from sigmma_sc.tissue.tiling import shifted_tiles
+from sigmma_sc.tissue.tiling import Tiles, shifted_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.tiling import Tiles
 
     Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 

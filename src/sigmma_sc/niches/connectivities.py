@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 N_STEPS = 64
 """Steps of bisection at most."""

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch_geometric.utils import softmax
 
 from sigmma_sc.nn.image import Standardise
-from sigmma_sc.nn.pairs import CellLayout, EdgeWeights, at_least_single
+from sigmma_sc.nn.pairs import Bucket, CellLayout, EdgeWeights, at_least_single
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sigmma_sc.config import Config
-    from sigmma_sc.nn.pairs import Bucket
     from sigmma_sc.nn.part import Part
 
     Edges = tuple[Tensor, Tensor, Tensor]

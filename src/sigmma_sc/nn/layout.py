@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sigmma_sc.nn.pairs import Bucket, CellLayout
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SPREAD = (1.5, 1.25)
 """Largest block of a bucket over its smallest, by shell: small blocks waste little, and many buckets cost calls."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sigmma_sc.nn.cellgraph import GraphTower
 from sigmma_sc.nn.image import ImageTower
-from sigmma_sc.nn.objectives import OBJECTIVES
+from sigmma_sc.nn.objectives import OBJECTIVES, Objective
 from sigmma_sc.nn.pseudobulk import PseudobulkTower
 from sigmma_sc.nn.temperature import Temperature
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sigmma_sc.config import Config
-    from sigmma_sc.nn.objectives import Objective
     from sigmma_sc.nn.part import Part
     from sigmma_sc.nn.trainable import TrainableEncoder
 

@@ -9,7 +9,7 @@ import numpy as np
 from sigmma_sc._checks import require_positive
 from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.registration.check import checked_slides
+from sigmma_sc.registration.check import Registration, checked_slides
 from sigmma_sc.registration.windows import overlay_windows
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from sigmma_sc.registration.check import Registration
     from sigmma_sc.tissue.setup import Tissue
 
 CELL = "#FFE100"

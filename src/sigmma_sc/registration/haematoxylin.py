@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.mask import GLASS, is_tissue, optical_density
 from sigmma_sc.tissue.pixels import level_scales, read_window
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from sigmma_sc.tissue.frame import Slide
 
 WINDOW = 200.0
 REACH = 40.0

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sigmma_sc.registration.check import lattice_pitch
 from sigmma_sc.registration.haematoxylin import Zoom
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.tissue.frame import Slide
+from sigmma_sc.tissue.frame import Slide
 
 
 def overlay_windows(

@@ -13,7 +13,7 @@ import torch
 from sigmma_sc._files import fresh_folder, recover
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
-from sigmma_sc.infer.reference import PREFIX, describe_reference, reference_tensors, restore_reference
+from sigmma_sc.infer.reference import PREFIX, Reference, describe_reference, reference_tensors, restore_reference
 from sigmma_sc.tissue.setup import Setup
 from sigmma_sc.train.history import history_from_json, history_to_json
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.infer.reference import Reference
 
 FORMAT = 6
 JSON, WEIGHTS = "model.json", "weights.safetensors"

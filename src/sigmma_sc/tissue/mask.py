@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.pixels import level_scales, to_uint8
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sigmma_sc.tissue.frame import Slide
 
 RESOLUTION = 8.0
 """µm per pixel of the mask: a few cells."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,19 +11,16 @@ import zarr
 from PIL import Image
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.blocks import plan_blocks
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.blocks import Block, plan_blocks
+from sigmma_sc.tissue.frame import Slide, image_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Executor
 
     import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
 
-    from sigmma_sc.tissue.blocks import Block
-    from sigmma_sc.tissue.frame import Slide
 
 GLASS = 255
 """Value of pixels beyond the edge of the image: empty glass."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -19,16 +19,14 @@ from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, i
 from sigmma_sc.tissue.pixels import require_full_range, to_uint8
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
     from xarray import DataArray
 
-    Tissue: TypeAlias = SpatialData | dict[str, SpatialData]
-    """One object, or objects by name."""
+Tissue: TypeAlias = "SpatialData | dict[str, SpatialData]"
+"""One object, or objects by name."""
 
 Value = TypeVar("Value")
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 import tempfile
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sigmma_sc.tissue.frame import Slide
 from sigmma_sc.tissue.pixels import read_crops
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sigmma_sc.tissue.frame import Slide
 
 MICRONS = 0.5
 """Finest pixel read, µm (paper, section 6): finer slides are downsampled by a whole factor."""

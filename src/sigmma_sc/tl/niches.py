@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_positive, require_whole
 from sigmma_sc.errors import SetupError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 
 def niches(

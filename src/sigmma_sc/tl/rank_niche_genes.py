@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from anndata import AnnData
 
 from sigmma_sc._checks import require_key
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.counts import counts_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def rank_niche_genes(

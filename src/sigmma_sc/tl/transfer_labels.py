@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_positive
 from sigmma_sc.errors import SetupError
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def transfer_labels(

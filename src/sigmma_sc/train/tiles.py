@@ -9,7 +9,7 @@ import torch
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import NoSplit, get_split, near
-from sigmma_sc.tissue.tiling import lattice_tiles
+from sigmma_sc.tissue.tiling import Tiles, lattice_tiles
 from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sigmma_sc.features.tensors import SlideTensors
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.tiling import Tiles
 
 READY_TILES, ENCODED_TILES = 4096, 256
 """Tiles of all slides on which features are standardised: those at hand are gathered, the others cost a pass of the encoder."""
