@@ -707,10 +707,7 @@ class SIGMMA:
         train = embedder.slides(trained_on, cells=False)
         test = train if slides is trained_on else embedder.slides(slides, cells=False)
         return expression_table(
-            embedder,
-            list(zip(train, train_tiles, strict=True)),
-            list(zip(test, test_tiles, strict=True)),
-            protocol,
+            embedder, list(zip(train, train_tiles, strict=True)), list(zip(test, test_tiles, strict=True)), protocol
         )
 
     def predict_expression(
@@ -833,9 +830,7 @@ class SIGMMA:
         except (SetupError, MissingKeyError) as error:
             # A model without counts to predict is saved all the same.
             reference = None
-            warnings.warn(
-                f"The model is saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2
-            )
+            warnings.warn(f"The model is saved without expression to predict: {error}", ExpressionWarning, stacklevel=2)
         encoder = self.image_encoder
         write_model(
             folder,
@@ -984,7 +979,5 @@ class SIGMMA:
 
     def _trained(self) -> TwoTowers:
         if self.module is None:
-            raise NotTrainedError(
-                "The model has not been trained. Call model.train() first, or SIGMMA.load(path, sdata)."
-            )
+            raise NotTrainedError("The model has not been trained. Call model.train() or SIGMMA.load(path, sdata).")
         return self.module

@@ -42,9 +42,7 @@ class OneScale(SIGMMA):
         own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
         for name, value in own.items():
             if options.get(name, value) != value:
-                raise SetupError(
-                    f"{name}={options[name]!r} is not for {type(self).__name__}, which has {name}={value!r} as published."
-                )
+                raise SetupError(f"{name}={options[name]!r} is not for {type(self).__name__}: {value!r} is published.")
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**options, **own})
 
     def train(

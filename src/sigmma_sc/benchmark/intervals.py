@@ -72,11 +72,7 @@ def _difference(values: dict[int, NDArray], first: dict[int, NDArray]) -> dict[s
     if not paired:
         return {}
     interval = _interval(paired)
-    return {
-        "difference": interval["value"],
-        "difference_low": interval["low"],
-        "difference_high": interval["high"],
-    }
+    return {"difference": interval["value"], "difference_low": interval["low"], "difference_high": interval["high"]}
 
 
 def _figures(trial: Trial, blocks: NDArray, weights: NDArray) -> dict[str, NDArray]:

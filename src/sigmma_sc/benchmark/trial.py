@@ -208,5 +208,5 @@ def require_same(path: Path, settings: dict[str, Any]) -> None:
     differ = [name for name in settings if settings[name] != stored.get(name)]
     if differ:
         raise ExistsError(
-            f"{path} was run with other settings ({', '.join(differ)}). Choose another folder, or pass overwrite=True."
+            f"{path} was run with other settings ({', '.join(differ)}). Choose another, or pass overwrite=True."
         )

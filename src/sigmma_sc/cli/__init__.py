@@ -62,7 +62,7 @@ def extend(
             import_module(module)
         except ModuleNotFoundError as error:
             raise SetupError(
-                f"--import {module}: {error}. Name a module of the working folder or an installed one."
+                f"--import {module}: {error}. Name a module installed or in the working folder."
             ) from error
 
 
@@ -217,15 +217,11 @@ def embed(
 
 @app.command()
 def benchmark(
-    config: Annotated[
-        str, typer.Argument(help="YAML file, or the name of a configuration that comes with the package.")
-    ],
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a configuration in the package.")],
     out: Out,
     jobs: Annotated[int, typer.Option(help="Processes that share the trials and this machine's cores.")] = 1,
     cache: Cache = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Run trials anew whose settings have changed.")
-    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run trials anew whose settings changed.")] = False,
 ) -> None:
     """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes a stopped run."""
     from sigmma_sc.benchmark import run
@@ -242,9 +238,8 @@ def encoders() -> None:
     """List the image encoders known by name."""
     from sigmma_sc import list_encoders
 
-    print_table(
-        "Image encoders", list_encoders().reset_index()[["name", "architecture", "dim", "licence", "gated", "page"]]
-    )
+    columns = ["name", "architecture", "dim", "licence", "gated", "page"]
+    print_table("Image encoders", list_encoders().reset_index()[columns])
 
 
 def main() -> None:

@@ -112,9 +112,7 @@ class ImageEncoder(nn.Module):
                 f"{self._advice()}"
             ) from error
         if not torch.isfinite(out).all():
-            raise EncoderError(
-                f"Image encoder {self.name!r} gives NaN or infinity for a black crop. Check mean and std."
-            )
+            raise EncoderError(f"Image encoder {self.name!r} gives NaN or infinity for black. Check mean and std.")
         return int(out.shape[1])
 
     def _advice(self) -> str:
@@ -366,9 +364,7 @@ def get_encoder(
         options: dict[str, Any] = {"pretrained": weights is None, **arguments}
         return ImageEncoder.from_timm(name, weights, **options)
     if arguments:
-        raise EncoderError(
-            f"{', '.join(arguments)}: arguments go with a timm model; {name!r} is registered with all of its own."
-        )
+        raise EncoderError(f"{', '.join(arguments)}: arguments go with a timm model; {name!r} has its own.")
     module = build_registered(name, entry, weights)
     if entry.licence and entry.source != "sigmma-sc":
         _warn_of_licence(name, entry.licence, entry.page)

@@ -230,9 +230,7 @@ def register_encoder(
     if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
         raise EncoderError(f"name={name!r} must consist of letters, digits and any of '.', '_', '+', '-'.")
     if not overwrite and (name in REGISTRY or name in _registered):
-        raise EncoderError(
-            f"An image encoder {name!r} is registered already. Choose another name or pass overwrite=True."
-        )
+        raise EncoderError(f"An image encoder {name!r} is registered already. Choose another or pass overwrite=True.")
     require_whole(input_size, "input_size")
     if dim is not None:
         require_whole(dim, "dim")
@@ -297,9 +295,7 @@ def _require_builder(name: str, network: Builder, kwargs: dict[str, object]) -> 
             f"checkpoint: {error}."
         ) from error
     if kwargs:
-        raise EncoderError(
-            f"{', '.join(kwargs)}: such arguments go with a timm network. Set them in {_name_of(network)}."
-        )
+        raise EncoderError(f"{', '.join(kwargs)}: arguments go with a timm network. Set them in {_name_of(network)}.")
 
 
 def _name_of(function: Builder) -> str:

@@ -96,12 +96,7 @@ class CountsPCA(NodeFeatures):
 
     def state(self) -> dict[str, Any]:
         """Genes, target sum and axes."""
-        return {
-            "genes": self.genes,
-            "target_sum": self.target_sum,
-            "mean": self.mean,
-            "components": self.components,
-        }
+        return {"genes": self.genes, "target_sum": self.target_sum, "mean": self.mean, "components": self.components}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Set genes, target sum and axes."""

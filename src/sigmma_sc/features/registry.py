@@ -15,11 +15,7 @@ if TYPE_CHECKING:
     from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.tissue.setup import Setup
 
-NODE_FEATURES: dict[str, type[NodeFeatures]] = {
-    "pca": CountsPCA,
-    "obsm": ObsmEmbedding,
-    "pseudobulk": Pseudobulk,
-}
+NODE_FEATURES: dict[str, type[NodeFeatures]] = {"pca": CountsPCA, "obsm": ObsmEmbedding, "pseudobulk": Pseudobulk}
 
 
 def node_features_of(config: Config, setup: Setup) -> NodeFeatures:

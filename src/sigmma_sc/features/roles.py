@@ -57,9 +57,7 @@ class Roles:
         if unseen:
             self._assign(unseen, get_split(split), seed, usable)
         elif split != Auto.name and self.split != _resolved(get_split(split), slides, seed).to_json():
-            raise SetupError(
-                f"The model is trained on split={self.split!r}; another split would leak. Make a new model for {split!r}."
-            )
+            raise SetupError(f"split={split!r} would leak: the model is trained on {self.split!r}. Make a new model.")
 
     def _assign(self, slides: Sequence[Slide], split: Split, seed: int, usable: Usable) -> None:
         resolved = _resolved(split, slides, seed)

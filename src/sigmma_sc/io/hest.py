@@ -284,6 +284,4 @@ def _pixel_size(metadata: dict[str, Any], sample_id: str) -> float:
         value = metadata.get(key)
         if isinstance(value, (int, float)) and value > 0:
             return float(value)
-    raise PixelSizeError(
-        f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel of the H&E there."
-    )
+    raise PixelSizeError(f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel there.")

@@ -32,10 +32,7 @@ ALIGNMENT = "*he_imagealignment.csv"
 
 
 def xenium(
-    path: str | Path,
-    he_image: str | Path | None = None,
-    he_alignment: str | Path | None = None,
-    **kwargs: object,
+    path: str | Path, he_image: str | Path | None = None, he_alignment: str | Path | None = None, **kwargs: object
 ) -> SpatialData:
     """Read a Xenium output folder and the H&E of the same section.
 
@@ -166,7 +163,5 @@ def _find_alignment(folder: Path, image: Path) -> Path | None:
 
 def _only(found: list[Path], what: str) -> Path:
     if len(found) > 1:
-        raise SetupError(
-            f"There are {len(found)} files: {', '.join(file.name for file in found)}. Choose one with {what}=…."
-        )
+        raise SetupError(f"There are several: {', '.join(file.name for file in found)}. Choose one with {what}=…")
     return found[0]

@@ -87,9 +87,7 @@ def registration(
         raise SetupError(f"ax holds {len(ax)} axes; {n_windows} windows and the curve need {n_windows + 1}.")
     first = next(checked_slides(sdata, seed, slide), None)
     if first is None:
-        raise MissingKeyError(
-            f"slide={slide!r} does not exist. The rows of sg.pp.check_registration(sdata) have the names."
-        )
+        raise MissingKeyError(f"slide={slide!r} does not exist. See the rows of sg.pp.check_registration(sdata).")
     one, report = first
     if ax is None:
         size = (3.4 * (n_windows + 1) + 0.8, 3.9)
@@ -114,7 +112,7 @@ def _overlay(ax: Axes, pixels: np.ndarray, points: np.ndarray, extent: float, re
     if report.verdict == "shifted":
         moved = points + report.match.best_shift
         ax.scatter(
-            moved[:, 0], moved[:, 1], s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="cells moved to the peak"
+            moved[:, 0], moved[:, 1], s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="moved to the peak"
         )
         ax.legend(loc="lower left", fontsize=7)
     ax.set(xlim=(0, extent), ylim=(extent, 0), xticks=[], yticks=[], xlabel=f"{extent:.0f} µm")

@@ -102,9 +102,7 @@ def _stores(sdata: Tissue) -> Stores:
     out: Stores = {}
     for name, one in objects_of(sdata).items():
         if one.path is None:
-            raise SetupError(
-                "The workers open the object from its store, and it has none. Write it first: sdata.write('tissue.zarr')."
-            )
+            raise SetupError("Workers open the object from its store. Write it first: sdata.write('tissue.zarr').")
         setup = stored_setup(one)
         if setup is None:
             raise SetupError("Call SIGMMA.setup_spatialdata(sdata) first.")

@@ -121,9 +121,7 @@ def checked_slides(tissue: Tissue, seed: int = 0, only: str | None = None) -> It
     """Each slide of an object, or of objects by name, with its report; the slide named ``only`` if one is given."""
     slides = slides_of(tissue)
     if any(slide.region is None for slide in slides):
-        raise SetupError(
-            "The object was set up with table_key=None, so there are no cells to check the registration of."
-        )
+        raise SetupError("The object was set up with table_key=None, so there are no cells to check.")
     for slide in slides:
         if only in (None, slide.name):
             yield slide, registration(slide, totals_of(slide), seed=seed)

@@ -64,9 +64,7 @@ def require_replaceable(path: str | Path, overwrite: bool) -> Path:
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
     if path.exists() and (others := sorted(p.name for p in path.iterdir() if p.name not in (JSON, WEIGHTS))):
-        raise ExistsError(
-            f"{path} holds more than a saved model ({', '.join(others)}), which would be lost. Choose another path."
-        )
+        raise ExistsError(f"{path} holds more than a saved model: {', '.join(others)}. Choose another path.")
     return path
 
 
@@ -109,9 +107,7 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
     reference = None
     if described["reference"] is not None:
         scales = tuple(name.removeprefix(IMAGE) for name in tensors if name.startswith(IMAGE))
-        reference = restore_reference(
-            described["reference"], tensors, tuple(scale for scale in setup.scales if scale in scales)
-        )
+        reference = restore_reference(described["reference"], tensors, tuple(s for s in setup.scales if s in scales))
     return SavedModel(
         kind=kind,
         setup=setup,
@@ -154,20 +150,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     recover(path)
     for name in (JSON, WEIGHTS):
         if not (path / name).exists():
-            raise MissingKeyError(
-                f"{path} holds no saved model ({name} is missing). Give the folder that model.save() wrote."
-            )
+            raise MissingKeyError(f"{path} holds no saved model ({name} is missing). Give the folder of model.save().")
     try:
         described = json.loads((path / JSON).read_text())
         tensors = load_file(path / WEIGHTS)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise SetupError(
-            f"The model saved in {path} is damaged, or was not written by model.save(): {error}."
-        ) from error
+        raise SetupError(f"The model saved in {path} is damaged, or not by model.save(): {error}.") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else None
         raise SetupError(
-            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version of sigmma-sc that saved it."
+            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version that saved it."
         )
     return described, tensors
 

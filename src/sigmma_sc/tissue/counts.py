@@ -53,9 +53,7 @@ def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
 
     matrix = table.X if layer is None else table.layers[layer]
     if matrix is None:
-        raise SetupError(
-            "The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding in obsm."
-        )
+        raise SetupError("The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding.")
     if isinstance(matrix, CSCDataset):
         matrix = matrix.to_memory()
     if issparse(matrix):

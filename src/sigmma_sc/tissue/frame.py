@@ -66,9 +66,7 @@ class Slide:
     def table(self) -> AnnData:
         """Table of the cells, or :class:`SetupError` for a slide of H&E alone."""
         if self.adata is None:
-            raise SetupError(
-                f"Slide {self.name!r} was set up with table_key=None and has no cells. Set up with table_key=…."
-            )
+            raise SetupError(f"Slide {self.name!r} has no cells (table_key=None). Set up with table_key=….")
         return self.adata
 
     @property

@@ -119,9 +119,7 @@ def stored_setup(sdata: SpatialData) -> Setup | None:
 def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[Slide]:
     """One :class:`Slide` for each region of the table, or for each image where there is no table."""
     if not isinstance(setup.image_key, (str, dict)):
-        raise SetupError(
-            f"image_key={setup.image_key!r} must be the name of an image, or a dict of one for each region."
-        )
+        raise SetupError(f"image_key={setup.image_key!r} must be the name of an image, or a dict by region.")
     if setup.table_key is None:
         images = setup.image_key if isinstance(setup.image_key, dict) else {setup.image_key: setup.image_key}
         _check_regions(setup, list(images), "Name what image_key names.")
@@ -229,9 +227,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     region_key = table.uns["spatialdata_attrs"]["region_key"]
     rows = np.flatnonzero((table.obs[region_key] == region).to_numpy())
     if not len(rows):
-        raise SetupError(
-            f"The table annotates region {region!r} but has no row with obs[{region_key!r}] == {region!r}."
-        )
+        raise SetupError(f"The table annotates region {region!r} but no row has obs[{region_key!r}] == {region!r}.")
     stated = _of(setup.microns_per_pixel, region, "microns_per_pixel")
     image_to_cs = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
     unit = None if stated is None else stated / axis_scale(image_to_cs, f"image {image_key!r}")
@@ -239,9 +235,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     xy = apply_affine(np.linalg.inv(image_to_cs), xy)
     if not np.isfinite(xy).all():
         bad = table.obs_names[rows][~np.isfinite(xy).all(axis=1)]
-        raise SetupError(
-            f"{len(bad):,} cells of region {region!r} have no finite position, e.g. {bad[0]!r}. Remove them first."
-        )
+        raise SetupError(f"{len(bad):,} cells of {region!r} have no finite position, e.g. {bad[0]!r}. Remove them.")
     slide = Slide(
         name=prefix + region,
         sdata=sdata,

@@ -29,9 +29,7 @@ BLOCKS_PER_SLIDE = 25
 FEWEST_SAMPLES = 3
 """One sample each to train, validate and test on."""
 
-LEAK = (
-    "puts neighbouring tiles of one tissue into train and test: scores come out too high. Use it only to show the leak."
-)
+LEAK = "puts neighbouring tiles of one tissue into train and test: scores are too high. Use it only to show the leak."
 
 
 @dataclass(frozen=True)
@@ -397,7 +395,7 @@ class Section(Split):
         units = sorted(members)
         if len(units) < 2:
             raise SetupError(
-                f"split={self.name!r} needs two {self.name}s or more, there is {', '.join(units)} alone. Use 'blocks'."
+                f"split={self.name!r} needs two {self.name}s or more, not {', '.join(units)}. Use 'blocks'."
             )
         turn = seed if self.turn is None else self.turn
         test = units[turn % len(units)]
@@ -450,9 +448,7 @@ def register_split(split: Split) -> None:
     ('quarters',)
     """
     if not isinstance(split, Split):
-        raise SetupError(
-            f"{split!r} is not an instance of sg.Split. Pass an instance of your class: register_split(Mine())."
-        )
+        raise SetupError(f"{split!r} is no instance of sg.Split. Pass one of your class: register_split(Mine()).")
     name = getattr(split, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SetupError(f"{type(split).__name__}.name={name!r} must consist of letters, digits, '-' and '_'.")

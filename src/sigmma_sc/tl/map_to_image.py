@@ -129,7 +129,7 @@ def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
             )
     if name in tiles.obs and f"{name}_share" not in tiles.obsm:
         raise SetupError(
-            f"The tiles have a column {name!r} already. Pass another key_added, such as {name + '_mapped'!r}."
+            f"The tiles have a column {name!r} already. Pass another key_added, e.g. {name + '_mapped'!r}."
         )
 
 

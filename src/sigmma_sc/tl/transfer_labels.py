@@ -70,7 +70,7 @@ def transfer_labels(
     known = np.asarray(reference.obsm[key])
     if x.shape[1] != known.shape[1]:
         raise SetupError(
-            f"obsm[{key!r}] has {x.shape[1]} columns, and {known.shape[1]} in the reference. Embed both with one model."
+            f"obsm[{key!r}] has {x.shape[1]} columns, the reference {known.shape[1]}. Embed both with one model."
         )
     given = reference.obs[labels]
     rows = np.flatnonzero(np.isfinite(known).all(axis=1) & given.notna().to_numpy())

@@ -192,9 +192,7 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
     path = Path(ckpt_path).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.exists():
-        raise MissingKeyError(
-            f"ckpt_path={str(ckpt_path)!r} does not exist. Give a file or folder of checkpoint_dir=…."
-        )
+        raise MissingKeyError(f"ckpt_path={str(ckpt_path)!r} does not exist. Give a file or a checkpoint_dir.")
     if there is not None and not there.samefile(path):
         raise ExistsError(f"{there} exists and is not ckpt_path={str(ckpt_path)!r}. Choose another checkpoint_dir.")
     return path, target
