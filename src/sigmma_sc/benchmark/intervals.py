@@ -8,8 +8,6 @@ An interval is the value ± 1.96 standard deviations of the draws. Their percent
 than across all of them, for blocks differ, so that nearly all draws lie below the value.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Niches of the cells that a method embeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The report of a benchmark: Markdown with figures, and the same as one HTML file that needs nothing else."""
 
-from __future__ import annotations
-
 import base64
 import platform
 import re
@@ -68,13 +66,13 @@ def _rows(table: pd.DataFrame, data: DataSpec, split: str) -> pd.DataFrame:
 
 
 def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
-    versions = "; ".join(sorted({_versions(trial) for trial in trials}))
+    packages = {", ".join(map(" ".join, trial.meta.versions.items())) for trial in trials}
     hours = sum(trial.meta.seconds for trial in trials) / 3600
     encoder = plan.encoder if isinstance(plan.encoder, str) else (plan.encoder or {}).get("name", "each method's own")
     tuned = f" Each method chose among {len(plan.budget())} settings on validation tiles." if plan.tune else ""
     return (
         f"```bash\n{command}\n```\n\n"
-        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {versions}. Image encoder: {encoder}. Seeds "
+        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {'; '.join(sorted(packages))}. Image encoder: {encoder}. Seeds "
         f"{', '.join(map(str, plan.seeds))}; each draws split, weights and batches anew. {len(trials)} of {len(plan.trials())} trials, "
         f"{hours:.1f} hours of work in all.{tuned}\n\n"
         f"Retrieval ranks the {TILES[plan.score]} tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "
@@ -83,10 +81,6 @@ def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
         "tiles whose transcriptome embedding is nearest (BLEEP's inference). Brackets are 95 % intervals of a bootstrap over spatial "
         "blocks, differences are paired; bold ones exclude zero. Per gene: `genes.parquet`."
     )
-
-
-def _versions(trial: Trial) -> str:
-    return ", ".join(f"{package} {version}" for package, version in trial.meta.versions.items())
 
 
 def _section(
@@ -193,7 +187,8 @@ def _leakage(data: DataSpec, leaking: str, results: pd.DataFrame) -> list[str]:
     if not honest:
         return []
     of_data = results[results.dataset == data.name]
-    whole = of_data.scale.isin(["all"]) | _only_scale(of_data)
+    only = of_data.groupby(["method", "metric"]).scale.transform("nunique") == 1
+    whole = only | (of_data.scale == "all")
     recall = of_data[of_data.metric.str.startswith("mean recall") & whole]
     pcc = of_data[(of_data.metric == "pcc") & (of_data["head"] == "default")]
     compared = pd.concat([recall, pcc])
@@ -212,10 +207,6 @@ def _leakage(data: DataSpec, leaking: str, results: pd.DataFrame) -> list[str]:
         "differ in size. Neighbours of test tiles are in training; the gain is what other tissue would not give."
     )
     return [f"## {data.name}: leakage of {leaking}", text, _table(pd.DataFrame(rows).fillna("–"))]
-
-
-def _only_scale(results: pd.DataFrame) -> pd.Series:
-    return results.groupby(["method", "metric"]).scale.transform("nunique") == 1
 
 
 def _published(data: DataSpec) -> list[str]:

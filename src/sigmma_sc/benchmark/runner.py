@@ -1,7 +1,5 @@
 """A whole benchmark: every trial once, kept as soon as it is done, then tables and the report."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
@@ -265,8 +263,6 @@ def _encode(plan: BenchmarkConfig, missing: list[TrialSpec], cache: str) -> None
 
 
 def _write(plan: BenchmarkConfig, trials: list[Trial], out: Path, command: str, failed: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
     results, genes, stability = results_table(trials), genes_table(trials), stability_table(trials)
     together: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:

@@ -1,7 +1,5 @@
 """From what trials keep to tidy tables: one row for each trial, slide and figure; one for each gene."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -35,11 +35,8 @@ if TYPE_CHECKING:
 HUB = ("hf-hub:", "hf_hub:")
 
 
-class _Tokens(Protocol):
+class _Output(Protocol):
     last_hidden_state: Tensor
-
-
-class _ImageEmbeds(Protocol):
     image_embeds: Tensor
 
 
@@ -169,11 +166,11 @@ def _of_transformers(name: str, entry: Entry, state: dict[str, Tensor]) -> nn.Mo
     return module
 
 
-def _image_embeds(module: nn.Module, _: object, out: _ImageEmbeds) -> Tensor:
+def _image_embeds(module: nn.Module, _: object, out: _Output) -> Tensor:
     return out.image_embeds
 
 
-def _class_token(module: nn.Module, _: object, out: _Tokens) -> Tensor:
+def _class_token(module: nn.Module, _: object, out: _Output) -> Tensor:
     return out.last_hidden_state[:, 0]
 
 

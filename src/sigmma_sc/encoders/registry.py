@@ -35,6 +35,11 @@ CLASS = "class token"
 CLASS_AND_PATCHES = "class token, mean of patch tokens"
 PROJECTED = "class token, projected"
 
+CLIP_VIT_B32 = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "patch_size": 32, "image_size": 224, "projection_dim": 512,
+}  # fmt: skip
+
 GROUP = "sigmma_sc.encoders"
 """Entry points of packages that register encoders: functions without arguments."""
 
@@ -134,15 +139,13 @@ REGISTRY: dict[str, Entry] = {
     "clip": Entry(
         "CLIPVisionModelWithProjection", "transformers", 512, 224, CLIP_MEAN, CLIP_STD, PROJECTED, "MIT", False,
         "https://huggingface.co/openai/clip-vit-base-patch32", "Radford et al. 2021, ICML, arXiv:2103.00020",
-        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-         "patch_size": 32, "image_size": 224, "projection_dim": 512},
+        CLIP_VIT_B32,
     ),
     "plip": Entry(
         "CLIPVisionModelWithProjection", "transformers", 512, 224, CLIP_MEAN, CLIP_STD, PROJECTED,
         "none stated, non-commercial intended", False, "https://huggingface.co/vinid/plip",
         "Huang et al. 2023, Nat Med 29:2307",
-        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-         "patch_size": 32, "image_size": 224, "projection_dim": 512},
+        CLIP_VIT_B32,
     ),
     "omiclip": Entry(
         "coca_ViT-L-14", "open_clip", 768, 224, CLIP_MEAN, CLIP_STD, "attention, projected, unit length",

@@ -1,7 +1,5 @@
 """Text encoders of genes as a sentence: names in the order of their expression (Chen et al. 2025, OmiCLIP)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

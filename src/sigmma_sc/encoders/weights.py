@@ -1,7 +1,5 @@
 """Weights of image encoders: local files, the hub, and the message if neither has them."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from collections.abc import Iterable
@@ -94,9 +92,7 @@ def _classifiers(module: nn.Module) -> list[str]:
 
 def require_all_loaded(name: str, report: dict[str, Any], page: str) -> None:
     """Check the loading report of transformers' ``from_pretrained``: all tensors are there, and no others."""
-    misshapen = []
-    for key, given, needed in report["mismatched_keys"]:
-        misshapen.append(f"{key} {tuple(given)}, needed {tuple(needed)}")
+    misshapen = [f"{key} {tuple(given)}, needed {tuple(needed)}" for key, given, needed in report["mismatched_keys"]]
     _require_fit(name, page, report["missing_keys"], report["unexpected_keys"], misshapen)
 
 

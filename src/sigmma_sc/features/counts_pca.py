@@ -63,9 +63,7 @@ class CountsPCA(NodeFeatures):
         """Counts of at most :data:`MAX_FIT_CELLS` cells on training tiles."""
         from scipy.sparse import vstack
 
-        cells = []
-        for slide, tiles in training:
-            cells.append(slide.rows[np.isin(slide.tile_of_cell, tiles)])
+        cells = [slide.rows[np.isin(slide.tile_of_cell, tiles)] for slide, tiles in training]
         share = min(1.0, MAX_FIT_CELLS / max(1, sum(map(len, cells))))
         rng = np.random.default_rng(self.seed)
         parts = []

@@ -1,7 +1,5 @@
 """Covariates of a cell beside its profile."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

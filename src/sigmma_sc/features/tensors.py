@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -19,26 +19,6 @@ if TYPE_CHECKING:
     from sigmma_sc.features.moments import Moments
     from sigmma_sc.nn.part import Part
     from sigmma_sc.tissue.tilepixels import TilePixels
-
-
-class TileTensors(Protocol):
-    """One modality of a slide."""
-
-    moments: Moments | None
-    """What the features are centred and scaled by, where that is done slide by slide."""
-
-    @property
-    def n_features(self) -> int:
-        """Width of the features."""
-        ...
-
-    def part(self, tiles: Tiles, which: NDArray[np.int64]) -> Part:
-        """What a tower takes of the tiles at positions ``which``."""
-        ...
-
-    def sample(self, tiles: Tiles, which: NDArray[np.int64]) -> torch.Tensor:
-        """Features that the towers are standardised by, of these tiles."""
-        ...
 
 
 @dataclass
@@ -133,6 +113,10 @@ class ProfileTensors:
         """Profiles of some tiles, ``(t, d)``."""
         profiles = torch.from_numpy(self.profiles[which].toarray())
         return profiles if self.moments is None else self.moments(profiles)
+
+
+TileTensors: TypeAlias = PatchTensors | PixelTensors | GraphTensors | ProfileTensors
+"""One modality of a slide; ``moments`` are what features are centred and scaled by, if slide by slide."""
 
 
 @dataclass

@@ -1,7 +1,5 @@
 """Weights of UMAP's neighbour graph, without the seconds that umap-learn takes to compile in each process."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse

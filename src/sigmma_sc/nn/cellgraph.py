@@ -158,9 +158,7 @@ class CellGraphTower(nn.Module):
                     graph[bucket] = sampler(hidden, graph.get(bucket), candidates[bucket], temperature)
             elif k > 0 and adds:
                 graph |= {bucket: candidates[bucket] for bucket in source}
-            messages = {}
-            for bucket, w in graph.items():
-                messages[bucket] = w.to(source[bucket].dtype) @ source[bucket]
+            messages = {bucket: w.to(source[bucket].dtype) @ source[bucket] for bucket, w in graph.items()}
             h = layer(h, layout.from_slots(messages, h.new_zeros(1, h.shape[1] + 1)))
             yield h, graph
 

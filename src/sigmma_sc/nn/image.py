@@ -1,7 +1,5 @@
 """Image tower: patch features of every grid to one embedding a scale (paper, section 5.1)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

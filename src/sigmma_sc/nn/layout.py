@@ -1,7 +1,5 @@
 """Lay the cells of some tiles out in blocks, see :mod:`sigmma_sc.nn.pairs`."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Contrastive objectives (paper, section 5.3); put a function into :data:`OBJECTIVES` to add one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

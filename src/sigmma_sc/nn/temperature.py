@@ -1,7 +1,5 @@
 """Temperature of contrastive objectives."""
 
-from __future__ import annotations
-
 import math
 
 import torch

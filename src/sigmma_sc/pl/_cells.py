@@ -1,7 +1,5 @@
 """Labels of cells and their colours."""
 
-from __future__ import annotations
-
 import pandas as pd
 
 # Paul Tol's muted scheme, distinguishable with common colour-vision deficiencies; beyond ten, palettes of scanpy.

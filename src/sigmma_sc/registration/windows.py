@@ -1,7 +1,5 @@
 """Windows of the image with the cells in them, for plots."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

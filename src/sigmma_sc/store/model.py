@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.encoder import ImageEncoder
 
 FORMAT = 6
+PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
+"""Fields of a saved model that are JSON values as they are."""
+
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 IMAGE = f"{PREFIX}image."
 TENSOR = "__tensor__"  # no slide has this name
@@ -74,16 +77,11 @@ def write_model(path: Path, saved: SavedModel) -> None:
 
     tensors = {f"towers.{name}": value.detach().cpu().contiguous() for name, value in saved.towers.items()}
     described = {
+        **{name: getattr(saved, name) for name in PLAIN},
         "format": FORMAT,
-        "kind": saved.kind,
         "setup": saved.setup.to_json(),
-        "config": saved.config,
-        "extra": saved.extra,
-        "encoder": saved.encoder,
-        "n_node_features": saved.n_node_features,
         "data": _without_arrays(saved.data, "data", tensors),
         "history": history_to_json(saved.history),
-        "epochs": saved.epochs,
         "reference": None,
     }
     if saved.reference is not None:
@@ -100,25 +98,17 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
     if described["kind"] != kind:
         raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
     setup = Setup.from_json(described["setup"])
-    towers = {}
-    for name, value in tensors.items():
-        if name.startswith("towers."):
-            towers[name.removeprefix("towers.")] = value
+    towers = {name.removeprefix("towers."): value for name, value in tensors.items() if name.startswith("towers.")}
     reference = None
     if described["reference"] is not None:
         scales = tuple(name.removeprefix(IMAGE) for name in tensors if name.startswith(IMAGE))
         reference = restore_reference(described["reference"], tensors, tuple(s for s in setup.scales if s in scales))
     return SavedModel(
-        kind=kind,
+        **{name: described[name] for name in PLAIN},
         setup=setup,
-        config=described["config"],
-        extra=described["extra"],
-        encoder=described["encoder"],
-        n_node_features=described["n_node_features"],
         data=_with_arrays(described["data"], tensors),
         towers=towers,
         history=history_from_json(described["history"]),
-        epochs=described["epochs"],
         reference=reference,
     )
 

@@ -1,7 +1,5 @@
 """Order of decoding an image, such that every stored chunk is decoded once and little is kept in memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

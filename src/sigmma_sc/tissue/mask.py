@@ -1,7 +1,5 @@
 """Where tissue is: pixels that are stained, on a coarse level of the image."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pixels of whole tiles at any corner, for training on images."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 

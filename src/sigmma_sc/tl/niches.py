@@ -1,7 +1,5 @@
 """Niches: Leiden clusters of the cell embeddings of each scale (paper, section 6.5)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +59,6 @@ def niches(
     ['0', '1']
     """
     import scanpy as sc
-    from anndata import AnnData
 
     from sigmma_sc.niches.neighbours import neighbour_graph
 

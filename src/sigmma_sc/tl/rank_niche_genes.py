@@ -1,7 +1,5 @@
 """Genes that distinguish niches."""
 
-from __future__ import annotations
-
 import numpy as np
 from anndata import AnnData
 
@@ -59,7 +57,6 @@ def rank_niche_genes(
     (120, ['names', 'scores'])
     """
     import scanpy as sc
-    from anndata import AnnData
     from scipy.sparse import vstack
 
     column = f"{key}_{scale}"

@@ -1,7 +1,5 @@
 """Transfer of labels from the cells of one slide to those of another."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from anndata import AnnData
