@@ -97,12 +97,8 @@ def _adaptable_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.C
     for name, part in module.named_modules():
         if not name or name in bypassed:
             continue
-        if (
-            isinstance(part, nn.Linear)
-            or isinstance(part, nn.Conv2d)
-            and part.kernel_size == (1, 1)
-            and part.groups == 1
-        ):
+        pointwise = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.groups == 1
+        if pointwise or isinstance(part, nn.Linear):
             yield name, part
 
 

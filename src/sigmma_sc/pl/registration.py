@@ -92,9 +92,7 @@ def registration(
     if ax is None:
         size = (3.4 * (n_windows + 1) + 0.8, 3.9)
         ax_grid = plt.subplots(1, n_windows + 1, figsize=size, squeeze=False, layout="constrained")[1]
-        axes: list[Axes] = list(ax_grid.flat)
-    else:
-        axes = list(ax)
+    axes: list[Axes] = list(ax_grid.flat if ax is None else ax)
     windows = list(overlay_windows(one, n_windows, window, seed))
     for k, (pixels, points, extent) in enumerate(windows):
         _overlay(axes[k], pixels, points, extent, report)

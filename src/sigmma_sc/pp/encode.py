@@ -86,13 +86,8 @@ def encode_patches(
         )
     stores = _stores(sdata)
     world = len(client.scheduler_info(n_workers=-1)["workers"])
-    shares = [
-        client.submit(
-            _encode_stored, stores, encoder.spec, str(cache_dir), stride, crop_sizes, rank, world, pure=False, retries=1
-        )
-        for rank in range(world)
-    ]
-    client.gather(shares)
+    share = (stores, encoder.spec, str(cache_dir), stride, crop_sizes)
+    client.gather([client.submit(_encode_stored, *share, n, world, pure=False, retries=1) for n in range(world)])
 
 
 def _stores(sdata: Tissue) -> Stores:
@@ -178,6 +173,6 @@ def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.f
 def _device() -> torch.device:
     import torch
 
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

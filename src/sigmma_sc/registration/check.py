@@ -73,16 +73,7 @@ class Registration:
 def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64, seed: int = 0) -> Registration:
     """Check one slide on windows of 200 µm around random cells, so that the cost does not grow with the slide.
 
-    Parameters
-    ----------
-    slide
-        Slide with cells.
-    totals
-        Function from ascending positions of cells in the slide to their total counts; used only for bins on a lattice.
-    n_windows
-        Number of windows read.
-    seed
-        Seed of the random choice of windows.
+    ``totals`` gives total counts by ascending positions of cells; it is used only for bins on a lattice.
     """
     pitch = lattice_pitch(slide.xy) * slide.microns_per_pixel
     weigh = totals if np.isfinite(pitch) else None
@@ -96,9 +87,7 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
     if blind:
         found = found.without_peak()
     if found.on_image < MIN_ON_IMAGE:
-        advice = (
-            f"only {found.on_image:.0%} of the cells are under the image: image and cells are not registered. {FIX}"
-        )
+        advice = f"only {found.on_image:.0%} of the cells are under the image: they are not registered. {FIX}"
         return Registration(MISREGISTERED, advice, found)
     if found.best_score >= SIGNIFICANT:
         return Registration(*_by_peak(found), found)
@@ -167,15 +156,9 @@ def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
     if blind:
         return CANNOT_TELL, f"cannot tell: spots this wide, or bins without counts, do not show nuclei. {on_tissue}"
     if lattice:
-        return (
-            CANNOT_TELL,
-            f"cannot tell: counts and haematoxylin of the bins do not correlate at any shift. {on_tissue}",
-        )
+        return CANNOT_TELL, f"cannot tell: counts and haematoxylin of bins do not correlate at any shift. {on_tissue}"
     if found.on_tissue < MIN_ON_TISSUE:
-        return (
-            MISREGISTERED,
-            f"only {found.on_tissue:.0%} of the cells are on tissue: image and cells are not registered. {FIX}",
-        )
+        return MISREGISTERED, f"only {found.on_tissue:.0%} of the cells are on tissue: they are not registered. {FIX}"
     if found.n_cells < MIN_CELLS:
         return CANNOT_TELL, f"cannot tell: {found.n_cells} cells are too few. {on_tissue}"
     return MISREGISTERED, (

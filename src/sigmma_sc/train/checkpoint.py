@@ -101,9 +101,9 @@ def _from_json(value: object, tensor: Callable[[str], torch.Tensor]) -> Any:  # 
     if isinstance(value, list):
         return [_from_json(part, tensor) for part in value]
     if isinstance(value, dict):
-        return (
-            tensor(value["tensor"]) if "tensor" in value else {k: _from_json(part, tensor) for k, part in value["dict"]}
-        )
+        if "tensor" in value:
+            return tensor(value["tensor"])
+        return {key: _from_json(part, tensor) for key, part in value["dict"]}
     return value
 
 

@@ -11,6 +11,7 @@ import torch
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.patches import CPU_BATCH
 from sigmma_sc.train.checkpoint import SaveEpochs, describe_run
+from sigmma_sc.train.options import ENCODER_LR, TrainOptions
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, copy_of
 from sigmma_sc.train.runner import precision_of, runner_for
 from sigmma_sc.train.tiles import tile_batches, training_sample
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.train.batches import TileDataModule
-    from sigmma_sc.train.options import TrainOptions
 
     Build = Callable[[int, TissueData], TwoTowers]
 
@@ -82,13 +82,9 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
             _ready_encoder(towers, data, options, device)
             runner.model.module = towers
             runner.data_splitter = batches
-            runner.training_plan = AlignmentPlan(
-                towers,
-                options.lr,
-                options.learning_rate_of_encoder(data.config),
-                options.weight_decay,
-                data.config.edge_temperatures,
-            )
+            encoder_lr = options.encoder_lr or ENCODER_LR[data.config.regime]
+            taus = data.config.edge_temperatures
+            runner.training_plan = AlignmentPlan(towers, options.lr, encoder_lr, options.weight_decay, taus)
             checkpoints.attach(runner)
             runner()
     except BaseException:

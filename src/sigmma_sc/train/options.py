@@ -73,10 +73,6 @@ class TrainOptions:
                 )
         require_divides(self.stride, setup.tile_size)
 
-    def learning_rate_of_encoder(self, config: Config) -> float:
-        """Learning rate of the image encoder; zero if it is frozen."""
-        return self.encoder_lr or ENCODER_LR[config.regime]
-
     def described(self) -> dict[str, Any]:
         """Values by name, for the comparison of checkpoints; places aside."""
         given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in PLACES}
