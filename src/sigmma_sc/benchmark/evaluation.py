@@ -19,6 +19,7 @@ from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.data import TissueData
 from sigmma_sc.infer.predict import retrieve
+from sigmma_sc.infer.scales import at_scale
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
 from sigmma_sc.tissue.counts import pooled_counts
@@ -201,7 +202,7 @@ def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]
             ridge = probe.predict(_features(scored.image)).reshape(target.shape)
         predicted: dict[Head, NDArray[np.float32]] = {protocol: ridge.astype(np.float32)}
         if protocol == "default" and scored.image is not None and train.transcriptome is not None:
-            query, keys = _unit_rows(scored.image), _unit_rows(train.transcriptome)
+            query, keys = at_scale(scored.image, "all"), at_scale(train.transcriptome, "all")
             # An infinite temperature weighs all alike, as BLEEP's published average does.
             predicted["lookup"] = retrieve(query, keys, y.astype(np.float32), N_LOOKUP, np.inf)
         expression[protocol] = Expression(
@@ -212,11 +213,6 @@ def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]
 
 def _features(scales: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
     return np.concatenate(list(scales.values()), axis=1).astype(float)
-
-
-def _unit_rows(scales: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Scales side by side, each of unit length."""
-    return np.concatenate([z / np.linalg.norm(z, axis=1, keepdims=True) for z in scales.values()], axis=1)
 
 
 def _counts(chosen: Chosen, genes: list[str]) -> csr_matrix:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 
 from sigmma_sc import _keys
@@ -16,8 +17,6 @@ from sigmma_sc.tissue.frame import Slide
 
 def niches_of(method: Method, slides: Sequence[Slide], data: DataSpec, spec: NicheSpec) -> Niches:
     """Cluster a part of the cells at each scale; :class:`SetupError` for a method that embeds no cells."""
-    from anndata import AnnData
-
     from sigmma_sc import tl
 
     embedded = method.embed_cells()

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.sparse import block_diag
 
 from sigmma_sc.benchmark.trial import HEADS, Head, Niches, Trial
 from sigmma_sc.metrics.expression import pearson
 from sigmma_sc.metrics.niches import niche_agreement, spatial_contiguity
 from sigmma_sc.metrics.retrieval import PERCENTS, chance_level, recall_at_percent
+from sigmma_sc.tissue.graph import spatial_graph
 
 DIRECTIONS = ("image→transcriptome", "transcriptome→image")
 
@@ -161,10 +163,6 @@ def _expression(trial: Trial, tiles: NDArray[np.intp]) -> Iterator[dict[str, Any
 
 
 def _niches(niches: Niches) -> Iterator[dict[str, Any]]:
-    from scipy.sparse import block_diag
-
-    from sigmma_sc.tissue.graph import spatial_graph
-
     graphs = [spatial_graph(niches.xy[niches.slide == number]) for number in np.unique(niches.slide)]
     near = block_diag(graphs, format="csr")
     for scale, labels in niches.labels.items():

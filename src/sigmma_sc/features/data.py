@@ -130,6 +130,13 @@ class TissueData:
         features = self.pretrained if pretrained else self.features
         return features(slide, crops, device, sizes), index
 
+    def grid_means(self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False) -> list[NDArray]:
+        """Mean of the patch features over each grid of each tile, ``(n_tiles, d)``."""
+        features, index = self.patches(slide, tiles, device, pretrained)
+        ends = np.cumsum([grid * grid for grid in self.setup.grids])[:-1]
+        patches = np.split(features.float().numpy()[index], ends, axis=1)
+        return [part.mean(axis=1) for part in patches]
+
     def tensors(
         self,
         slide: Slide,

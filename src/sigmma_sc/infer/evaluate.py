@@ -52,13 +52,10 @@ def _aligned(chosen: Chosen) -> NDArray[np.float32]:
 
 def _frozen(embedder: Embedder, chosen: Chosen) -> NDArray[np.float32]:
     """Features of the encoder as it came: mean over each grid, grids side by side."""
-    data = embedder.data
-    sizes = np.cumsum([grid * grid for grid in data.setup.grids])[:-1]
     parts = []
     for e, which in chosen:
-        features, index = data.patches(e.slide, e.tiles.take(which), embedder.device, pretrained=True)
-        patches = np.split(features.float().numpy()[index], sizes, axis=1)
-        parts.append(np.concatenate([part.mean(axis=1) for part in patches], axis=1))
+        means = embedder.data.grid_means(e.slide, e.tiles.take(which), embedder.device, pretrained=True)
+        parts.append(np.concatenate(means, axis=1))
     return np.concatenate(parts)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy.sparse import csr_array
 from scipy.special import softmax
 
@@ -20,7 +21,6 @@ from sigmma_sc.metrics.expression import fit_probe, pearson
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from sigmma_sc.features.data import TissueData
@@ -53,8 +53,6 @@ def predict_expression(
     reference: Reference, embeddings: Sequence[SlideEmbedding], data: TissueData, how: Prediction
 ) -> AnnData:
     """Predict the expression of every tile of embedded slides."""
-    from anndata import AnnData
-
     n_train = require_enough(reference, how)
     image = joined([(e, np.arange(len(e.tiles))) for e in embeddings], "image")
     used = {"method": how.method, "scale": how.scale, "library": reference.library, "n_train": n_train}

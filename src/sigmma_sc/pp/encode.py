@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigmma_sc import _keys
 from sigmma_sc._checks import require_divides
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.setup import Tissue, common_setup, objects_of, slides_of, stored_setup
+from sigmma_sc.tissue.tiling import lattice_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.features.data import TissueData
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
 
     Stores = dict[str | None, tuple[str, dict[str, Any]]]
 
@@ -92,8 +94,6 @@ def encode_patches(
 
 def _stores(sdata: Tissue) -> Stores:
     """Path of the store and setup of each object by name; the name of a single object is ``None``."""
-    from sigmma_sc.tissue.setup import objects_of, stored_setup
-
     out: Stores = {}
     for name, one in objects_of(sdata).items():
         if one.path is None:
@@ -117,13 +117,12 @@ def _encode_stored(
     """Encode a share of stored objects, in a worker."""
     import spatialdata
 
-    from sigmma_sc._keys import SETUP
     from sigmma_sc.encoders.encoder import ImageEncoder
 
     objects = {}
     for name, (path, setup) in stores.items():
         objects[name] = spatialdata.read_zarr(path)
-        objects[name].attrs[SETUP] = setup
+        objects[name].attrs[_keys.SETUP] = setup
     encoder = ImageEncoder.from_spec(spec)
     _encode_share(objects.get(None, objects), encoder, cache_dir, stride, crop_sizes, rank, world)
 
@@ -139,7 +138,6 @@ def _encode_share(
 ) -> None:
     from sigmma_sc.config import Config
     from sigmma_sc.features.data import TissueData
-    from sigmma_sc.tissue.setup import common_setup, slides_of
 
     setup = common_setup(sdata)
     config = Config.of({} if crop_sizes is None else {"crop_sizes": tuple(crop_sizes)}, setup.grids)
@@ -157,8 +155,6 @@ def _encode_share(
 
 def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Distinct crops of the tiles that cover a slide, and of those that training may draw."""
-    from sigmma_sc.tissue.tiling import lattice_tiles
-
     tiles = [slide.tiles]
     if slide.region is not None:
         lattice = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
