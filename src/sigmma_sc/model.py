@@ -830,7 +830,7 @@ class SIGMMA:
         except (SetupError, MissingKeyError) as error:
             # A model without counts to predict is saved all the same.
             reference = None
-            warnings.warn(f"The model is saved without expression to predict: {error}", ExpressionWarning, stacklevel=2)
+            warnings.warn(f"Model saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2)
         encoder = self.image_encoder
         write_model(
             folder,

@@ -73,7 +73,9 @@ class DataSpec:
         _require_folder(self.name, "datasets")
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
-            raise SetupError(f"datasets[{self.name!r}] must name one of {', '.join(SOURCES)}, not {given or 'none'}.")
+            raise SetupError(
+                f"datasets[{self.name!r}] must name one of {', '.join(SOURCES)}, it names {given or 'none'}."
+            )
         for split in self.splits:
             if not get_split(split, f"datasets[{self.name!r}] split").holds_out:
                 raise SetupError(f"datasets[{self.name!r}] split={split!r} leaves no test tile. Choose another.")

@@ -364,7 +364,9 @@ def get_encoder(
         options: dict[str, Any] = {"pretrained": weights is None, **arguments}
         return ImageEncoder.from_timm(name, weights, **options)
     if arguments:
-        raise EncoderError(f"{', '.join(arguments)}: arguments go with a timm model; {name!r} has its own.")
+        raise EncoderError(
+            f"{', '.join(arguments)}: arguments go with a timm model; {name!r} is registered with its own."
+        )
     module = build_registered(name, entry, weights)
     if entry.licence and entry.source != "sigmma-sc":
         _warn_of_licence(name, entry.licence, entry.page)

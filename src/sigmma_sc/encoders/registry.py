@@ -298,7 +298,9 @@ def _require_builder(name: str, network: Builder, kwargs: dict[str, object]) -> 
             f"checkpoint: {error}."
         ) from error
     if kwargs:
-        raise EncoderError(f"{', '.join(kwargs)}: arguments go with a timm network. Set them in {_name_of(network)}.")
+        raise EncoderError(
+            f"{', '.join(kwargs)}: such arguments go with a timm network. Set them in {_name_of(network)}."
+        )
 
 
 def _name_of(function: Builder) -> str:

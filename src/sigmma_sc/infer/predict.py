@@ -71,7 +71,7 @@ def require_enough(reference: Reference, how: Prediction) -> int:
     """Number of training tiles; raise :class:`SetupError` if ridge needs more."""
     n_train = int(reference.train.sum())
     if how.method == "ridge" and n_train < FEWEST:
-        raise SetupError(f"Ridge needs {FEWEST} training tiles or more, there are {n_train}. Use method='retrieval'.")
+        raise SetupError(f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use 'retrieval'.")
     return n_train
 
 

@@ -163,5 +163,5 @@ def _find_alignment(folder: Path, image: Path) -> Path | None:
 
 def _only(found: list[Path], what: str) -> Path:
     if len(found) > 1:
-        raise SetupError(f"There are several: {', '.join(file.name for file in found)}. Choose one with {what}=…")
+        raise SetupError(f"{len(found)} files: {', '.join(file.name for file in found)}. Choose one with {what}=…")
     return found[0]

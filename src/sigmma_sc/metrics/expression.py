@@ -306,7 +306,9 @@ def _features(x: ArrayLike, what: str) -> NDArray[np.float64]:
         raise SetupError(f"{what} has shape {features.shape}; it must be (tiles, features).")
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        raise SetupError(f"{len(bad)} of {len(features)} rows of {what} are not finite, first {bad[0]}; drop these.")
+        raise SetupError(
+            f"{len(bad)} of {len(features)} rows of {what} are not finite, first row {bad[0]}; drop these."
+        )
     return features
 
 

@@ -71,10 +71,12 @@ def neighbour_graph(embedding: ArrayLike, n_neighbors: int = 15, seed: int = 0) 
     cells = np.asarray(embedding)
     require_whole(n_neighbors, "n_neighbors", 2)
     if cells.ndim != 2 or not len(cells):
-        raise SetupError(f"An embedding of shape {cells.shape} has no neighbours. Give a matrix (cells, d).")
+        raise SetupError(f"An embedding of shape {cells.shape} has no neighbours. Give one with a row for each cell.")
     cells = np.ascontiguousarray(cells, cells.dtype if cells.dtype == np.float32 else np.float64)
     if wrong := np.flatnonzero(~np.isfinite(cells).all(axis=1)).tolist():
-        raise SetupError(f"Rows of the embedding are not finite: {len(wrong)}, first {wrong[0]}. Leave them out.")
+        raise SetupError(
+            f"The embedding is not finite in {len(wrong)} of {len(cells)} rows, first {wrong[0]}. Leave them out."
+        )
     n = len(cells)
     if n < n_neighbors:
         n_neighbors = 1 + n // 2
