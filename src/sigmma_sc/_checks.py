@@ -51,4 +51,6 @@ def require_divides(stride: float, tile_size: float) -> None:
 def require_package(module: str, extra: str) -> None:
     """Raise :class:`MissingPackageError` unless ``module`` of the optional ``extra`` is installed."""
     if find_spec(module) is None:
-        raise MissingPackageError(f'This needs the package {module!r}. Install it: pip install "sigmma-sc[{extra}]".')
+        raise MissingPackageError(
+            f'This needs the package {module!r}. Install it with pip install "sigmma-sc[{extra}]".'
+        )

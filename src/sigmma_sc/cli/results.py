@@ -34,7 +34,7 @@ def require_free(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or (any(out.iterdir()) and not (out / "model" / "model.json").exists()):
         raise ExistsError(f"{out} exists and holds no results of sigmma-sc; it is not replaced. Choose another --out.")
     if others := sorted(p.name for p in out.iterdir() if not any(map(p.match, RESULTS))):
-        raise ExistsError(f"{out} holds other files ({', '.join(others)}), which would be lost. Choose another --out.")
+        raise ExistsError(f"{out} holds more than results ({', '.join(others)}), which would be lost. Change --out.")
 
 
 def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:

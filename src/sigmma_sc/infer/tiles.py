@@ -64,7 +64,7 @@ def scored_tiles(data: TissueData, slides: Sequence[Slide], split: str, other: b
     chosen = []
     for slide in slides:
         if slide.region is None:
-            raise SetupError(f"Image {slide.image_key!r} has no cells to score by; set up with table_key=…")
+            raise SetupError(f"Image {slide.image_key!r} has no cells to score it by; set up with table_key=…")
         role = data.roles.of(slide)
         usable = data.usable(slide, slide.tiles)
         everything = split == "all" or (other and (role == "unseen").all())

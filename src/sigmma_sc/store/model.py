@@ -149,7 +149,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else None
         raise SetupError(
-            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version that saved it."
+            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version of sigmma-sc that saved it."
         )
     return described, tensors
 

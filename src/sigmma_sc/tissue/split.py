@@ -448,7 +448,7 @@ def register_split(split: Split) -> None:
     ('quarters',)
     """
     if not isinstance(split, Split):
-        raise SetupError(f"{split!r} is no instance of sg.Split. Pass one of your class: register_split(Mine()).")
+        raise SetupError(f"{split!r} is not an instance of sg.Split. Pass one: register_split(Mine()).")
     name = getattr(split, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SetupError(f"{type(split).__name__}.name={name!r} must consist of letters, digits, '-' and '_'.")
