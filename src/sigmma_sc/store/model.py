@@ -145,7 +145,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         described = json.loads((path / JSON).read_text())
         tensors = load_file(path / WEIGHTS)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise SetupError(f"The model saved in {path} is damaged, or not by model.save(): {error}.") from error
+        raise SetupError(f"The model in {path} is damaged, or was not written by model.save(): {error}.") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else None
         raise SetupError(

@@ -395,7 +395,7 @@ class Section(Split):
         units = sorted(members)
         if len(units) < 2:
             raise SetupError(
-                f"split={self.name!r} needs two {self.name}s or more, not {', '.join(units)}. Use 'blocks'."
+                f"split={self.name!r} needs two {self.name}s or more, there is {', '.join(units)} alone. Use 'blocks'."
             )
         turn = seed if self.turn is None else self.turn
         test = units[turn % len(units)]

@@ -128,9 +128,7 @@ def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
                 "model.write_embeddings(sdata, overwrite=True) first."
             )
     if name in tiles.obs and f"{name}_share" not in tiles.obsm:
-        raise SetupError(
-            f"The tiles have a column {name!r} already. Pass another key_added, e.g. {name + '_mapped'!r}."
-        )
+        raise SetupError(f"The tiles have a column {name!r} already. Pass a key_added, such as {name + '_mapped'!r}.")
 
 
 def _known(model: SIGMMA, labels: str) -> Known:
