@@ -72,7 +72,8 @@ def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
     tuned = f" Each method chose among {len(plan.budget())} settings on validation tiles." if plan.tune else ""
     return (
         f"```bash\n{command}\n```\n\n"
-        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {'; '.join(sorted(packages))}. Image encoder: {encoder}. Seeds "
+        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {'; '.join(sorted(packages))}. "
+        f"Image encoder: {encoder}. Seeds "
         f"{', '.join(map(str, plan.seeds))}; each draws split, weights and batches anew. {len(trials)} of {len(plan.trials())} trials, "
         f"{hours:.1f} hours of work in all.{tuned}\n\n"
         f"Retrieval ranks the {TILES[plan.score]} tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "

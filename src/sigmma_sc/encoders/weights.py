@@ -105,7 +105,9 @@ def _require_fit(
     counts = [f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in wrong.items() if keys]
     fix = f"Give the file of {page}."
     if not page:
-        fix = "Check the architecture and arguments for timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
+        fix = (
+            "Check architecture and arguments for timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
+        )
     raise EncoderError(f"The weights do not fit {name!r} ({'; '.join(counts)}). {fix}")
 
 

@@ -80,7 +80,7 @@ class Embedder:
 
     @torch.no_grad()
     def edges(self, slide: Slide, tiles: Tiles) -> list[Edges]:
-        """Edges of each scale among the cells of tiles: source and target as positions in ``tiles.cells``, and weight."""
+        """Edges of each scale among the cells of tiles: source, target (positions in ``tiles.cells``) and weight."""
         tower = getattr(self.towers, "cell_tower", None)
         if not isinstance(tower, GraphTower):
             raise SetupError("A model with cells='genes' has no cell graph.")

@@ -71,13 +71,8 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
     )
 
 
-def describe_reference(reference: Reference) -> dict[str, Any]:
-    """Genes and library as plain JSON; the rest of it is in :func:`reference_tensors`."""
-    return {"genes": reference.genes, "library": reference.library}
-
-
 def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
-    """Expression, embeddings, slides and roles."""
+    """Expression, embeddings, slides and roles; genes and library are plain JSON."""
     arrays = {"expression": reference.expression, "slide": reference.slide, "train": reference.train}
     for scale, values in reference.image.items():
         arrays[f"image.{scale}"] = values
@@ -89,7 +84,7 @@ def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
 def restore_reference(
     described: dict[str, Any], tensors: dict[str, torch.Tensor], scales: tuple[str, ...]
 ) -> Reference:
-    """Rebuild what :func:`describe_reference` and :func:`reference_tensors` gave."""
+    """Rebuild what :func:`reference_tensors` gave, with genes and library."""
 
     def array(name: str) -> NDArray:
         return tensors[PREFIX + name].numpy().copy()

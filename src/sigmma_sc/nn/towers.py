@@ -78,7 +78,7 @@ class TwoTowers(nn.Module):
         return dict(zip(self.scales, self.temperature(), strict=True))
 
     def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
-        """Standardise by patch features ``(n, n_patches, d)`` and node features or profiles ``(n, d)`` of training tiles.
+        """Standardise by patch features ``(n, n_patches, d)`` and cells or profiles ``(n, d)`` of training tiles.
 
         The leading ``n_components`` node features are components of one PCA.
         """
@@ -182,7 +182,7 @@ class Towers(TwoTowers):
             self.cell_tower.graph.edge_temperature = edge_temperature
 
     def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
-        """Standardise by patch features ``(n, n_patches, d)`` and node features or profiles ``(n, d)`` of training tiles."""
+        """Standardise by patch features ``(n, n_patches, d)`` and cells or profiles ``(n, d)`` of training tiles."""
         self.image_tower.fit(images)
         self.cell_tower.fit(cells, n_components)
 

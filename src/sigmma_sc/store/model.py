@@ -13,7 +13,7 @@ import torch
 from sigmma_sc._files import fresh_folder, recover
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
-from sigmma_sc.infer.reference import PREFIX, Reference, describe_reference, reference_tensors, restore_reference
+from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
 from sigmma_sc.tissue.setup import Setup
 from sigmma_sc.train.history import history_from_json, history_to_json
 
@@ -85,7 +85,7 @@ def write_model(path: Path, saved: SavedModel) -> None:
         "reference": None,
     }
     if saved.reference is not None:
-        described["reference"] = describe_reference(saved.reference)
+        described["reference"] = {"genes": saved.reference.genes, "library": saved.reference.library}
         tensors |= reference_tensors(saved.reference)
     with fresh_folder(path) as folder:
         (folder / JSON).write_text(json.dumps(described, indent=1))

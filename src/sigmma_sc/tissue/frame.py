@@ -101,11 +101,8 @@ def raster_levels(image: xr.DataArray | xr.DataTree) -> list[xr.DataArray]:
 
     if isinstance(image, DataArray):
         return [image]
-    return [next(iter(node.ds.data_vars.values())) for _, node in sorted(image.children.items(), key=_level_number)]
-
-
-def _level_number(item: tuple[str, xr.DataTree]) -> int:
-    return int(item[0].removeprefix("scale"))
+    levels = sorted(image.children.items(), key=lambda item: int(item[0].removeprefix("scale")))
+    return [next(iter(node.ds.data_vars.values())) for _, node in levels]
 
 
 def affine_to(element: SpatialElement, coordinate_system: str, what: str) -> NDArray[np.float64]:

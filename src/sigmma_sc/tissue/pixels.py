@@ -96,7 +96,7 @@ def level_scales(levels: list[xr.DataArray]) -> NDArray[np.float64]:
 def _windows(
     boxes: NDArray[np.float64], size: int, shapes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Corners, low and high, of the whole pixels that each box ``(x, y, side)`` is resampled from, and its start there."""
+    """Corners, low and high, of the whole pixels that each box ``(x, y, side)`` is resampled from, and its start."""
     start, side = boxes[:, :2], boxes[:, 2:]
     # The resampling kernel extends beyond the box by its support, which grows when the crop shrinks.
     margin = np.ceil(3 * np.maximum(1.0, side / size)).astype(np.int64)
