@@ -67,7 +67,7 @@ def require_replaceable(path: str | Path, overwrite: bool) -> Path:
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
     if path.exists() and (others := sorted(p.name for p in path.iterdir() if p.name not in (JSON, WEIGHTS))):
-        raise ExistsError(f"{path} holds more than a saved model: {', '.join(others)}. Choose another path.")
+        raise ExistsError(f"{path} holds more than a saved model ({', '.join(others)}). Choose another path.")
     return path
 
 
