@@ -9,19 +9,7 @@ from sigmma_sc.errors import MissingKeyError, MissingPackageError, SetupError
 
 
 def require_key(key: object, available: Iterable | Mapping, what: str, fix: str = "") -> None:
-    """Raise :class:`MissingKeyError` unless ``key`` is among ``available``.
-
-    Parameters
-    ----------
-    key
-        The name the user gave.
-    available
-        Names that exist.
-    what
-        Name of the argument, e.g. ``"image_key"``.
-    fix
-        A further sentence with the fix.
-    """
+    """Raise :class:`MissingKeyError` unless ``key`` is available; ``what`` names the argument, ``fix`` adds to it."""
     names = list(available)
     if key not in names:
         shown = ", ".join(map(repr, names[:12])) + (" …" if len(names) > 12 else "") or "none"

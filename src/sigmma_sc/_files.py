@@ -1,18 +1,13 @@
 """Files and folders that are written completely or not at all."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 PART = ".part"
 STALE_SECONDS = 3600

@@ -14,11 +14,7 @@ TILES = "sigmma_tiles"
 
 
 def tile_squares(region: str) -> str:
-    """Name in ``sdata.shapes`` of one slide's tile squares.
-
-    It differs from the name of the table, because SpatialData requires unique names of elements. Each slide has an element
-    of shapes, because slides may be in different coordinate systems.
-    """
+    """Name in ``sdata.shapes`` of a slide's tile squares, unlike that of the table: names of elements are unique."""
     return f"{TILES}_{region}"
 
 

@@ -23,9 +23,7 @@ MAX_TEMPERATURE = 0.5
 LARGEST_SEED = 2**32 - 1
 """Largest seed of the generators of NumPy and scikit-learn."""
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {"regime": "full", "cell_covariates": False, "standardise": "training"},
-}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"regime": "full", "cell_covariates": False, "standardise": "training"}}
 """Options by name of a preset: ``"paper"`` is the method as published, as far as it is known."""
 
 

@@ -13,7 +13,7 @@ from sigmma_sc._checks import require_choice, require_divides, require_positive
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
-from sigmma_sc.tissue.setup import Setup, common_setup, objects_of, slides_of, store_setup
+from sigmma_sc.tissue.setup import Setup, Tissue, common_setup, objects_of, slides_of, store_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
 
 
 class SIGMMA:
@@ -708,10 +707,7 @@ class SIGMMA:
         train = embedder.slides(trained_on, cells=False)
         test = train if slides is trained_on else embedder.slides(slides, cells=False)
         return expression_table(
-            embedder,
-            list(zip(train, train_tiles, strict=True)),
-            list(zip(test, test_tiles, strict=True)),
-            protocol,
+            embedder, list(zip(train, train_tiles, strict=True)), list(zip(test, test_tiles, strict=True)), protocol
         )
 
     def predict_expression(
@@ -834,9 +830,7 @@ class SIGMMA:
         except (SetupError, MissingKeyError) as error:
             # A model without counts to predict is saved all the same.
             reference = None
-            warnings.warn(
-                f"The model is saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2
-            )
+            warnings.warn(f"Model saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2)
         encoder = self.image_encoder
         write_model(
             folder,
@@ -985,7 +979,5 @@ class SIGMMA:
 
     def _trained(self) -> TwoTowers:
         if self.module is None:
-            raise NotTrainedError(
-                "The model has not been trained. Call model.train() first, or SIGMMA.load(path, sdata)."
-            )
+            raise NotTrainedError("The model has not been trained. Call model.train() or SIGMMA.load(path, sdata).")
         return self.module

@@ -91,17 +91,10 @@ class BLEEPTowers(OneScaleTowers):
 
 
 def soft_target_loss(image: Tensor, genes: Tensor, temperature: Tensor | float) -> Tensor:
-    """BLEEP's objective: targets are the softmax of the mean of both modalities' own similarities.
+    """BLEEP's objective: targets are the softmax of the mean of both modalities' own similarities, ``(n, d)`` each.
 
-    Inner products, not cosines. The targets of an image are a column of those of the genes, as published; columns do not add
-    up to one.
-
-    Parameters
-    ----------
-    image, genes
-        Paired embeddings, ``(n, d)``.
-    temperature
-        τ of the logits, and inverse of that of the targets.
+    Inner products, not cosines. The targets of an image are a column of those of the genes, as published; columns do
+    not add up to one. τ (``temperature``) divides the logits and multiplies the targets.
     """
     with torch.autocast(image.device.type, enabled=False):
         image = at_least_single(image)

@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 class OneScale(SIGMMA):
-    """A method of one scale behind SIGMMA's interface.
-
-    Subclasses give ``_towers``, and ``published``, their authors' arguments of :meth:`train`.
-    """
+    """A method of one scale behind SIGMMA's interface; subclasses give ``_towers`` and ``published`` arguments."""
 
     published: ClassVar[dict[str, Any]] = {}
 
@@ -48,9 +45,7 @@ class OneScale(SIGMMA):
             raise SetupError(f"objective={objective!r} is not for {type(self).__name__}, which has its own. Leave it out.")
         for name, value in own.items():
             if options.get(name, value) != value:
-                raise SetupError(
-                    f"{name}={options[name]!r} is not for {type(self).__name__}, which has {name}={value!r} as published."
-                )
+                raise SetupError(f"{name}={options[name]!r} is not for {type(self).__name__}: {value!r} is published.")
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**options, **own})
 
     def train(
@@ -75,23 +70,7 @@ class OneScale(SIGMMA):
 class OneScaleTowers(TwoTowers):
     """The tile's coarsest crop, standardised, and its pseudobulk profile.
 
-    Parameters
-    ----------
-    n_image, n_genes
-        Widths of patch features and of the profile.
-    setup
-        Setup, whose coarsest grid is taken.
-    objective
-        Loss of a batch.
-    temperature
-        τ of the objective.
-    encoder
-        Image encoder in training; ``None`` where it is frozen.
-
-    Attributes
-    ----------
-    image_head, gene_head
-        Maps of the image's feature and of the profile into the shared space; subclasses set them.
+    Subclasses set ``image_head`` and ``gene_head``, which map patch features and the profile into the shared space.
     """
 
     image_head: nn.Module

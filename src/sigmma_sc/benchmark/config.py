@@ -1,7 +1,5 @@
 """What a benchmark compares: data sets, splits, methods and seeds, checked before any compute."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields

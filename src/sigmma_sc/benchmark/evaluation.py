@@ -14,16 +14,17 @@ from sigmma_sc import __version__
 from sigmma_sc.benchmark.methods import METHODS, Case
 from sigmma_sc.benchmark.niches import niches_of
 from sigmma_sc.benchmark.sources import encoder_of, load
-from sigmma_sc.benchmark.trial import PROTOCOLS, Expression, RankKey, Trial, TrialMeta, settings_of
+from sigmma_sc.benchmark.trial import PROTOCOLS, Expression, Head, Protocol, RankKey, Trial, TrialMeta, settings_of
 from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.data import TissueData
 from sigmma_sc.infer.predict import retrieve
+from sigmma_sc.infer.scales import at_scale
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
 from sigmma_sc.tissue.counts import pooled_counts
-from sigmma_sc.tissue.setup import common_setup, slides_of
-from sigmma_sc.tissue.split import Blocks, get_split
+from sigmma_sc.tissue.setup import Tissue, common_setup, slides_of
+from sigmma_sc.tissue.split import Blocks, SplitJson, get_split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,10 +32,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, TrialSpec
     from sigmma_sc.benchmark.methods import Embedding, Method
-    from sigmma_sc.benchmark.trial import Head, Protocol
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
-    from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
     Chosen = list[tuple[Slide, Tiles]]
@@ -47,21 +45,11 @@ PACKAGES = ("torch", "timm", "scanpy", "spatialdata", "scvi-tools", "scikit-lear
 
 @dataclass(frozen=True)
 class Division:
-    """Slides of a data set and the roles of their tiles, the same for every method.
+    """Slides of a data set and the roles of their tiles, the same for every method."""
 
-    Attributes
-    ----------
-    data
-        Roles of tiles, and which tiles are usable.
-    slides
-        The slides, in order.
-    split
-        The split, resolved.
-    """
-
-    data: TissueData
-    slides: list[Slide]
-    split: SplitJson
+    data: TissueData  # roles of tiles, and which tiles are usable
+    slides: list[Slide]  # the slides, in order
+    split: SplitJson  # the split, resolved
 
     def tiles(self, role: str) -> Chosen:
         """Tiles of a role, slide by slide; slides without any are left out."""
@@ -97,19 +85,7 @@ class Embedded:
 
 
 def divide(tissue: Tissue, data: DataSpec, split: str, turn: int, seed: int) -> Division:
-    """Give every tile its role.
-
-    Parameters
-    ----------
-    tissue, data
-        The data set, loaded, and as it was asked for.
-    split
-        Name of the split.
-    turn
-        Place of the seed among the seeds.
-    seed
-        Seed of the draw.
-    """
+    """Give every tile its role by the named split; ``turn`` is the place of the seed among the seeds."""
     from sigmma_sc.encoders.encoder import get_encoder
 
     setup = common_setup(tissue)
@@ -226,7 +202,7 @@ def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]
             ridge = probe.predict(_features(scored.image)).reshape(target.shape)
         predicted: dict[Head, NDArray[np.float32]] = {protocol: ridge.astype(np.float32)}
         if protocol == "default" and scored.image is not None and train.transcriptome is not None:
-            query, keys = _unit_rows(scored.image), _unit_rows(train.transcriptome)
+            query, keys = at_scale(scored.image, "all"), at_scale(train.transcriptome, "all")
             # An infinite temperature weighs all alike, as BLEEP's published average does.
             predicted["lookup"] = retrieve(query, keys, y.astype(np.float32), N_LOOKUP, np.inf)
         expression[protocol] = Expression(
@@ -237,11 +213,6 @@ def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]
 
 def _features(scales: dict[str, NDArray[np.float32]]) -> NDArray[np.float64]:
     return np.concatenate(list(scales.values()), axis=1).astype(float)
-
-
-def _unit_rows(scales: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Scales side by side, each of unit length."""
-    return np.concatenate([z / np.linalg.norm(z, axis=1, keepdims=True) for z in scales.values()], axis=1)
 
 
 def _counts(chosen: Chosen, genes: list[str]) -> csr_matrix:

@@ -8,26 +8,17 @@ An interval is the value ± 1.96 standard deviations of the draws. Their percent
 than across all of them, for blocks differ, so that nearly all draws lie below the value.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from sigmma_sc.benchmark.scores import DIRECTIONS, predictions_of, slides_of, whole_scale
-from sigmma_sc.benchmark.trial import RankKey
+from sigmma_sc.benchmark.scores import DIRECTIONS, Prediction, predictions_of, slides_of, whole_scale
+from sigmma_sc.benchmark.trial import RankKey, Trial
 from sigmma_sc.metrics.expression import CONSTANT
 from sigmma_sc.metrics.retrieval import PERCENTS, within_percent
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.scores import Prediction
-    from sigmma_sc.benchmark.trial import Trial
 
 N_DRAWS = 1000
 NORMAL = 1.959964
@@ -38,19 +29,11 @@ COLUMNS = [
 
 
 def intervals_table(trials: Sequence[Trial], n_draws: int = N_DRAWS) -> pd.DataFrame:
-    """Mean over seeds and slides of each figure, with its 95 % interval, and that of the difference from the first method.
+    """Mean over seeds and slides of each figure and of its difference from the first method, with 95 % intervals.
 
-    Parameters
-    ----------
-    trials
-        Of one data set and split, the first method's first.
-    n_draws
-        Draws of the bootstrap.
-
-    Returns
-    -------
-    One row a method and metric: ``value``, ``low``, ``high``; ``sd`` over seeds; ``difference`` from the first method on the seeds
-    that both have, with ``difference_low`` and ``difference_high``; ``n_seeds``, ``n_blocks``.
+    ``trials`` are of one data set and split, the first method's first. There is one row a method and metric: ``value``,
+    ``low``, ``high``; ``sd`` over seeds; ``difference`` on the seeds that both methods have, with ``difference_low``
+    and ``difference_high``; ``n_seeds``, ``n_blocks``.
     """
     blocks = np.unique(np.concatenate([trial.block for trial in trials]))
     rng = np.random.default_rng(0)
@@ -87,11 +70,7 @@ def _difference(values: dict[int, NDArray], first: dict[int, NDArray]) -> dict[s
     if not paired:
         return {}
     interval = _interval(paired)
-    return {
-        "difference": interval["value"],
-        "difference_low": interval["low"],
-        "difference_high": interval["high"],
-    }
+    return {"difference": interval["value"], "difference_low": interval["low"], "difference_high": interval["high"]}
 
 
 def _figures(trial: Trial, blocks: NDArray, weights: NDArray) -> dict[str, NDArray]:
@@ -114,21 +93,11 @@ def _figures(trial: Trial, blocks: NDArray, weights: NDArray) -> dict[str, NDArr
 
 @dataclass(frozen=True)
 class _Draws:
-    """Draws of the blocks of one slide.
+    """Draws of the blocks of one slide."""
 
-    Attributes
-    ----------
-    times
-        How often each block was drawn, ``(1 + n_draws, n_blocks)``.
-    member
-        1 where a tile lies in a block, ``(n_blocks, n_tiles)``.
-    n
-        Tiles drawn, ``(1 + n_draws,)``.
-    """
-
-    times: NDArray[np.float64]
-    member: NDArray[np.float64]
-    n: NDArray[np.float64]
+    times: NDArray[np.float64]  # how often each block was drawn, (1 + n_draws, n_blocks)
+    member: NDArray[np.float64]  # 1 where a tile lies in a block, (n_blocks, n_tiles)
+    n: NDArray[np.float64]  # tiles drawn, (1 + n_draws,)
 
     def mean(self, values: NDArray) -> NDArray[np.float64]:
         """Mean over the tiles drawn of values ``(n_tiles, k)``, ``(1 + n_draws, k)``."""

@@ -7,11 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.config import Config
 from sigmma_sc.features.data import TissueData
 from sigmma_sc.model import SIGMMA
+from sigmma_sc.tissue.setup import Tissue, common_setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
     from sigmma_sc.tissue.split import SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
@@ -148,7 +149,6 @@ class Frozen(Method):
     def __init__(self, case: Case, macro: bool = False):
         super().__init__(case, macro=macro)
         from sigmma_sc.encoders.encoder import get_encoder
-        from sigmma_sc.tissue.setup import common_setup
 
         setup = common_setup(case.sdata)
         config = Config.of({**case.options, "seed": case.seed}, setup.grids)
@@ -159,17 +159,10 @@ class Frozen(Method):
 
     def embed(self, slide: Slide, tiles: Tiles) -> tuple[Embedding, Embedding]:
         """Features of the images, and nothing of the transcriptome."""
-        import torch
-
-        setup = self.data.setup
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        features, index = self.data.patches(slide, tiles, device)
-        patches = features.float().numpy()[index]
-        parts = np.split(patches, np.cumsum([b * b for b in setup.grids])[:-1], axis=1)
-        image = {scale: part.mean(axis=1) for scale, part in zip(setup.scales, parts, strict=True)}
-        if self.arguments["macro"]:
-            image = {setup.scales[-1]: image[setup.scales[-1]]}
-        return image, None
+        scales = self.data.setup.scales
+        image = dict(zip(scales, self.data.grid_means(slide, tiles, device), strict=True))
+        return {scales[-1]: image[scales[-1]]} if self.arguments["macro"] else image, None
 
 
 class Alignment(Method):
@@ -198,8 +191,6 @@ class Alignment(Method):
 
     def __init__(self, kind: type[SIGMMA], case: Case, macro: bool = False, **arguments: object):
         super().__init__(case, **arguments)
-        from sigmma_sc.tissue.setup import common_setup
-
         settings: dict[str, Any] = {**case.options, **arguments}
         if macro:
             settings["loss_weights"] = (0.0,) * (len(common_setup(case.sdata).grids) - 1) + (1.0,)

@@ -1,45 +1,22 @@
 """Niches of the cells that a method embeds."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from sigmma_sc import _keys
+from sigmma_sc.benchmark.config import DataSpec, NicheSpec
+from sigmma_sc.benchmark.methods import Method
 from sigmma_sc.benchmark.trial import Niches
 from sigmma_sc.errors import SetupError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.config import DataSpec, NicheSpec
-    from sigmma_sc.benchmark.methods import Method
-    from sigmma_sc.tissue.frame import Slide
+from sigmma_sc.tissue.frame import Slide
 
 
 def niches_of(method: Method, slides: Sequence[Slide], data: DataSpec, spec: NicheSpec) -> Niches:
-    """Cluster a part of the cells at each scale.
-
-    Parameters
-    ----------
-    method
-        A fitted method.
-    slides
-        The data set's slides, as the method embeds them.
-    data, spec
-        Column of reference niches; resolution, and most cells to cluster.
-
-    Raises
-    ------
-    SetupError
-        The method embeds no cells.
-    """
-    from anndata import AnnData
-
+    """Cluster a part of the cells at each scale; :class:`SetupError` for a method that embeds no cells."""
     from sigmma_sc import tl
 
     embedded = method.embed_cells()

@@ -1,27 +1,21 @@
 """The report of a benchmark: Markdown with figures, and the same as one HTML file that needs nothing else."""
 
-from __future__ import annotations
-
 import base64
 import platform
 import re
+from collections.abc import Sequence
 from datetime import date
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from sigmma_sc._files import fresh_file, fresh_folder
+from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec
 from sigmma_sc.benchmark.scores import DIRECTIONS
+from sigmma_sc.benchmark.trial import Trial
 from sigmma_sc.metrics.retrieval import PERCENTS
 from sigmma_sc.tissue.split import get_split
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec
-    from sigmma_sc.benchmark.trial import Trial
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
@@ -72,13 +66,14 @@ def _rows(table: pd.DataFrame, data: DataSpec, split: str) -> pd.DataFrame:
 
 
 def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
-    versions = "; ".join(sorted({_versions(trial) for trial in trials}))
+    packages = {", ".join(map(" ".join, trial.meta.versions.items())) for trial in trials}
     hours = sum(trial.meta.seconds for trial in trials) / 3600
     encoder = plan.encoder if isinstance(plan.encoder, str) else (plan.encoder or {}).get("name", "each method's own")
     tuned = f" Each method chose among {len(plan.budget())} settings on validation tiles." if plan.tune else ""
     return (
         f"```bash\n{command}\n```\n\n"
-        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {versions}. Image encoder: {encoder}. Seeds "
+        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {'; '.join(sorted(packages))}. "
+        f"Image encoder: {encoder}. Seeds "
         f"{', '.join(map(str, plan.seeds))}; each draws split, weights and batches anew. {len(trials)} of {len(plan.trials())} trials, "
         f"{hours:.1f} hours of work in all.{tuned}\n\n"
         f"Retrieval ranks the {TILES[plan.score]} tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "
@@ -87,10 +82,6 @@ def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
         "tiles whose transcriptome embedding is nearest (BLEEP's inference). Brackets are 95 % intervals of a bootstrap over spatial "
         "blocks, differences are paired; bold ones exclude zero. Per gene: `genes.parquet`."
     )
-
-
-def _versions(trial: Trial) -> str:
-    return ", ".join(f"{package} {version}" for package, version in trial.meta.versions.items())
 
 
 def _section(
@@ -197,7 +188,8 @@ def _leakage(data: DataSpec, leaking: str, results: pd.DataFrame) -> list[str]:
     if not honest:
         return []
     of_data = results[results.dataset == data.name]
-    whole = of_data.scale.isin(["all"]) | _only_scale(of_data)
+    only = of_data.groupby(["method", "metric"]).scale.transform("nunique") == 1
+    whole = only | (of_data.scale == "all")
     recall = of_data[of_data.metric.str.startswith("mean recall") & whole]
     pcc = of_data[(of_data.metric == "pcc") & (of_data["head"] == "default")]
     compared = pd.concat([recall, pcc])
@@ -216,10 +208,6 @@ def _leakage(data: DataSpec, leaking: str, results: pd.DataFrame) -> list[str]:
         "differ in size. Neighbours of test tiles are in training; the gain is what other tissue would not give."
     )
     return [f"## {data.name}: leakage of {leaking}", text, _table(pd.DataFrame(rows).fillna("–"))]
-
-
-def _only_scale(results: pd.DataFrame) -> pd.Series:
-    return results.groupby(["method", "metric"]).scale.transform("nunique") == 1
 
 
 def _published(data: DataSpec) -> list[str]:

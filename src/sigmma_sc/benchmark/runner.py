@@ -1,10 +1,9 @@
 """A whole benchmark: every trial once, kept as soon as it is done, then tables and the report."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
@@ -12,11 +11,13 @@ from importlib import import_module
 from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from sigmma_sc._checks import require_positive
 from sigmma_sc._files import fresh_file
-from sigmma_sc.benchmark.config import BenchmarkConfig, read_config
+from sigmma_sc.benchmark.config import BenchmarkConfig, MethodSpec, TrialSpec, read_config
 from sigmma_sc.benchmark.evaluation import run_trial
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.methods import METHODS
@@ -27,13 +28,6 @@ from sigmma_sc.benchmark.trial import Trial, require_same, settings_of, trial_pa
 from sigmma_sc.encoders.text import PRETRAINED, text_tower
 from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
 from sigmma_sc.tissue.split import LEAK, SPLITS, get_split
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import pandas as pd
-
-    from sigmma_sc.benchmark.config import MethodSpec, TrialSpec
 
 
 def run(
@@ -269,8 +263,6 @@ def _encode(plan: BenchmarkConfig, missing: list[TrialSpec], cache: str) -> None
 
 
 def _write(plan: BenchmarkConfig, trials: list[Trial], out: Path, command: str, failed: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
     results, genes, stability = results_table(trials), genes_table(trials), stability_table(trials)
     together: dict[tuple[str, str], list[Trial]] = {}
     for trial in trials:

@@ -1,25 +1,20 @@
 """From what trials keep to tidy tables: one row for each trial, slide and figure; one for each gene."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import block_diag
 
-from sigmma_sc.benchmark.trial import HEADS
+from sigmma_sc.benchmark.trial import HEADS, Head, Niches, Trial
 from sigmma_sc.metrics.expression import pearson
 from sigmma_sc.metrics.niches import niche_agreement, spatial_contiguity
 from sigmma_sc.metrics.retrieval import PERCENTS, chance_level, recall_at_percent
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.trial import Head, Niches, Trial
+from sigmma_sc.tissue.graph import spatial_graph
 
 DIRECTIONS = ("image→transcriptome", "transcriptome→image")
 
@@ -32,25 +27,14 @@ STABILITY_COLUMNS = ["dataset", "split", "method", "scale", "ari", "n_pairs"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Expression of some tiles as one head predicts it, in float64.
+    """Expression of some tiles as one head predicts it, in float64."""
 
-    Attributes
-    ----------
-    head
-        Its name.
-    genes
-        Names, ``(g,)``.
-    target, predicted
-        ``(n, g)``.
-    mean
-        Mean of the training tiles, ``(g,)``.
-    """
-
-    head: Head
-    genes: NDArray[np.str_]
+    head: Head  # its name
+    genes: NDArray[np.str_]  # names, (g,)
+    # (n, g).
     target: NDArray[np.float64]
     predicted: NDArray[np.float64]
-    mean: NDArray[np.float64]
+    mean: NDArray[np.float64]  # mean of the training tiles, (g,)
 
     @property
     def mse(self) -> NDArray[np.float64]:
@@ -64,13 +48,10 @@ class Prediction:
 
 
 def results_table(trials: Sequence[Trial]) -> pd.DataFrame:
-    """Every figure of every trial.
+    """Every figure of every trial, with its ``chance`` and the numbers of tiles ``n_test`` (the pool) and ``n_train``.
 
-    Returns
-    -------
-    Columns ``dataset``, ``split``, ``method``, ``seed``, ``slide``, ``task`` (``retrieval``, ``expression``, ``niches``),
-    ``metric``, ``scale`` of a retrieval or of niches, ``head`` of a prediction, ``value``, ``chance``, ``n_test`` tiles (the pool),
-    ``n_train`` tiles.
+    ``task`` is ``retrieval``, ``expression`` or ``niches``. A retrieval and niches have a ``scale``, a prediction a
+    ``head``.
     """
     rows = []
     for trial in trials:
@@ -182,10 +163,6 @@ def _expression(trial: Trial, tiles: NDArray[np.intp]) -> Iterator[dict[str, Any
 
 
 def _niches(niches: Niches) -> Iterator[dict[str, Any]]:
-    from scipy.sparse import block_diag
-
-    from sigmma_sc.tissue.graph import spatial_graph
-
     graphs = [spatial_graph(niches.xy[niches.slide == number]) for number in np.unique(niches.slide)]
     near = block_diag(graphs, format="csr")
     for scale, labels in niches.labels.items():

@@ -11,23 +11,16 @@ from typing import TYPE_CHECKING, Any
 from sigmma_sc.benchmark.config import DataSpec
 from sigmma_sc.errors import CoverageWarning, SetupError
 from sigmma_sc.model import SIGMMA
-from sigmma_sc.tissue.setup import common_setup, get_table, objects_of
+from sigmma_sc.tissue.setup import Tissue, common_setup, get_table, objects_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.tissue.setup import Tissue
 
 
 def load(spec: DataSpec) -> Tissue:
-    """Object, or objects by name, of a data set, set up; kept until another one is asked for.
-
-    Raises
-    ------
-    SetupError
-        A store does not exist, or a table lacks the column of reference niches.
-    """
+    """Object, or objects by name, of a data set, set up; kept until another one is asked for."""
     needed = ("name", "store", "simulate", "hest", "window", "setup", "reference")
     return _loaded(json.dumps({name: getattr(spec, name) for name in needed}))
 

@@ -6,20 +6,16 @@ import json
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sigmma_sc._files import fresh_file
+from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, TrialSpec
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.split import get_split
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, TrialSpec
 
 Protocol = Literal["default", "hest"]
 Head = Literal["default", "hest", "lookup"]
@@ -35,36 +31,19 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class TrialMeta:
-    """What was run.
+    """What was run."""
 
-    Attributes
-    ----------
-    dataset, split, method, seed
-        Which trial it is; ``method`` is the label.
-    settings
-        All else that decides the outcome, see :func:`settings_of`.
-    n_train
-        Training tiles of the covering grid.
-    seconds
-        How long it took.
-    fit
-        What the method reports of its training.
-    encoder
-        Image encoder, ``None`` for the method's own.
-    versions
-        Of packages, by name.
-    """
-
+    # Which trial it is; method is the label.
     dataset: str
     split: str
     method: str
     seed: int
-    settings: dict[str, Any] = field(default_factory=dict)
-    n_train: int = 0
-    seconds: float = 0.0
-    fit: dict[str, Any] = field(default_factory=dict)
-    encoder: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # all else that decides the outcome, see settings_of
+    n_train: int = 0  # training tiles of the covering grid
+    seconds: float = 0.0  # how long it took
+    fit: dict[str, Any] = field(default_factory=dict)  # what the method reports of its training
+    encoder: str | None = None  # image encoder, None for the method's own
+    versions: dict[str, str] = field(default_factory=dict)  # of packages, by name
 
 
 @dataclass(frozen=True)
@@ -77,72 +56,37 @@ class RankKey:
 
 @dataclass(frozen=True)
 class Expression:
-    """Log expression of the scored tiles under one protocol.
+    """Log expression of the scored tiles under one protocol."""
 
-    Attributes
-    ----------
-    genes
-        Names, ``(g,)``.
-    target
-        ``(n, g)`` float32.
-    mean
-        Mean of the training tiles, ``(g,)`` float32.
-    predicted
-        ``(n, g)`` float32 by head.
-    """
-
-    genes: NDArray[np.str_]
-    target: NDArray[np.float32]
-    mean: NDArray[np.float32]
-    predicted: dict[Head, NDArray[np.float32]]
+    genes: NDArray[np.str_]  # names, (g,)
+    target: NDArray[np.float32]  # (n, g) float32
+    mean: NDArray[np.float32]  # mean of the training tiles, (g,) float32
+    predicted: dict[Head, NDArray[np.float32]]  # (n, g) float32 by head
 
 
 @dataclass(frozen=True)
 class Niches:
-    """Niches of some cells.
+    """Niches of some cells."""
 
-    Attributes
-    ----------
-    labels
-        Leiden labels ``(n_cells,)`` by scale.
-    slide
-        Number of the slide of each cell, ``(n_cells,)``.
-    xy
-        Place in µm, ``(n_cells, 2)``.
-    reference
-        Known niches, ``(n_cells,)``, empty text where a cell has none; ``None`` without any.
-    """
-
-    labels: dict[str, NDArray[np.int64]]
-    slide: NDArray[np.int64]
-    xy: NDArray[np.float64]
+    labels: dict[str, NDArray[np.int64]]  # Leiden labels (n_cells,) by scale
+    slide: NDArray[np.int64]  # number of the slide of each cell, (n_cells,)
+    xy: NDArray[np.float64]  # place in µm, (n_cells, 2)
+    # Known niches, (n_cells,), empty text where a cell has none; None without any.
     reference: NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A method on a data set, with one split and one seed.
+    """A method on a data set, with one split and one seed."""
 
-    Attributes
-    ----------
-    meta
-        What was run.
-    slide, block
-        Slide of each scored tile, and the spatial block that is drawn as a whole in intervals, ``(n,)``.
-    ranks
-        Rank of each tile's partner, ``(n,)``; nothing for a method that retrieves nothing.
-    expression
-        By protocol.
-    niches
-        ``None`` where no cells were clustered.
-    """
-
-    meta: TrialMeta
+    meta: TrialMeta  # what was run
+    # Slide of each scored tile, and the spatial block that is drawn as a whole in intervals, (n,).
     slide: NDArray[np.str_]
     block: NDArray[np.str_]
+    # Rank of each tile's partner, (n,); nothing for a method that retrieves nothing.
     ranks: dict[RankKey, NDArray[np.int64]]
-    expression: dict[Protocol, Expression]
-    niches: Niches | None = None
+    expression: dict[Protocol, Expression]  # by protocol
+    niches: Niches | None = None  # None where no cells were clustered
 
     def save(self, path: Path) -> None:
         """Write to a file, whole or not at all."""
@@ -152,13 +96,7 @@ class Trial:
 
     @classmethod
     def read(cls, path: Path) -> Trial:
-        """Read what :meth:`save` wrote; a file from elsewhere can execute nothing.
-
-        Raises
-        ------
-        SetupError
-            The file is damaged, or no trial.
-        """
+        """Read what :meth:`save` wrote, or raise :class:`SetupError`; a file from elsewhere can execute nothing."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -270,5 +208,5 @@ def require_same(path: Path, settings: dict[str, Any]) -> None:
     differ = [name for name in settings if settings[name] != stored.get(name)]
     if differ:
         raise ExistsError(
-            f"{path} was run with other settings ({', '.join(differ)}). Choose another folder, or pass overwrite=True."
+            f"{path} was run with other settings ({', '.join(differ)}). Choose another, or pass overwrite=True."
         )

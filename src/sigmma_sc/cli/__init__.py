@@ -9,27 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from sigmma_sc.cli.options import (
-    Cache,
-    Checkpoints,
-    Encoder,
-    EncoderArg,
-    Epochs,
-    Features,
-    HeOnly,
-    Image,
-    Microns,
-    ModelEncoder,
-    Options,
-    Out,
-    Overwrite,
-    Sample,
-    Store,
-    System,
-    TableName,
-    TileSize,
-    Weights,
-)
+from sigmma_sc.cli import options as option
 from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.errors import SetupError, SigmmaError
 from sigmma_sc.tissue.split import SPLITS, get_split
@@ -62,17 +42,17 @@ def extend(
             import_module(module)
         except ModuleNotFoundError as error:
             raise SetupError(
-                f"--import {module}: {error}. Name a module of the working folder or an installed one."
+                f"--import {module}: {error}. Name a module installed or in the working folder."
             ) from error
 
 
 @app.command()
 def demo(
-    out: Out = Path("sigmma-demo"),
+    out: option.Out = Path("sigmma-demo"),
     n_cells: Annotated[int, typer.Option(help="Cells to simulate.")] = 12_000,
-    epochs: Epochs = 60,
+    epochs: option.Epochs = 60,
     seed: Annotated[int, typer.Option(help="Seed of tissue and training.")] = 0,
-    overwrite: Overwrite = False,
+    overwrite: option.Overwrite = False,
 ) -> None:
     """Simulate a slide, train, embed and cluster it, and compare with the truth. Needs no download."""
     from sigmma_sc import SIGMMA
@@ -88,11 +68,11 @@ def demo(
 
 @app.command()
 def check(
-    store: Store,
-    image: Image = ["he_image"],  # noqa: B006 - typer copies it
-    table: TableName = "table",
-    coordinate_system: System = ["global"],  # noqa: B006
-    microns_per_pixel: Microns = None,
+    store: option.Store,
+    image: option.Image = ["he_image"],  # noqa: B006 - typer copies it
+    table: option.TableName = "table",
+    coordinate_system: option.System = ["global"],  # noqa: B006
+    microns_per_pixel: option.Microns = None,
 ) -> None:
     """Check whether image and cells are registered. The exit code is 1 if they are not."""
     from sigmma_sc import SIGMMA, pp
@@ -116,25 +96,25 @@ def check(
 
 @app.command()
 def train(  # noqa: PLR0913 - typer reads an option from each parameter
-    store: Store,
-    out: Out,
-    image: Image = ["he_image"],  # noqa: B006
-    table: TableName = "table",
-    coordinate_system: System = ["global"],  # noqa: B006
-    microns_per_pixel: Microns = None,
-    tile_size: TileSize = 128.0,
-    features_key: Features = None,
-    sample_key: Sample = None,
-    encoder: Encoder = "stain-stats",
-    weights: Weights = None,
-    encoder_arg: EncoderArg = [],  # noqa: B006
-    epochs: Epochs = 60,
+    store: option.Store,
+    out: option.Out,
+    image: option.Image = ["he_image"],  # noqa: B006
+    table: option.TableName = "table",
+    coordinate_system: option.System = ["global"],  # noqa: B006
+    microns_per_pixel: option.Microns = None,
+    tile_size: option.TileSize = 128.0,
+    features_key: option.Features = None,
+    sample_key: option.Sample = None,
+    encoder: option.Encoder = "stain-stats",
+    weights: option.Weights = None,
+    encoder_arg: option.EncoderArg = [],  # noqa: B006
+    epochs: option.Epochs = 60,
     split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or a registered one.")] = "auto",
-    options: Options = [],  # noqa: B006
+    options: option.Options = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    cache: Cache = None,
-    checkpoints: Checkpoints = None,
-    overwrite: Overwrite = False,
+    cache: option.Cache = None,
+    checkpoints: option.Checkpoints = None,
+    overwrite: option.Overwrite = False,
 ) -> None:
     """Train on a store; write model, embeddings, niches and figures to a folder. The store is not changed.
 
@@ -166,19 +146,19 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
 
 @app.command()
 def embed(
-    store: Store,
+    store: option.Store,
     model: Annotated[Path, typer.Option(help="Folder of a trained model (model/ of 'train').")],
-    out: Out,
-    image: Image = [],  # noqa: B006
-    table: TableName = "table",
-    coordinate_system: System = ["global"],  # noqa: B006
-    microns_per_pixel: Microns = None,
-    encoder: ModelEncoder = None,
-    weights: Weights = None,
-    encoder_arg: EncoderArg = [],  # noqa: B006
-    he_only: HeOnly = False,
-    cache: Cache = None,
-    overwrite: Overwrite = False,
+    out: option.Out,
+    image: option.Image = [],  # noqa: B006
+    table: option.TableName = "table",
+    coordinate_system: option.System = ["global"],  # noqa: B006
+    microns_per_pixel: option.Microns = None,
+    encoder: option.ModelEncoder = None,
+    weights: option.Weights = None,
+    encoder_arg: option.EncoderArg = [],  # noqa: B006
+    he_only: option.HeOnly = False,
+    cache: option.Cache = None,
+    overwrite: option.Overwrite = False,
 ) -> None:
     """Embed a store with a trained model; write the same files as 'train'. The store is not changed.
 
@@ -217,15 +197,11 @@ def embed(
 
 @app.command()
 def benchmark(
-    config: Annotated[
-        str, typer.Argument(help="YAML file, or the name of a configuration that comes with the package.")
-    ],
-    out: Out,
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a configuration in the package.")],
+    out: option.Out,
     jobs: Annotated[int, typer.Option(help="Processes that share the trials and this machine's cores.")] = 1,
-    cache: Cache = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Run trials anew whose settings have changed.")
-    ] = False,
+    cache: option.Cache = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Run trials anew whose settings changed.")] = False,
 ) -> None:
     """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes a stopped run."""
     from sigmma_sc.benchmark import run
@@ -242,9 +218,8 @@ def encoders() -> None:
     """List the image encoders known by name."""
     from sigmma_sc import list_encoders
 
-    print_table(
-        "Image encoders", list_encoders().reset_index()[["name", "architecture", "dim", "licence", "gated", "page"]]
-    )
+    columns = ["name", "architecture", "dim", "licence", "gated", "page"]
+    print_table("Image encoders", list_encoders().reset_index()[columns])
 
 
 def main() -> None:

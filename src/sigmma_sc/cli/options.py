@@ -7,17 +7,13 @@ import typer
 
 Store = Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with an H&E image and a table of cells.")]
 Out = Annotated[Path, typer.Option(help="Folder to make for the results.")]
-Image = Annotated[
-    list[str], typer.Option("--image", help="Name of the H&E image, or REGION=NAME for each of several regions.")
-]
+Image = Annotated[list[str], typer.Option("--image", help="Name of the H&E image, or REGION=NAME for each region.")]
 System = Annotated[
     list[str],
     typer.Option("--coordinate-system", help="System that image and cells share, or REGION=NAME for each region."),
 ]
 TableName = Annotated[str, typer.Option("--table", help="Name of the table of cells.")]
-Microns = Annotated[
-    float | None, typer.Option(help="µm per H&E pixel at full resolution, if the transforms do not determine it.")
-]
+Microns = Annotated[float | None, typer.Option(help="µm per H&E pixel at full resolution, unless the transforms tell.")]
 TileSize = Annotated[float, typer.Option(help="Side of a tile in µm; spots 200 µm apart need about 800.")]
 Features = Annotated[str | None, typer.Option(help="Key of obsm with cell embeddings; by default PCA of the counts.")]
 Sample = Annotated[str | None, typer.Option(help="Column of obs that names donor or section.")]
@@ -30,26 +26,20 @@ ModelEncoder = Annotated[
     ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Local checkpoint of the encoder (.safetensors, .pt, .pth, .bin), or its folder.")
+    Path | None, typer.Option(help="Checkpoint of the encoder (.safetensors, .pt, .pth, .bin) or folder.")
 ]
 EncoderArg = Annotated[
     list[str], typer.Option("--encoder-arg", help="NAME=VALUE for timm.create_model, or mean=…/std=… as three numbers.")
 ]
 Options = Annotated[
     list[str],
-    typer.Option(
-        "--set", help="NAME=VALUE for an option of the method, e.g. edges=none or loss_weights=0,0,1 (sg.Config)."
-    ),
+    typer.Option("--set", help="NAME=VALUE for an option of sg.Config, e.g. edges=none or loss_weights=0,0,1."),
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", help="Folder that keeps patch features from one run to the next.")
-]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Folder that keeps patch features between runs.")]
 Checkpoints = Annotated[
     Path | None,
     typer.Option("--checkpoints", help="Folder that keeps the state of training; the same command resumes from it."),
 ]
-HeOnly = Annotated[
-    bool, typer.Option("--he-only", help="Read the image alone; --microns-per-pixel is needed, --table is not read.")
-]
+HeOnly = Annotated[bool, typer.Option("--he-only", help="Read the image alone; needs --microns-per-pixel.")]

@@ -34,26 +34,13 @@ def require_free(out: Path, overwrite: bool) -> None:
     if not out.is_dir() or (any(out.iterdir()) and not (out / "model" / "model.json").exists()):
         raise ExistsError(f"{out} exists and holds no results of sigmma-sc; it is not replaced. Choose another --out.")
     if others := sorted(p.name for p in out.iterdir() if not any(map(p.match, RESULTS))):
-        raise ExistsError(
-            f"{out} holds more than results ({', '.join(others)}), which would be lost. Choose another --out."
-        )
+        raise ExistsError(f"{out} holds more than results ({', '.join(others)}), which would be lost. Change --out.")
 
 
 def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
-    """Embed, cluster, plot, score and write; after an error nothing is written.
+    """Embed, cluster, plot, score and write to ``out``, which is replaced; after an error nothing is written.
 
-    Parameters
-    ----------
-    model
-        A trained model.
-    sdata
-        Object to embed.
-    out
-        Folder of results, which is replaced.
-    truth
-        Columns of ``obs`` to compare the niches with.
-    whole
-        Whether to write the images too.
+    ``truth`` names columns of ``obs`` to compare the niches with; ``whole`` writes the images too.
     """
     from sigmma_sc import tl
     from sigmma_sc.tissue.setup import common_setup, get_table

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from sigmma_sc._checks import require_positive
+from sigmma_sc._checks import is_number, require_positive, require_whole
 from sigmma_sc.datasets._section import (
     ACINAR,
     COMPARTMENTS,
@@ -244,13 +243,12 @@ def _elements(image: np.ndarray, affine: np.ndarray, cells: Cells, slide: int, p
 def _check(n_cells: int, n_slides: int, seed: int, microns_per_pixel: float, angle: float, pixel_size: float) -> None:
     """Raise SetupError unless the arguments make a section."""
     for value, least, what in ((n_cells, 100, "n_cells"), (n_slides, 1, "n_slides"), (seed, 0, "seed")):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-            raise SetupError(f"{what}={value!r} must be an integer of at least {least}.")
+        require_whole(value, what, least)
     require_positive(microns_per_pixel, "microns_per_pixel")
     require_positive(pixel_size, "pixel_size")
     if not 0.1 <= microns_per_pixel <= 2:
         raise SetupError(f"microns_per_pixel={microns_per_pixel!r} must be between 0.1 and 2, to resolve nuclei.")
-    if not isinstance(angle, numbers.Real) or isinstance(angle, bool) or not np.isfinite(angle):
+    if not is_number(angle):
         raise SetupError(f"angle={angle!r} must be a finite number of degrees.")
 
 

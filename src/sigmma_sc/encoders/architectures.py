@@ -35,34 +35,16 @@ if TYPE_CHECKING:
 HUB = ("hf-hub:", "hf_hub:")
 
 
-class _Tokens(Protocol):
+class _Output(Protocol):
     last_hidden_state: Tensor
-
-
-class _ImageEmbeds(Protocol):
     image_embeds: Tensor
 
 
 def build_registered(name: str, entry: Entry, weights: str | Path | None) -> nn.Module | Callable[[Tensor], Tensor]:
     """Build the network of a registered encoder with its weights: ``(B, 3, S, S)`` → ``(B, D)``.
 
-    A missing package, file or access is noticed before anything is built.
-
-    Parameters
-    ----------
-    name
-        Name of the encoder, for messages.
-    entry
-        What is registered under the name.
-    weights
-        Local checkpoint, a file or a folder; ``None`` takes the registered one, or the one on the encoder's page.
-
-    Raises
-    ------
-    MissingPackageError
-        The library that the encoder needs is not installed.
-    EncoderError
-        The weights cannot be had or do not fit, or a user's function fails.
+    A missing package, file or access is noticed before anything is built. ``weights`` is a local file or folder;
+    ``None`` takes the registered one, or the one on the encoder's page.
     """
     path = entry.weights if weights is None else Path(weights).expanduser()
     if entry.build is not None:
@@ -184,38 +166,20 @@ def _of_transformers(name: str, entry: Entry, state: dict[str, Tensor]) -> nn.Mo
     return module
 
 
-def _image_embeds(module: nn.Module, _: object, out: _ImageEmbeds) -> Tensor:
+def _image_embeds(module: nn.Module, _: object, out: _Output) -> Tensor:
     return out.image_embeds
 
 
-def _class_token(module: nn.Module, _: object, out: _Tokens) -> Tensor:
+def _class_token(module: nn.Module, _: object, out: _Output) -> Tensor:
     return out.last_hidden_state[:, 0]
 
 
 def build_timm(
     architecture: str, weights: str | Path | None, pretrained: bool, name: str, kwargs: dict[str, Any]
 ) -> nn.Module:
-    """Build any timm network with its weights.
+    """Build any timm network with its weights; a missing file or missing access is noticed before anything is built.
 
-    A missing file or missing access is noticed before anything is built.
-
-    Parameters
-    ----------
-    architecture
-        timm's name of the network.
-    weights
-        Local checkpoint; ``None`` for timm's own weights or random ones.
-    pretrained
-        Whether to fetch timm's own weights if there is no local checkpoint.
-    name
-        Name of the encoder, for messages.
-    kwargs
-        Further arguments of ``timm.create_model``.
-
-    Raises
-    ------
-    EncoderError
-        timm does not have the network, an argument is wrong, or the weights cannot be had or do not fit.
+    Without a local checkpoint, ``pretrained`` fetches timm's own weights, and the weights are random otherwise.
     """
     import timm
 
@@ -258,17 +222,7 @@ def _on_hub(architecture: str) -> tuple[str | None, str | None]:
 
 
 def require_known(architecture: str, fetch: bool = False) -> tuple[str | None, str | None]:
-    """Check that timm has a network, and weights of it if they are to be fetched.
-
-    Returns
-    -------
-    Repository and revision of the weights on the hub; ``None`` if they are not there.
-
-    Raises
-    ------
-    EncoderError
-        timm does not have the network or the weights.
-    """
+    """Repository and revision of a timm network's weights; ``None`` if not on the hub, an error if timm has none."""
     import timm
 
     if architecture.startswith(HUB):

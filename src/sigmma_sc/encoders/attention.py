@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from sigmma_sc.errors import EncoderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
@@ -30,27 +29,12 @@ class _TimmAttention(Protocol):
 
 
 def cls_attention(encoder: ImageEncoder, crops: Tensor) -> Tensor:
-    """Attention of the class token to the patches in the last block, head by head.
+    """Attention of the class token to the patches in the last block, ``(B, heads, h, w)`` float32 on the CPU.
 
-    The weights are those that the block itself computes, softmax over all tokens. The class token's weight on itself and
-    those on register tokens are then left out, so that a map sums to less than 1. The encoder is left as it was.
-
-    Parameters
-    ----------
-    encoder
-        Vision transformer with a class token: timm's VisionTransformer, Eva, Beit and their kin, CLIP or DINOv2 of
-        transformers, or open_clip's. For CONCH, its trunk is used.
-    crops
-        RGB crops ``(B, 3, S, S)`` uint8, S a size in px that the encoder takes.
-
-    Returns
-    -------
-    ``(B, heads, h, w)`` float32 on the CPU; h and w are the patches along y and x.
-
-    Raises
-    ------
-    EncoderError
-        The encoder has no class token, or no attention in its last block.
+    The weights are those that the block itself computes, softmax over all tokens. The class token's weight on itself
+    and those on register tokens are then left out, so that a map sums to less than 1. ``crops`` ``(B, 3, S, S)`` are
+    uint8, S a size in px that the encoder takes. An encoder without a class token and attention raises
+    :class:`EncoderError`.
     """
     network = encoder.module.trunk if isinstance(encoder.module, Conch) else encoder.module
     found = _last_attention(network) if isinstance(network, nn.Module) else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,6 @@ from sigmma_sc._checks import require_positive, require_whole
 from sigmma_sc.encoders.architectures import build_registered, build_timm, page_of
 from sigmma_sc.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, RGB, find_entry, require_normalisation
 from sigmma_sc.errors import EncoderError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger("sigmma_sc")
 _warned: set[str] = set()
@@ -114,9 +112,7 @@ class ImageEncoder(nn.Module):
                 f"{self._advice()}"
             ) from error
         if not torch.isfinite(out).all():
-            raise EncoderError(
-                f"Image encoder {self.name!r} gives NaN or infinity for a black crop. Check mean and std."
-            )
+            raise EncoderError(f"Image encoder {self.name!r} gives NaN or infinity for black. Check mean and std.")
         return int(out.shape[1])
 
     def _advice(self) -> str:
@@ -369,7 +365,7 @@ def get_encoder(
         return ImageEncoder.from_timm(name, weights, **options)
     if arguments:
         raise EncoderError(
-            f"{', '.join(arguments)}: arguments go with a timm model; {name!r} is registered with all of its own."
+            f"{', '.join(arguments)}: arguments go with a timm model; {name!r} is registered with its own."
         )
     module = build_registered(name, entry, weights)
     if entry.licence and entry.source != "sigmma-sc":

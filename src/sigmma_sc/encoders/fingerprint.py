@@ -25,18 +25,9 @@ TOLERANCE = 0.01
 
 
 def identity_of(encoder: ImageEncoder) -> dict[str, Any]:
-    """Describe an encoder so that it can be recognised elsewhere and later, by :func:`mismatch`.
+    """Describe an encoder in JSON-safe values, so that it can be recognised elsewhere and later, by :func:`mismatch`.
 
     All weights are read and a crop is encoded: keep the result where the encoder does not change.
-
-    Parameters
-    ----------
-    encoder
-        Encoder to describe, which is left as it was.
-
-    Returns
-    -------
-    JSON-safe name, input size, normalisation, fingerprint of the weights, and output for one crop.
     """
     return {
         "name": encoder.name,
@@ -49,13 +40,7 @@ def identity_of(encoder: ImageEncoder) -> dict[str, Any]:
 
 
 def mismatch(own: dict[str, Any], identity: dict[str, Any]) -> list[str]:
-    """Name in what two results of :func:`identity_of` differ; empty if they are of the same encoder.
-
-    Parameters
-    ----------
-    own, identity
-        Descriptions of the two encoders.
-    """
+    """Name in what two results of :func:`identity_of` differ; empty if they are of the same encoder."""
     different = [key for key in ("name", "input_size", "mean", "std") if own[key] != identity[key]]
     if not different and own["fingerprint"] != identity["fingerprint"]:
         different.append("weights")
@@ -65,13 +50,7 @@ def mismatch(own: dict[str, Any], identity: dict[str, Any]) -> list[str]:
 
 
 def agree(found: list[float], expected: list[float]) -> bool:
-    """Whether two outputs are of encoders that compute the same, to a hundredth of their norm.
-
-    Parameters
-    ----------
-    found, expected
-        Outputs for the same crop.
-    """
+    """Whether two outputs for one crop are of encoders that compute the same, to a hundredth of their norm."""
     if len(found) != len(expected):
         return False
     if np.array_equal(found, expected, equal_nan=True):

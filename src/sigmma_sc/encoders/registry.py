@@ -35,57 +35,38 @@ CLASS = "class token"
 CLASS_AND_PATCHES = "class token, mean of patch tokens"
 PROJECTED = "class token, projected"
 
+CLIP_VIT_B32 = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+    "patch_size": 32, "image_size": 224, "projection_dim": 512,
+}  # fmt: skip
+
 GROUP = "sigmma_sc.encoders"
 """Entry points of packages that register encoders: functions without arguments."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of an encoder before it is built.
+    """What is known of an encoder before it is built."""
 
-    Attributes
-    ----------
-    architecture
-        The network's name in its library, or the name of the function that builds it.
-    source
-        Library of the network.
-    dim
-        Length of a feature vector; ``None`` if it is found when the encoder is built.
-    input_size
-        Side of a crop in px.
-    mean, std
-        Normalisation of RGB in [0, 1].
-    pooling
-        How the network's output becomes one vector for each crop.
-    licence, page, citation
-        Terms of the weights, the address where they are published, and the publication.
-    gated
-        Whether the page gives access on request only.
-    kwargs
-        Further arguments of the network.
-    build
-        Function that builds the network from a checkpoint; ``None`` if its library does.
-    weights
-        Checkpoint to load by default; ``None`` stands for the one on the page.
-    by_user
-        Whether a user registered the encoder.
-    """
-
-    architecture: str
-    source: str
-    dim: int | None
-    input_size: int
+    architecture: str  # the network's name in its library, or the name of the function that builds it
+    source: str  # library of the network
+    dim: int | None  # length of a feature vector; None if it is found when the encoder is built
+    input_size: int  # side of a crop in px
+    # Normalisation of RGB in [0, 1].
     mean: RGB
     std: RGB
-    pooling: str
+    pooling: str  # how the network's output becomes one vector for each crop
+    # Terms of the weights, the address where they are published, and the publication.
     licence: str
-    gated: bool
+    gated: bool  # whether the page gives access on request only
     page: str
     citation: str
-    kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
+    kwargs: dict[str, Any] = field(default_factory=dict, repr=False)  # further arguments of the network
+    # Function that builds the network from a checkpoint; None if its library does.
     build: Builder | None = field(default=None, repr=False)
+    # Checkpoint to load by default; None stands for the one on the page.
     weights: Path | None = field(default=None, repr=False)
-    by_user: bool = field(default=False, repr=False)
+    by_user: bool = field(default=False, repr=False)  # whether a user registered the encoder
 
 
 def _stain_statistics(weights: Path | None) -> nn.Module:
@@ -158,15 +139,13 @@ REGISTRY: dict[str, Entry] = {
     "clip": Entry(
         "CLIPVisionModelWithProjection", "transformers", 512, 224, CLIP_MEAN, CLIP_STD, PROJECTED, "MIT", False,
         "https://huggingface.co/openai/clip-vit-base-patch32", "Radford et al. 2021, ICML, arXiv:2103.00020",
-        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-         "patch_size": 32, "image_size": 224, "projection_dim": 512},
+        CLIP_VIT_B32,
     ),
     "plip": Entry(
         "CLIPVisionModelWithProjection", "transformers", 512, 224, CLIP_MEAN, CLIP_STD, PROJECTED,
         "none stated, non-commercial intended", False, "https://huggingface.co/vinid/plip",
         "Huang et al. 2023, Nat Med 29:2307",
-        {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-         "patch_size": 32, "image_size": 224, "projection_dim": 512},
+        CLIP_VIT_B32,
     ),
     "omiclip": Entry(
         "coca_ViT-L-14", "open_clip", 768, 224, CLIP_MEAN, CLIP_STD, "attention, projected, unit length",
@@ -254,9 +233,7 @@ def register_encoder(
     if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
         raise EncoderError(f"name={name!r} must consist of letters, digits and any of '.', '_', '+', '-'.")
     if not overwrite and (name in REGISTRY or name in _registered):
-        raise EncoderError(
-            f"An image encoder {name!r} is registered already. Choose another name or pass overwrite=True."
-        )
+        raise EncoderError(f"An image encoder {name!r} is registered already. Choose another or pass overwrite=True.")
     require_whole(input_size, "input_size")
     if dim is not None:
         require_whole(dim, "dim")
@@ -291,13 +268,7 @@ def register_encoder(
 
 
 def require_normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[RGB, RGB]:
-    """Mean and standard deviation as tuples of floats.
-
-    Raises
-    ------
-    EncoderError
-        One of them is not three numbers, or a standard deviation is not positive.
-    """
+    """Mean and standard deviation as tuples of floats, or :class:`EncoderError` if they are not three numbers each."""
     try:
         checked = _rgb(mean), _rgb(std)
     except (TypeError, ValueError):
@@ -337,10 +308,7 @@ def _name_of(function: Builder) -> str:
 
 
 def load_packages() -> None:
-    """Have the installed packages register their encoders, once in a process.
-
-    A package that fails is left out with a warning, since all other encoders still work.
-    """
+    """Have installed packages register their encoders, once in a process; one that fails is left out with a warning."""
     global _packages_loaded
     if _packages_loaded:
         return

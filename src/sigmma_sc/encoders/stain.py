@@ -25,18 +25,9 @@ _VARIANCE_FLOOR = 1e-4  # (0.01 optical density)²: below one grey level, where 
 
 
 def optical_density(rgb: Tensor) -> Tensor:
-    """Absorbance ``-log10(I / I0)`` of transmitted light, with ``I0 = 1``.
+    """Absorbance ``-log10(I / I0)`` of transmitted light ``(B, 3, H, W)`` in [0, 1], with ``I0 = 1``; 0 for white.
 
     Values darker than one grey level of 8 bits count as one grey level, so black is 2.41 and not infinite.
-
-    Parameters
-    ----------
-    rgb
-        ``(B, 3, H, W)`` in [0, 1].
-
-    Returns
-    -------
-    ``(B, 3, H, W)``, 0 for white.
     """
     return -torch.log10(rgb.clamp(1 / 255, 1.0))
 

@@ -1,7 +1,5 @@
 """Text encoders of genes as a sentence: names in the order of their expression (Chen et al. 2025, OmiCLIP)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -17,21 +15,9 @@ PRETRAINED = ("clip", "plip", "omiclip")
 
 
 def ranked_genes(genes: Tensor, n_words: int = N_WORDS) -> tuple[Tensor, Tensor]:
-    """Rank the genes of each tile by expression, the highest first.
+    """Rank the genes of each tile ``(n, n_genes)`` by expression, highest first; ties in the order of the panel.
 
-    Parameters
-    ----------
-    genes
-        Expression ``(n, n_genes)``.
-    n_words
-        Length w of the longest sentence.
-
-    Returns
-    -------
-    order
-        Indices of genes ``(n, w)``; those of equal expression in the order of the panel.
-    expressed
-        Whether each of them is expressed at all, ``(n, w)``.
+    Gives the indices of the first ``n_words`` genes, and whether each of them is expressed at all, ``(n, w)`` each.
     """
     values, order = genes.sort(dim=1, descending=True, stable=True)
     return order[:, :n_words], values[:, :n_words] > 0
@@ -40,18 +26,8 @@ def ranked_genes(genes: Tensor, n_words: int = N_WORDS) -> tuple[Tensor, Tensor]
 class GeneSentenceTower(nn.Module):
     """A small transformer over the sentence, with a word for each gene of the panel, trained from scratch.
 
-    It stands in for a pretrained text tower whose weights cannot be had, and for comparisons of methods alone.
-
-    Parameters
-    ----------
-    n_genes
-        Number of genes of the panel, which is the size of the vocabulary.
-    width
-        Length of a token, and of the output (our choice).
-    depth
-        Number of transformer layers (our choice).
-    heads
-        Number of attention heads (our choice).
+    It stands in for a pretrained text tower whose weights cannot be had, and for comparisons of methods alone. Width,
+    depth and heads are our choice.
     """
 
     def __init__(self, n_genes: int, width: int = 128, depth: int = 2, heads: int = 4):
@@ -73,19 +49,7 @@ class GeneSentenceTower(nn.Module):
 
 
 class PretrainedText(nn.Module):
-    """A text tower of CLIP's kind on sentences of gene names.
-
-    Parameters
-    ----------
-    module
-        Network that maps tokens ``(n, length)`` to ``(n, width)``.
-    names
-        Genes of the panel, in order.
-    width
-        Length of an output vector.
-    length
-        Length of a sentence in tokens; longer ones are cut.
-    """
+    """A text tower of CLIP's kind on sentences of genes; ``module`` maps tokens ``(n, length)`` to ``(n, width)``."""
 
     def __init__(self, module: nn.Module, names: list[str], width: int, length: int = 77):
         import open_clip
@@ -111,23 +75,9 @@ class PretrainedText(nn.Module):
 
 
 def text_tower(name: str, weights: str | None, names: list[str]) -> PretrainedText:
-    """Build the text tower of a registered CLIP, with its checkpoint's weights.
+    """Build the text tower of ``"clip"``, ``"plip"`` or ``"omiclip"`` for the genes ``names``, in order.
 
-    Parameters
-    ----------
-    name
-        ``"clip"``, ``"plip"`` or ``"omiclip"``.
-    weights
-        Local checkpoint of the whole model, file or folder; ``None`` takes it from the hub or its cache.
-    names
-        Genes of the panel, in order.
-
-    Raises
-    ------
-    EncoderError
-        The weights cannot be had or do not fit.
-    MissingPackageError
-        open_clip or transformers is not installed.
+    ``weights`` is a local checkpoint of the whole model, file or folder; ``None`` takes it from the hub or its cache.
     """
     require_choice(name, PRETRAINED, "text")
     require_package("open_clip", "encoders")

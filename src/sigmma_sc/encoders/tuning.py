@@ -24,22 +24,7 @@ MIN_SHARE = 0.05
 
 
 def require_tunable(encoder: ImageEncoder, config: Config) -> None:
-    """Check that an encoder can be trained by the configuration's regime.
-
-    Parameters
-    ----------
-    encoder
-        Encoder to be trained.
-    config
-        Configuration with ``regime`` and ``last_k``.
-
-    Raises
-    ------
-    EncoderError
-        The encoder has no weights, too few that adapters reach, or fewer blocks than ``last_k``.
-    MissingPackageError
-        ``regime="lora"`` without peft.
-    """
+    """Check that an encoder has weights that ``regime`` and ``last_k`` can train, and that peft is there if needed."""
     network = _trainable_network(encoder, config)
     if config.regime == "lora":
         require_package("peft", "encoders")
@@ -79,16 +64,9 @@ def _trainable_network(encoder: ImageEncoder, config: Config) -> nn.Module:
 def tuned(encoder: ImageEncoder, config: Config) -> ImageEncoder:
     """Copy an encoder and let the parameters to be trained require a gradient; the encoder itself stays as it is.
 
-    ``"lora"`` gives low-rank adapters (Hu et al. 2021) to the linear maps and the 1 × 1 convolutions. α is the rank, so that
-    adapters are added with weight 1 (our choice). They start at zero, which leaves the output unchanged.
+    ``"lora"`` gives low-rank adapters (Hu et al. 2021) to the linear maps and the 1 × 1 convolutions. α is the rank, so
+    that adapters are added with weight 1 (our choice). They start at zero, which leaves the output unchanged.
     ``"last_k"`` trains the last blocks with the layers that follow them, ``"full"`` everything.
-
-    Parameters
-    ----------
-    encoder
-        Encoder that :func:`require_tunable` accepts.
-    config
-        Configuration with ``regime``, ``last_k`` and ``lora_rank``.
     """
     encoder = copy.deepcopy(encoder).requires_grad_(config.regime == "full")
     if config.regime == "lora":
@@ -119,12 +97,8 @@ def _adaptable_layers(module: nn.Module) -> Iterator[tuple[str, nn.Linear | nn.C
     for name, part in module.named_modules():
         if not name or name in bypassed:
             continue
-        if (
-            isinstance(part, nn.Linear)
-            or isinstance(part, nn.Conv2d)
-            and part.kernel_size == (1, 1)
-            and part.groups == 1
-        ):
+        pointwise = isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1) and part.groups == 1
+        if pointwise or isinstance(part, nn.Linear):
             yield name, part
 
 
@@ -137,8 +111,7 @@ def _adapted_share(module: nn.Module) -> float:
 def blocks_of(module: nn.Module) -> list[list[str]]:
     """Names of the parameters of each block of an encoder, first to last; the last one includes the layers that follow.
 
-    Blocks are those by which timm decays learning rates. Where a network is not timm's, they are the modules of its longest
-    list of modules.
+    Blocks are those by which timm decays learning rates, or else the modules of a network's longest list of modules.
     """
     matcher = getattr(module, "group_matcher", None)
     if matcher is not None:

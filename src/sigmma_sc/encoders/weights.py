@@ -1,25 +1,17 @@
 """Weights of image encoders: local files, the hub, and the message if neither has them."""
 
-from __future__ import annotations
-
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sigmma_sc.encoders.registry import REGISTRY
+from sigmma_sc.encoders.registry import REGISTRY, Entry
 from sigmma_sc.errors import EncoderError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from torch import nn
-
-    from sigmma_sc.encoders.registry import Entry
 
 # Names of weights on the pages of the hub, in the order of preference; open_clip's training writes the last.
 FILES = ("model.safetensors", "pytorch_model.bin", "checkpoint.pt")
@@ -28,20 +20,10 @@ HUB_PAGE = "https://huggingface.co/"
 
 
 def read_weights(weights: str | Path) -> dict[str, Tensor]:
-    """Read the state dict in a local file, or in a folder downloaded from the hub.
+    """Read the state dict in a local file, or in a folder downloaded from the hub, or raise :class:`EncoderError`.
 
     A state dict nested under ``state_dict`` or ``model`` is found. The prefix ``module.``, which parallel training puts
     before every name, is removed. Nothing in the file is executed: safetensors, or torch's restricted unpickler.
-
-    Parameters
-    ----------
-    weights
-        Path of the file or folder.
-
-    Raises
-    ------
-    EncoderError
-        The file does not exist, or is no state dict.
     """
     path = Path(weights).expanduser()
     if path.is_dir():
@@ -83,25 +65,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 def load_weights(
     module: nn.Module, state: dict[str, Tensor], name: str, ignore: Iterable[str] = (), page: str = ""
 ) -> None:
-    """Load a state dict strictly, except for a classifier that the encoder does not have.
+    """Load a state dict strictly, except for a classifier that the encoder lacks, and for the prefixes ``ignore``.
 
-    Parameters
-    ----------
-    module
-        Network to load into. It may lie on the meta device: its parameters are replaced by copies of their data type.
-    state
-        Tensors by name.
-    name
-        Name of the encoder, for messages.
-    ignore
-        Prefixes of names in ``state`` that belong to other networks of the checkpoint.
-    page
-        Address where the weights are published, for messages.
-
-    Raises
-    ------
-    EncoderError
-        The state dict does not fit the network; the message lists the names.
+    The module may lie on the meta device: its parameters are replaced by copies of their data type.
     """
     expected = module.state_dict()
     other = (*_classifiers(module), *ignore)
@@ -125,16 +91,8 @@ def _classifiers(module: nn.Module) -> list[str]:
 
 
 def require_all_loaded(name: str, report: dict[str, Any], page: str) -> None:
-    """Check the loading report of transformers' ``from_pretrained``.
-
-    Raises
-    ------
-    EncoderError
-        A tensor is missing, unexpected or of another shape.
-    """
-    misshapen = []
-    for key, given, needed in report["mismatched_keys"]:
-        misshapen.append(f"{key} {tuple(given)}, needed {tuple(needed)}")
+    """Check the loading report of transformers' ``from_pretrained``: all tensors are there, and no others."""
+    misshapen = [f"{key} {tuple(given)}, needed {tuple(needed)}" for key, given, needed in report["mismatched_keys"]]
     _require_fit(name, page, report["missing_keys"], report["unexpected_keys"], misshapen)
 
 
@@ -145,31 +103,18 @@ def _require_fit(
     if not any(wrong.values()):
         return
     counts = [f"{len(keys)} {what}: {', '.join(keys[:4])}" for what, keys in wrong.items() if keys]
-    fix = (
-        f"Give the file of {page}."
-        if page
-        else "Check the architecture and the arguments for timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
-    )
+    fix = f"Give the file of {page}."
+    if not page:
+        fix = (
+            "Check architecture and arguments for timm.create_model, e.g. img_size, init_values, reg_tokens, pad_type."
+        )
     raise EncoderError(f"The weights do not fit {name!r} ({'; '.join(counts)}). {fix}")
 
 
 def fetch_weights(name: str, entry: Entry, instead: str | None = None) -> Path:
     """Path of a registered encoder's weights in the hub's cache; they are downloaded first if they are not there.
 
-    Parameters
-    ----------
-    name
-        Name of the encoder, for messages.
-    entry
-        What is registered under the name.
-    instead
-        How to give a local file, for messages; by default, an argument of :func:`~sigmma_sc.get_encoder`.
-
-    Raises
-    ------
-    EncoderError
-        No access, no connection, or no page on the hub. The message tells where to ask for access, and which encoders
-        need none.
+    ``instead`` tells how to give a local file; by default, an argument of :func:`~sigmma_sc.get_encoder`.
     """
     from huggingface_hub import hf_hub_download
 
@@ -190,21 +135,7 @@ def fetch_weights(name: str, entry: Entry, instead: str | None = None) -> Path:
 
 
 def no_access(name: str, page: str | None, error: Exception, gated: bool = False, instead: str | None = None) -> str:
-    """Message that an encoder's weights cannot be fetched, and how to get them.
-
-    Parameters
-    ----------
-    name
-        Name of the encoder.
-    page
-        Address where the weights are published.
-    error
-        Why they cannot be fetched.
-    gated
-        Whether the page gives access on request only.
-    instead
-        How to give a local file; by default, an argument of :func:`~sigmma_sc.get_encoder`.
-    """
+    """Message that the weights on ``page`` cannot be fetched, and how to get them or (``instead``) give a file."""
     way = f"See {page}; or download" if page else "Download"
     if gated:
         way = f"It is gated: ask for access at {page}, then log in with 'hf auth login'; or download"
@@ -236,10 +167,7 @@ def in_cache(repo: str, revision: str | None = None) -> Path | None:
 
 
 def on_hub(repo: str, revision: str | None = None) -> set[str]:
-    """Names of a repository's files.
-
-    Fails at once if the hub does not answer: the libraries would build a network first, then try again for a minute.
-    """
+    """Names of a repository's files; fails at once if the hub does not answer, where the libraries try for a minute."""
     from huggingface_hub import HfApi
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:

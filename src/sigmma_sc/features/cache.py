@@ -39,10 +39,7 @@ def cache_key(image: str, encoder: str, size: int, half: bool) -> str:
 
 
 def key_of_output(folder: Path, key: str, output: list[float]) -> str:
-    """The key, or one beside it where it is taken by an encoder of equal weights that makes something else of a crop.
-
-    ``output`` is what this one makes of it, kept in the folder of its features.
-    """
+    """The key, or one beside it where an encoder of equal weights and another output for the same crop has it."""
     name = key
     for n in count(1):
         stored = folder / name / OUTPUT
@@ -57,20 +54,11 @@ def key_of_output(folder: Path, key: str, output: list[float]) -> str:
 
 
 class FeatureCache:
-    """Features of the crops of one image by one encoder.
+    """Features ``(n, dim)`` of the crops of one image by one encoder, in a folder named by :func:`key_of_output`.
 
-    Shards are only ever added, each whole or not at all, under a name that no other process takes. A process may be killed at
-    any moment, and others may read and write meanwhile. Crops are stored one by one, whatever tiles they belong to, so
-    other tilings and models take what they have in common.
-
-    Parameters
-    ----------
-    folder
-        Folder of the cache.
-    key
-        Of image and encoder, see :func:`cache_key` and :func:`key_of_output`.
-    dim
-        Width of the features.
+    Shards are only ever added, each whole or not at all, under a name that no other process takes. A process may be
+    killed at any moment, and others may read and write meanwhile. Crops are stored one by one, whatever tiles they
+    belong to, so other tilings and models take what they have in common.
     """
 
     def __init__(self, folder: Path, key: str, dim: int):
@@ -103,10 +91,9 @@ class FeatureCache:
         return path
 
     def _shard(self, path: Path, wanted: Container[Crop]) -> tuple[list[Crop], torch.Tensor]:
-        """Those crops of a shard that are wanted, and their features.
+        """Those crops of a shard that are wanted, and their features; none, with a warning, of one that is damaged.
 
-        None, with a warning, of one that is damaged: they can be computed again. The checksum takes a reading of the whole
-        shard, so it is checked once; of a shard that is known to be sound features are read only where one is wanted.
+        The checksum takes a reading of the whole shard, so it is checked once.
         """
         from safetensors import SafetensorError, safe_open
 

@@ -30,17 +30,11 @@ class CountsPCA(NodeFeatures):
     """PCA of log-normalised counts, fitted on training cells and applied to any.
 
     Covariates are log1p of a cell's total counts and of its distance to its neighbours.
-
-    Attributes
-    ----------
-    target_sum
-        Counts per cell after normalisation: the median of the training cells.
-    mean, components
-        Mean ``(n_genes,)`` and axes ``(n_components, n_genes)`` of the PCA.
     """
 
     genes: list[str]
-    target_sum: float
+    target_sum: float  # counts per cell after normalisation: the median of the training cells
+    # Mean (n_genes,) and axes (n_components, n_genes) of the PCA.
     mean: NDArray[np.float32]
     components: NDArray[np.float32]
 
@@ -50,13 +44,7 @@ class CountsPCA(NodeFeatures):
         return len(self.components)
 
     def fit(self, training: Training) -> None:
-        """Fit as scanpy's normalize_total and log1p and scikit-learn's PCA do.
-
-        Raises
-        ------
-        SetupError
-            No training cell has a count.
-        """
+        """Fit as scanpy's normalize_total and log1p and scikit-learn's PCA do; without any count, raise an error."""
         from sklearn.decomposition import PCA
 
         self.genes = [str(name) for name in training[0][0].table.var_names]
@@ -75,9 +63,7 @@ class CountsPCA(NodeFeatures):
         """Counts of at most :data:`MAX_FIT_CELLS` cells on training tiles."""
         from scipy.sparse import vstack
 
-        cells = []
-        for slide, tiles in training:
-            cells.append(slide.rows[np.isin(slide.tile_of_cell, tiles)])
+        cells = [slide.rows[np.isin(slide.tile_of_cell, tiles)] for slide, tiles in training]
         share = min(1.0, MAX_FIT_CELLS / max(1, sum(map(len, cells))))
         rng = np.random.default_rng(self.seed)
         parts = []
@@ -108,12 +94,7 @@ class CountsPCA(NodeFeatures):
 
     def state(self) -> dict[str, Any]:
         """Genes, target sum and axes."""
-        return {
-            "genes": self.genes,
-            "target_sum": self.target_sum,
-            "mean": self.mean,
-            "components": self.components,
-        }
+        return {"genes": self.genes, "target_sum": self.target_sum, "mean": self.mean, "components": self.components}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Set genes, target sum and axes."""

@@ -1,13 +1,7 @@
 """Covariates of a cell beside its profile."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 DENSITY_NEIGHBOURS = 8
 """Nearest cells whose mean distance measures how dense a cell's surroundings are."""

@@ -14,7 +14,14 @@ from sigmma_sc.features.moments import Moments
 from sigmma_sc.features.patches import PatchFeatures
 from sigmma_sc.features.registry import node_features_of
 from sigmma_sc.features.roles import Roles
-from sigmma_sc.features.tensors import GraphTensors, PatchTensors, PixelTensors, ProfileTensors, SlideTensors
+from sigmma_sc.features.tensors import (
+    GraphTensors,
+    PatchTensors,
+    PixelTensors,
+    ProfileTensors,
+    SlideTensors,
+    TileTensors,
+)
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
@@ -30,7 +37,6 @@ if TYPE_CHECKING:
 
     from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
     from sigmma_sc.tissue.split import Split
@@ -45,25 +51,8 @@ MIN_TISSUE = 0.05
 class TissueData:
     """The tissue of a model: setup, encoder, node features, and the role of each tile.
 
-    Parameters
-    ----------
-    setup, encoder, config
-        Setup, image encoder and configuration of the model.
-    cache_dir
-        Folder of patch features.
-
-    Attributes
-    ----------
-    features
-        Patch features of the image encoder, trained if it was.
-    pretrained
-        Patch features of the image encoder as it came.
-    node_features
-        Features of cells or tiles.
-    roles
-        Roles of tiles.
-    training_moments
-        Mean and standard deviation of the training slides on average, by modality.
+    ``features`` are patch features of the image encoder, trained if it was; ``pretrained`` those of the encoder as it
+    came. ``training_moments`` are mean and standard deviation of the training slides on average, by modality.
     """
 
     def __init__(self, setup: Setup, encoder: ImageEncoder, config: Config, cache_dir: str | Path | None = None):
@@ -123,16 +112,9 @@ class TissueData:
         self.features = PatchFeatures(encoder, cache_dir=self.cache_dir)
 
     def crops(self, tiles: Tiles) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-        """Distinct crops of tiles.
+        """Distinct crops ``(n_crops, 3)`` as (x, y, side) in px, and the side in px at which each reaches the encoder.
 
-        Returns
-        -------
-        crops
-            ``(n_crops, 3)`` as (x, y, side) in px.
-        sizes
-            Side in px at which each reaches the encoder, ``(n_crops,)``.
-        index
-            Crop of each patch of each tile, ``(n_tiles, n_patches)``.
+        The last value is the crop of each patch of each tile, ``(n_tiles, n_patches)``.
         """
         crops, index = crops_of_tiles(tiles, self.setup.grids)
         sizes = self.config.crop_sizes or (self.features.encoder.input_size,) * len(self.setup.grids)
@@ -147,6 +129,13 @@ class TissueData:
         crops, sizes, index = self.crops(tiles)
         features = self.pretrained if pretrained else self.features
         return features(slide, crops, device, sizes), index
+
+    def grid_means(self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False) -> list[NDArray]:
+        """Mean of the patch features over each grid of each tile, ``(n_tiles, d)``."""
+        features, index = self.patches(slide, tiles, device, pretrained)
+        ends = np.cumsum([grid * grid for grid in self.setup.grids])[:-1]
+        patches = np.split(features.float().numpy()[index], ends, axis=1)
+        return [part.mean(axis=1) for part in patches]
 
     def tensors(
         self,

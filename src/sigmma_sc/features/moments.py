@@ -43,14 +43,8 @@ class Moments:
     def of_patches(cls, features: torch.Tensor, index: NDArray[np.int64], sizes: list[int]) -> Moments:
         """Moments of each grid's mean over its patches, repeated for every patch of the grid.
 
-        Parameters
-        ----------
-        features
-            Features of distinct patches, ``(n_crops, d)``.
-        index
-            Crop of each patch of each tile, ``(n_tiles, n_patches)``.
-        sizes
-            Patches of each grid.
+        Features are of distinct patches, ``(n_crops, d)``; ``index`` ``(n_tiles, n_patches)`` is the crop of each patch
+        of each tile, ``sizes`` the patches of each grid.
         """
         means = []
         stds = []

@@ -23,24 +23,7 @@ if TYPE_CHECKING:
 
 
 class NodeFeatures(ABC):
-    """Features of the cells of a slide, or of its tiles.
-
-    Parameters
-    ----------
-    covariates
-        Whether covariates stand beside the features.
-    seed
-        Seed of what is drawn to fit them.
-
-    Attributes
-    ----------
-    per_tile
-        Whether there is one row a tile, in the place of a cell graph, rather than one a cell.
-    genes
-        Genes in order; ``None`` where the features are not computed from counts.
-    n_components
-        Leading features that are components of one PCA; their scales are kept in proportion.
-    """
+    """Features of the cells of a slide, or of its tiles; ``seed`` is that of what is drawn to fit them."""
 
     per_tile: ClassVar[bool] = False
     genes: Sequence[str] | None = None

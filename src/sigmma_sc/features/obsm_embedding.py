@@ -21,15 +21,9 @@ if TYPE_CHECKING:
 
 
 class ObsmEmbedding(NodeFeatures):
-    """Rows of ``obsm[features_key]`` of each slide's own setup.
+    """Rows of ``obsm[features_key]`` of each slide's own setup."""
 
-    Attributes
-    ----------
-    width
-        Columns of the embedding; ``None`` before :meth:`fit`.
-    """
-
-    width: int | None = None
+    width: int | None = None  # columns of the embedding; None before fit
 
     def fit(self, training: Training) -> None:
         """Remember the width of the embedding."""
@@ -37,13 +31,7 @@ class ObsmEmbedding(NodeFeatures):
         self.width = slide.table.obsm[_key_of(slide)].shape[1]
 
     def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32]:
-        """Rows of the embedding.
-
-        Raises
-        ------
-        SetupError
-            A row is not finite.
-        """
+        """Rows of the embedding, or :class:`SetupError` for one that is not finite."""
         key = _key_of(slide)
         values = embedding_rows(slide.table, key, slide.rows)
         bad = ~np.isfinite(values).all(axis=1)

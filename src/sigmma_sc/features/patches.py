@@ -13,7 +13,7 @@ import torch
 
 from sigmma_sc.encoders.fingerprint import identity_of
 from sigmma_sc.errors import EncoderError, SetupError
-from sigmma_sc.features.cache import FeatureCache, cache_key, key_of_output
+from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_crops
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.features.cache import Crop
     from sigmma_sc.tissue.frame import Slide
 
 GPU_BATCH = 128
@@ -48,21 +47,9 @@ class _Known:
 
 
 class PatchFeatures:
-    """Features of image crops, remembered by image and crop as long as the image is there.
+    """Features of image crops by a frozen encoder, remembered by image and crop as long as the image is there.
 
-    Parameters
-    ----------
-    encoder
-        Frozen encoder: one whose weights change needs another of these.
-    progress
-        Show a progress bar.
-    cache_dir
-        Folder that keeps features from one session to the next; made if it does not exist.
-
-    Raises
-    ------
-    SetupError
-        ``cache_dir`` is a file.
+    ``cache_dir`` keeps features from one session to the next; it is made if it does not exist.
     """
 
     def __init__(self, encoder: ImageEncoder, progress: bool = True, cache_dir: str | Path | None = None):
@@ -75,11 +62,10 @@ class PatchFeatures:
     def __call__(
         self, slide: Slide, crops: NDArray[np.float64], device: torch.device, sizes: NDArray[np.int64] | None = None
     ) -> torch.Tensor:
-        """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new crops are encoded.
+        """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new ones are encoded.
 
-        Crops are rounded to a thousandth of a pixel, so that features depend on nothing but what they are known by.
-        ``sizes`` ``(n_crops,)`` are the sides in px at which they reach the encoder, its input size by default. A GPU that
-        has bfloat16 encodes in it.
+        Crops are rounded to a thousandth of a pixel. ``sizes`` ``(n_crops,)`` are the sides in px at which they reach
+        the encoder, its input size by default. A GPU that has bfloat16 encodes in it.
         """
         crops = np.round(crops, 3)
         sizes = np.full(len(crops), self.encoder.input_size) if sizes is None else sizes

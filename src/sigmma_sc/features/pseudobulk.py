@@ -22,25 +22,14 @@ class Pseudobulk(NodeFeatures):
     """Pooled counts of a tile, log-normalised.
 
     Covariates are log1p of the tile's total counts and of its number of cells.
-
-    Attributes
-    ----------
-    target_sum
-        Counts per tile after normalisation: the median of the training tiles.
     """
 
     per_tile = True
     genes: list[str]
-    target_sum: float
+    target_sum: float  # counts per tile after normalisation: the median of the training tiles
 
     def fit(self, training: Training) -> None:
-        """Find genes and target sum.
-
-        Raises
-        ------
-        SetupError
-            No training tile has a count.
-        """
+        """Find genes and target sum, or raise :class:`SetupError` without any count."""
         self.genes = [str(name) for name in training[0][0].table.var_names]
         totals = []
         for slide, tiles in training:

@@ -15,21 +15,11 @@ if TYPE_CHECKING:
     from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.tissue.setup import Setup
 
-NODE_FEATURES: dict[str, type[NodeFeatures]] = {
-    "pca": CountsPCA,
-    "obsm": ObsmEmbedding,
-    "pseudobulk": Pseudobulk,
-}
+NODE_FEATURES: dict[str, type[NodeFeatures]] = {"pca": CountsPCA, "obsm": ObsmEmbedding, "pseudobulk": Pseudobulk}
 
 
 def node_features_of(config: Config, setup: Setup) -> NodeFeatures:
-    """Features, not fitted yet, that a configuration and a setup ask for.
-
-    Raises
-    ------
-    SetupError
-        No features have that name, or they do not go with the option ``cells`` or with the setup.
-    """
+    """Features, not fitted yet, that a configuration and a setup ask for, or :class:`SetupError` if there are none."""
     name = config.node_features
     require_choice(name, ("auto", *NODE_FEATURES), "node_features")
     per_tile = config.cells == "genes"

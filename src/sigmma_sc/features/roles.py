@@ -10,7 +10,7 @@ import numpy as np
 from sigmma_sc.errors import SetupError, SplitWarning
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import slide_identity
-from sigmma_sc.tissue.split import LEAK, Auto, get_split
+from sigmma_sc.tissue.split import LEAK, Auto, Split, SplitJson, get_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.split import Split, SplitJson
     from sigmma_sc.tissue.tiling import Tiles
 
     Usable = Callable[[Slide, Tiles], NDArray[np.bool_]]
@@ -53,31 +52,12 @@ class Roles:
     def assign(
         self, slides: Sequence[Slide], split: str | Mapping[str, Sequence[str]] | Split, seed: int, usable: Usable
     ) -> None:
-        """Give roles to the slides that have none.
-
-        Parameters
-        ----------
-        slides
-            All slides to train on.
-        split
-            As for :meth:`sigmma_sc.SIGMMA.train`.
-        seed
-            Seed of the draw.
-        usable
-            Which tiles of a slide are fit to be trained and scored on.
-
-        Raises
-        ------
-        SetupError
-            All slides have roles, of another split.
-        """
+        """Give roles to the slides that have none, or raise :class:`SetupError` if all have roles of another split."""
         unseen = [slide for slide in slides if not self.has_roles(slide)]
         if unseen:
             self._assign(unseen, get_split(split), seed, usable)
         elif split != Auto.name and self.split != _resolved(get_split(split), slides, seed).to_json():
-            raise SetupError(
-                f"The model is trained on split={self.split!r}; another split would leak. Make a new model for {split!r}."
-            )
+            raise SetupError(f"split={split!r} would leak: the model is trained on {self.split!r}. Make a new model.")
 
     def _assign(self, slides: Sequence[Slide], split: Split, seed: int, usable: Usable) -> None:
         resolved = _resolved(split, slides, seed)

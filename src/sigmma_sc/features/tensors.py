@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 
 from sigmma_sc.nn.layout import cell_layout
 from sigmma_sc.tissue.graph import edges_within
-from sigmma_sc.tissue.tiling import block_of
+from sigmma_sc.tissue.tiling import Tiles, block_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,46 +19,15 @@ if TYPE_CHECKING:
     from sigmma_sc.features.moments import Moments
     from sigmma_sc.nn.part import Part
     from sigmma_sc.tissue.tilepixels import TilePixels
-    from sigmma_sc.tissue.tiling import Tiles
-
-
-class TileTensors(Protocol):
-    """One modality of a slide."""
-
-    moments: Moments | None
-    """What the features are centred and scaled by, where that is done slide by slide."""
-
-    @property
-    def n_features(self) -> int:
-        """Width of the features."""
-        ...
-
-    def part(self, tiles: Tiles, which: NDArray[np.int64]) -> Part:
-        """What a tower takes of the tiles at positions ``which``."""
-        ...
-
-    def sample(self, tiles: Tiles, which: NDArray[np.int64]) -> torch.Tensor:
-        """Features that the towers are standardised by, of these tiles."""
-        ...
 
 
 @dataclass
 class PatchTensors:
-    """Patch features of a frozen encoder.
+    """Patch features of a frozen encoder."""
 
-    Attributes
-    ----------
-    patches
-        Features of distinct crops, ``(n_crops, d)``.
-    index
-        Crop of each patch of each tile, ``(n_tiles, n_patches)``.
-    moments
-        Moments of the slide's patch features.
-    """
-
-    patches: torch.Tensor
-    index: NDArray[np.int64]
-    moments: Moments | None = None
+    patches: torch.Tensor  # features of distinct crops, (n_crops, d)
+    index: NDArray[np.int64]  # crop of each patch of each tile, (n_tiles, n_patches)
+    moments: Moments | None = None  # moments of the slide's patch features
 
     @property
     def n_features(self) -> int:
@@ -94,27 +63,13 @@ class PixelTensors:
 
 @dataclass
 class GraphTensors:
-    """The cell graph of a slide.
+    """The cell graph of a slide."""
 
-    Attributes
-    ----------
-    xy
-        Cells in px, ``(n_cells, 2)``.
-    nodes
-        Node features, ``(n_cells, d)``, standardised already where that is done slide by slide.
-    adjacency
-        Spatial graph over the slide's cells.
-    grids
-        Blocks per side of each scale, fine to coarse.
-    moments
-        Moments of the slide's node features before they were standardised.
-    """
-
-    xy: NDArray[np.float64]
-    nodes: torch.Tensor
-    adjacency: csr_matrix
-    grids: tuple[int, ...]
-    moments: Moments | None = None
+    xy: NDArray[np.float64]  # cells in px, (n_cells, 2)
+    nodes: torch.Tensor  # node features, (n_cells, d), standardised already where that is done slide by slide
+    adjacency: csr_matrix  # spatial graph over the slide's cells
+    grids: tuple[int, ...]  # blocks per side of each scale, fine to coarse
+    moments: Moments | None = None  # moments of the slide's node features before they were standardised
 
     @property
     def n_features(self) -> int:
@@ -140,18 +95,10 @@ class GraphTensors:
 
 @dataclass
 class ProfileTensors:
-    """One profile a tile in the place of a cell graph.
+    """One profile a tile in the place of a cell graph."""
 
-    Attributes
-    ----------
-    profiles
-        ``(n_tiles, d)``.
-    moments
-        Moments of the slide's profiles.
-    """
-
-    profiles: csr_matrix
-    moments: Moments | None = None
+    profiles: csr_matrix  # (n_tiles, d)
+    moments: Moments | None = None  # moments of the slide's profiles
 
     @property
     def n_features(self) -> int:
@@ -168,19 +115,16 @@ class ProfileTensors:
         return profiles if self.moments is None else self.moments(profiles)
 
 
+TileTensors: TypeAlias = PatchTensors | PixelTensors | GraphTensors | ProfileTensors
+"""One modality of a slide; ``moments`` are what features are centred and scaled by, if slide by slide."""
+
+
 @dataclass
 class SlideTensors:
-    """Tiles of one slide, and what the towers take of their images and transcriptomes.
+    """Tiles of one slide, and what the towers take of their images and transcriptomes."""
 
-    Attributes
-    ----------
-    tiles
-        Tiles and their cells.
-    image, transcriptome
-        ``None`` where only the other modality was asked for.
-    """
-
-    tiles: Tiles
+    tiles: Tiles  # tiles and their cells
+    # None where only the other modality was asked for.
     image: TileTensors | None
     transcriptome: TileTensors | None
 

@@ -26,21 +26,7 @@ if TYPE_CHECKING:
 def tile_attention(
     encoder: ImageEncoder, slides: Sequence[Slide], tiles: str | Sequence[str], side: int, device: torch.device
 ) -> Dataset:
-    """Attention maps of named tiles; see :meth:`sigmma_sc.SIGMMA.get_attention`.
-
-    Parameters
-    ----------
-    encoder
-        Image encoder.
-    slides
-        Slides that hold the tiles.
-    tiles
-        Names of tiles.
-    side
-        Side in px at which a whole tile reaches the encoder.
-    device
-        Where to compute.
-    """
+    """Attention maps of named tiles, each brought to ``side`` px; see :meth:`sigmma_sc.SIGMMA.get_attention`."""
     from xarray import Dataset
 
     names = [tiles] if isinstance(tiles, str) else [str(name) for name in tiles]

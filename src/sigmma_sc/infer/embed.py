@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.cellgraph import GraphTower
-from sigmma_sc.tissue.tiling import shifted_tiles
+from sigmma_sc.tissue.tiling import Tiles, shifted_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from sigmma_sc.features.tensors import TileTensors
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.tiling import Tiles
 
     Edges = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
@@ -32,24 +31,16 @@ INFERENCE_TILES = 64
 
 @dataclass
 class SlideEmbedding:
-    """Embeddings of one slide over the tiles that cover its image.
+    """Embeddings of one slide over the tiles that cover its image."""
 
-    Attributes
-    ----------
-    slide, tiles
-        The slide and its covering tiles.
-    covered
-        Cells with an embedding, ``(n_cells,)``.
-    cells
-        Cell embeddings by scale, ``(n_cells, d)``; rows of cells that are not covered are undefined. None without a cell graph.
-    image, transcriptome
-        Tile embeddings by aligned scale, ``(n_tiles, d)``.
-    """
-
+    # The slide and its covering tiles.
     slide: Slide
     tiles: Tiles
-    covered: NDArray[np.bool_]
+    covered: NDArray[np.bool_]  # cells with an embedding, (n_cells,)
+    # Cell embeddings by scale, (n_cells, d); rows of cells that are not covered are undefined. None without a cell
+    # graph.
     cells: dict[str, NDArray[np.float32]]
+    # Tile embeddings by aligned scale, (n_tiles, d).
     image: dict[str, NDArray[np.float32]]
     transcriptome: dict[str, NDArray[np.float32]]
 
@@ -59,15 +50,7 @@ class SlideEmbedding:
 
 
 class Embedder:
-    """Towers in evaluation.
-
-    Parameters
-    ----------
-    data
-        The model's tissue: features, roles and configuration.
-    towers
-        The towers.
-    """
+    """Towers in evaluation, on a model's tissue."""
 
     def __init__(self, data: TissueData, towers: TwoTowers):
         self.data = data
@@ -97,13 +80,7 @@ class Embedder:
 
     @torch.no_grad()
     def edges(self, slide: Slide, tiles: Tiles) -> list[Edges]:
-        """Edges of each scale among the cells of some tiles: source and target, as positions in ``tiles.cells``, and weight.
-
-        Raises
-        ------
-        SetupError
-            The towers have no cell graph.
-        """
+        """Edges of each scale among the cells of tiles: source, target (positions in ``tiles.cells``) and weight."""
         tower = getattr(self.towers, "cell_tower", None)
         if not isinstance(tower, GraphTower):
             raise SetupError("A model with cells='genes' has no cell graph.")

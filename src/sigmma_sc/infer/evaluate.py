@@ -22,17 +22,7 @@ if TYPE_CHECKING:
 def expression_table(
     embedder: Embedder, train: Chosen, test: Chosen, protocol: Literal["default", "hest"]
 ) -> pd.DataFrame:
-    """Per gene figures of the aligned embedding, the frozen encoder and the gene mean.
-
-    Parameters
-    ----------
-    embedder
-        Towers and tissue.
-    train, test
-        Embedded slides, and positions of the tiles to fit on and to score.
-    protocol
-        ``"default"`` or ``"hest"``.
-    """
+    """Per gene figures of the aligned embedding, frozen encoder and gene mean, from ``train`` to ``test`` tiles."""
     genes = [str(name) for name in train[0][0].slide.table.var_names]
     train_counts = chosen_counts(train, genes)
     test_counts = chosen_counts(test, genes)
@@ -62,13 +52,10 @@ def _aligned(chosen: Chosen) -> NDArray[np.float32]:
 
 def _frozen(embedder: Embedder, chosen: Chosen) -> NDArray[np.float32]:
     """Features of the encoder as it came: mean over each grid, grids side by side."""
-    data = embedder.data
-    sizes = np.cumsum([grid * grid for grid in data.setup.grids])[:-1]
     parts = []
     for e, which in chosen:
-        features, index = data.patches(e.slide, e.tiles.take(which), embedder.device, pretrained=True)
-        patches = np.split(features.float().numpy()[index], sizes, axis=1)
-        parts.append(np.concatenate([part.mean(axis=1) for part in patches], axis=1))
+        means = embedder.data.grid_means(e.slide, e.tiles.take(which), embedder.device, pretrained=True)
+        parts.append(np.concatenate(means, axis=1))
     return np.concatenate(parts)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from scipy.sparse import csr_array
 from scipy.special import softmax
 
@@ -20,7 +21,6 @@ from sigmma_sc.metrics.expression import fit_probe, pearson
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from numpy.typing import NDArray
 
     from sigmma_sc.features.data import TissueData
@@ -41,38 +41,18 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Prediction:
-    """How expression is predicted; see :meth:`sigmma_sc.SIGMMA.predict_expression`.
+    """How expression is predicted; see :meth:`sigmma_sc.SIGMMA.predict_expression`."""
 
-    Attributes
-    ----------
-    method
-        ``"retrieval"`` or ``"ridge"``.
-    scale
-        One scale, or ``"all"``.
-    n_neighbors
-        Training tiles that retrieval averages.
-    temperature
-        τ of the retrieval's weights.
-    """
-
-    method: str
-    scale: str
-    n_neighbors: int
-    temperature: float
+    method: str  # "retrieval" or "ridge"
+    scale: str  # one scale, or "all"
+    n_neighbors: int  # training tiles that retrieval averages
+    temperature: float  # τ of the retrieval's weights
 
 
 def predict_expression(
     reference: Reference, embeddings: Sequence[SlideEmbedding], data: TissueData, how: Prediction
 ) -> AnnData:
-    """Predict the expression of every tile of embedded slides.
-
-    Raises
-    ------
-    SetupError
-        There are too few training tiles for ridge.
-    """
-    from anndata import AnnData
-
+    """Predict the expression of every tile of embedded slides."""
     n_train = require_enough(reference, how)
     image = joined([(e, np.arange(len(e.tiles))) for e in embeddings], "image")
     used = {"method": how.method, "scale": how.scale, "library": reference.library, "n_train": n_train}
@@ -91,9 +71,7 @@ def require_enough(reference: Reference, how: Prediction) -> int:
     """Number of training tiles; raise :class:`SetupError` if ridge needs more."""
     n_train = int(reference.train.sum())
     if how.method == "ridge" and n_train < FEWEST:
-        raise SetupError(
-            f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use method='retrieval'."
-        )
+        raise SetupError(f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use 'retrieval'.")
     return n_train
 
 
@@ -120,27 +98,10 @@ def retrieve(
     n_neighbors: int,
     temperature: float,
 ) -> NDArray[np.float32]:
-    """Mean expression of the nearest keys, weighted by similarity.
+    """Mean expression ``(m, n_genes)`` of the ``keys`` ``(n, d)`` nearest by cosine to each ``query`` ``(m, d)``.
 
     After BLEEP (Xie et al., NeurIPS 2023), which looks up an image among expression embeddings of reference spots. The
-    weights are ours: those that InfoNCE gives the same neighbours.
-
-    Parameters
-    ----------
-    query
-        Image embeddings, ``(m, d)``.
-    keys
-        Transcriptome embeddings of the training tiles, ``(n, d)``.
-    expression
-        Of the training tiles, ``(n, n_genes)``.
-    n_neighbors
-        Nearest keys by cosine similarity; all of them if there are fewer.
-    temperature
-        τ: weights are softmax(similarity / τ) over the neighbours.
-
-    Returns
-    -------
-    ``(m, n_genes)``.
+    weights are ours: softmax(similarity / τ), those that InfoNCE gives the same neighbours.
     """
     query = unit(query)
     keys = unit(keys)
@@ -171,9 +132,7 @@ def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.floa
 def reliability(reference: Reference, how: Prediction) -> pd.DataFrame:
     """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
 
-    Returns
-    -------
-    Data frame by gene: ``reliability``, NaN with a warning where it is undefined, and ``reliability_n_tiles``.
+    By gene: ``reliability``, NaN with a warning where it is undefined, and ``reliability_n_tiles``.
     """
     held = ~reference.train
     rows = []

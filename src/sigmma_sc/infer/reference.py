@@ -27,41 +27,21 @@ PREFIX = "reference."
 
 @dataclass(frozen=True)
 class Reference:
-    """Training and validation tiles of a model, with both embeddings and expression.
+    """Training and validation tiles of a model, with both embeddings and expression."""
 
-    Attributes
-    ----------
-    genes
-        Genes in order, those of the table trained on.
-    library
-        Counts that a tile's are scaled to: the median total of the training tiles.
-    expression
-        ``(n, n_genes)`` float16, log1p of the counts pooled over a tile's cells and scaled to ``library``.
-    image, transcriptome
-        Embeddings by scale, ``(n, d)`` float32.
-    slide
-        Number of each tile's slide, ``(n,)``.
-    train
-        Which are training tiles, ``(n,)``; the others are validation tiles.
-    """
-
-    genes: list[str]
-    library: float
+    genes: list[str]  # genes in order, those of the table trained on
+    library: float  # counts that a tile's are scaled to: the median total of the training tiles
+    # (n, n_genes) float16, log1p of the counts pooled over a tile's cells and scaled to library.
     expression: NDArray[np.float16]
+    # Embeddings by scale, (n, d) float32.
     image: dict[str, NDArray[np.float32]]
     transcriptome: dict[str, NDArray[np.float32]]
-    slide: NDArray[np.int64]
-    train: NDArray[np.bool_]
+    slide: NDArray[np.int64]  # number of each tile's slide, (n,)
+    train: NDArray[np.bool_]  # which are training tiles, (n,); the others are validation tiles
 
 
 def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
-    """Reference from the slides that a model was trained on.
-
-    Raises
-    ------
-    SetupError
-        The slides hold none of the training tiles, or no raw counts.
-    """
+    """Reference from the slides that a model was trained on; other slides, or ones without raw counts, are an error."""
     chosen = []
     roles = []
     for slide in slides:
@@ -91,13 +71,8 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
     )
 
 
-def describe_reference(reference: Reference) -> dict[str, Any]:
-    """Genes and library as plain JSON; the rest of it is in :func:`reference_tensors`."""
-    return {"genes": reference.genes, "library": reference.library}
-
-
 def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
-    """Expression, embeddings, slides and roles."""
+    """Expression, embeddings, slides and roles; genes and library are plain JSON."""
     arrays = {"expression": reference.expression, "slide": reference.slide, "train": reference.train}
     for scale, values in reference.image.items():
         arrays[f"image.{scale}"] = values
@@ -109,7 +84,7 @@ def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
 def restore_reference(
     described: dict[str, Any], tensors: dict[str, torch.Tensor], scales: tuple[str, ...]
 ) -> Reference:
-    """Rebuild what :func:`describe_reference` and :func:`reference_tensors` gave."""
+    """Rebuild what :func:`reference_tensors` gave, with genes and library."""
 
     def array(name: str) -> NDArray:
         return tensors[PREFIX + name].numpy().copy()

@@ -22,13 +22,7 @@ if TYPE_CHECKING:
 
 
 def tile_by_name(slides: Sequence[Slide], name: str) -> tuple[Slide, Tiles]:
-    """Slide and tile of a name as in ``sigmma_tiles``.
-
-    Raises
-    ------
-    MissingKeyError
-        There is no such tile.
-    """
+    """Slide and tile of a name as in ``sigmma_tiles``, or :class:`MissingKeyError`."""
     wanted, _, number = name.rpartition("_")
     for slide in slides:
         if slide.name == wanted and number.isdecimal() and int(number) < len(slide.tiles):
@@ -62,32 +56,15 @@ def centres_of(embeddings: Sequence[SlideEmbedding]) -> NDArray[np.float64]:
 
 
 def scored_tiles(data: TissueData, slides: Sequence[Slide], split: str, other: bool) -> list[NDArray[np.int64]]:
-    """Positions, for each slide, of the tiles of a split that hold tissue and enough cells.
+    """Positions, for each slide, of the tiles of a split that hold tissue and enough cells, or :class:`SetupError`.
 
-    Parameters
-    ----------
-    data
-        Roles of tiles.
-    slides
-        Slides with cells.
-    split
-        ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
-    other
-        Whether the slides are of another object than the model's: every such tile of an unseen one is chosen, whatever the
-        split.
-
-    Raises
-    ------
-    SetupError
-        A slide has no cells, or no tile belongs to the split.
+    With ``other``, slides are of another object than the model's: every such tile of an unseen one is chosen.
     """
     require_choice(split, ("train", "val", "test", "all"), "split")
     chosen = []
     for slide in slides:
         if slide.region is None:
-            raise SetupError(
-                f"Image {slide.image_key!r} has no cells to score it by; set up with table_key=… to evaluate."
-            )
+            raise SetupError(f"Image {slide.image_key!r} has no cells to score it by; set up with table_key=…")
         role = data.roles.of(slide)
         usable = data.usable(slide, slide.tiles)
         everything = split == "all" or (other and (role == "unseen").all())

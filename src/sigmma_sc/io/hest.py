@@ -122,15 +122,9 @@ def hest(folder: str | Path, sample_id: str) -> SpatialData:
 def count_transcripts(path: Path) -> pd.DataFrame:
     """Count the transcripts of each cell and gene, in one pass that never holds the file in memory.
 
-    Parameters
-    ----------
-    path
-        Parquet with a row for each transcript: ``cell_id``, ``feature_name``, ``qv``, and ``is_gene`` in newer versions.
-
-    Returns
-    -------
-    Data frame of ``cell_id`` and ``feature_name`` (categories of str, sorted) and their number ``n``. Controls,
-    unassigned transcripts and those of low quality are left out.
+    The Parquet file has a row for each transcript: ``cell_id``, ``feature_name``, ``qv``, and ``is_gene`` in newer
+    versions. Controls, unassigned transcripts and those of low quality are left out. Cells and genes are sorted
+    categories of str.
     """
     import pandas as pd
     import pyarrow.dataset as ds
@@ -290,6 +284,4 @@ def _pixel_size(metadata: dict[str, Any], sample_id: str) -> float:
         value = metadata.get(key)
         if isinstance(value, (int, float)) and value > 0:
             return float(value)
-    raise PixelSizeError(
-        f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel of the H&E there."
-    )
+    raise PixelSizeError(f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel there.")

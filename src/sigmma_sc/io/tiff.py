@@ -24,24 +24,11 @@ BLOCK = 1024
 
 
 def read_pyramid(path: Path, to_global: BaseTransformation) -> xr.DataTree:
-    """Open the first image of a TIFF, OME-TIFF or whole-slide TIFF with its stored pyramid levels.
+    """Open the first image of a TIFF, OME-TIFF or whole-slide TIFF with its stored levels, lazy ``(c, y, x)``.
 
-    Parameters
-    ----------
-    path
-        File with an RGB or RGBA image, tiled or in strips, interleaved or with one plane a channel.
-    to_global
-        Transform from pixels of level 0 to the coordinate system ``"global"``.
-
-    Returns
-    -------
-    Multi-scale image ``(c, y, x)`` of lazy dask arrays. They hold only the name of the file, so workers in other processes
-    can read it.
-
-    Raises
-    ------
-    SetupError
-        The image does not have 3 or 4 channels.
+    The RGB or RGBA image may be tiled or in strips, interleaved or with one plane a channel. ``to_global`` maps pixels
+    of level 0 to the system ``"global"``. Arrays hold only the name of the file, so workers in other processes can read
+    it.
     """
     import tifffile
     from spatialdata.models import Image2DModel

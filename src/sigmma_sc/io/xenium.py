@@ -32,10 +32,7 @@ ALIGNMENT = "*he_imagealignment.csv"
 
 
 def xenium(
-    path: str | Path,
-    he_image: str | Path | None = None,
-    he_alignment: str | Path | None = None,
-    **kwargs: object,
+    path: str | Path, he_image: str | Path | None = None, he_alignment: str | Path | None = None, **kwargs: object
 ) -> SpatialData:
     """Read a Xenium output folder and the H&E of the same section.
 
@@ -117,13 +114,7 @@ def xenium(
 
 
 def read_alignment(path: Path) -> NDArray[np.float64]:
-    """Read an affine matrix ``(3, 3)`` over (x, y, 1), as Xenium Explorer writes it.
-
-    Raises
-    ------
-    SetupError
-        The file does not hold such a matrix, or it cannot be inverted.
-    """
+    """Read an affine matrix ``(3, 3)`` over (x, y, 1), as Xenium Explorer writes it, or raise :class:`SetupError`."""
     try:
         matrix = np.loadtxt(path, delimiter=",", ndmin=2, encoding="utf-8-sig")
     except ValueError as error:
@@ -172,7 +163,5 @@ def _find_alignment(folder: Path, image: Path) -> Path | None:
 
 def _only(found: list[Path], what: str) -> Path:
     if len(found) > 1:
-        raise SetupError(
-            f"There are {len(found)} files: {', '.join(file.name for file in found)}. Choose one with {what}=…."
-        )
+        raise SetupError(f"{len(found)} files: {', '.join(file.name for file in found)}. Choose one with {what}=…")
     return found[0]

@@ -171,8 +171,8 @@ def expression_targets(
 def fit_probe(x: NDArray, y: NDArray, protocol: str = "default", *, n_components: int = 256, seed: int = 0) -> Pipeline:
     """Fit scaler, PCA and ridge of one protocol to features ``(n, d)`` and log expression ``(n, g)``.
 
-    See :func:`expression_probe` for the arguments. A gene's prediction does not depend on the other genes, except for
-    ``"hest"``, where the penalty depends on their number.
+    A gene's prediction does not depend on the other genes, except for ``"hest"``, where the penalty depends on their
+    number.
     """
     components = min(n_components, x.shape[1], len(x) - 1)
     probe = make_pipeline(StandardScaler(), PCA(components, random_state=seed), _head(protocol, components, y.shape[1]))
@@ -258,9 +258,7 @@ def median_total(counts: sparse.csr_array) -> float:
     """Median total of the tiles that hold any count."""
     total = np.asarray(counts.sum(axis=1)).ravel()
     if not total.any():
-        raise SetupError(
-            f"All {len(total)} training tiles have no counts; pool raw counts over the cells of each tile."
-        )
+        raise SetupError(f"All {len(total)} training tiles have no counts; pool raw counts over each tile's cells.")
     return float(np.median(total[total > 0]))
 
 
@@ -309,7 +307,7 @@ def _features(x: ArrayLike, what: str) -> NDArray[np.float64]:
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise SetupError(
-            f"{len(bad)} of {len(features)} rows of {what} are not finite (first: row {bad[0]}); drop these tiles."
+            f"{len(bad)} of {len(features)} rows of {what} are not finite, first row {bad[0]}; drop these."
         )
     return features
 
@@ -327,9 +325,7 @@ def _counts(counts: Counts, what: str) -> sparse.csr_array:
 def _check_counts(train: sparse.csr_array, test: sparse.csr_array, genes: pd.Index) -> None:
     for name, counts in (("train", train), ("test", test)):
         if counts.shape[1] != len(genes):
-            raise SetupError(
-                f"{name}_counts has shape {counts.shape} for {len(genes)} genes; give one column a gene, named in genes."
-            )
+            raise SetupError(f"{name}_counts has shape {counts.shape} for {len(genes)} genes; give a column a gene.")
     if train.shape[0] < 3 or test.shape[0] < 1:
         raise SetupError(f"{train.shape[0]} training and {test.shape[0]} test tiles; at least 3 and 1 are needed.")
     if genes.has_duplicates:

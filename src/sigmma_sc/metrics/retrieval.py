@@ -258,9 +258,7 @@ def _all_scales(embeddings: Mapping[str, ArrayLike], what: str) -> dict[str, NDA
     scales = {scale: _unit_rows(x, f"{what}[{scale!r}]") for scale, x in embeddings.items()}
     sizes = {scale: len(x) for scale, x in scales.items()}
     if len(set(sizes.values())) != 1:
-        raise SetupError(
-            f"{what} has tiles per scale {sizes}: every scale needs the same tiles, and one scale at least."
-        )
+        raise SetupError(f"{what} has tiles per scale {sizes}: every scale needs the same tiles, one scale at least.")
     if len(scales) > 1:
         if "all" in scales:
             raise SetupError(f"{what} names a scale 'all', which means the others together. Leave it out or rename it.")

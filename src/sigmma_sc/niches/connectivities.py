@@ -1,14 +1,8 @@
 """Weights of UMAP's neighbour graph, without the seconds that umap-learn takes to compile in each process."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 N_STEPS = 64
 """Steps of bisection at most."""
@@ -21,16 +15,8 @@ MIN_BANDWIDTH = 1e-3
 def umap_connectivities(indices: NDArray, distances: NDArray) -> sparse.csr_matrix:
     """Fuzzy union of the cells' neighbourhoods [McInnes et al. 2018, algorithms 2 and 3].
 
-    Parameters
-    ----------
-    indices
-        ``(n, k)`` neighbours of each cell, itself first.
-    distances
-        ``(n, k)`` their distances, ascending.
-
-    Returns
-    -------
-    ``(n, n)`` float32, symmetric, in (0, 1]: the weights of ``umap.umap_.fuzzy_simplicial_set``.
+    Neighbours ``(n, k)``, each cell itself first, and ascending distances give ``(n, n)`` symmetric float32 weights in
+    (0, 1], those of ``umap.umap_.fuzzy_simplicial_set``.
     """
     n, k = indices.shape
     distances = distances.astype(np.float64)

@@ -38,25 +38,14 @@ BLOCK = 2**22
 
 
 class NeighbourGraph(NamedTuple):
-    """Neighbours of each cell, as :func:`scanpy.pp.neighbors` stores them.
+    """Neighbours of each cell, as :func:`scanpy.pp.neighbors` stores them."""
 
-    Attributes
-    ----------
-    distances
-        ``(n, n)`` float32, Euclidean distances of each row's cell to its ``n_neighbors - 1`` nearest others. Those of a cell at
-        the same place are stored zeros.
-    connectivities
-        ``(n, n)`` float32, symmetric weights in (0, 1] of UMAP.
-    n_neighbors
-        Neighbours of a cell, itself included.
-    seed
-        Of the search.
-    """
-
+    # (n, n) float32, Euclidean distances of each row's cell to its n_neighbors - 1 nearest others. Those of a cell at
+    # the same place are stored zeros.
     distances: sparse.csr_matrix
-    connectivities: sparse.csr_matrix
-    n_neighbors: int
-    seed: int
+    connectivities: sparse.csr_matrix  # (n, n) float32, symmetric weights in (0, 1] of UMAP
+    n_neighbors: int  # neighbours of a cell, itself included
+    seed: int  # of the search
 
     def write(self, adata: AnnData) -> None:
         """Write ``obsp["distances"]``, ``obsp["connectivities"]`` and ``uns["neighbors"]``, where scanpy looks for them."""
@@ -71,33 +60,18 @@ class NeighbourGraph(NamedTuple):
 
 
 def neighbour_graph(embedding: ArrayLike, n_neighbors: int = 15, seed: int = 0) -> NeighbourGraph:
-    """Nearest neighbours of each cell and the weights that UMAP gives them.
+    """Nearest neighbours of each cell of an embedding ``(n, d)``, and the weights that UMAP gives them.
 
-    Up to 40,000 cells every pair is compared. Beyond that k-means parts the cells into lists of 350 on average, and each cell is
-    compared with the 48 lists whose centres are nearest: an inverted file without quantisation [Jégou et al. 2011]. It misses less
-    than 1 % of the neighbours. Distances are exact in both cases. Of cells at the same distance the first ones are taken, so
-    that the result does not depend on the number of threads.
-
-    Parameters
-    ----------
-    embedding
-        ``(n, d)`` finite numbers, a row a cell.
-    n_neighbors
-        Neighbours of a cell, itself included, as scanpy counts them. Of fewer cells than that, half of the cells.
-    seed
-        Of the cells that the lists are made of.
-
-    Raises
-    ------
-    SetupError
-        If the embedding is no matrix, has no row, or holds a value that is not finite.
+    Up to 40,000 cells every pair is compared. Beyond that k-means parts the cells into lists of 350 on average, and
+    each cell is compared with the 48 lists whose centres are nearest: an inverted file without quantisation [Jégou et
+    al. 2011]. It misses less than 1 % of the neighbours. Distances are exact in both cases. Of cells at the same
+    distance the first ones are taken, so that the result does not depend on the number of threads. ``n_neighbors``
+    counts the cell itself, as scanpy does; of fewer cells than that, half of the cells are taken.
     """
     cells = np.asarray(embedding)
     require_whole(n_neighbors, "n_neighbors", 2)
     if cells.ndim != 2 or not len(cells):
-        raise SetupError(
-            f"An embedding of shape {cells.shape} has no neighbours. Give a matrix with a row for each cell."
-        )
+        raise SetupError(f"An embedding of shape {cells.shape} has no neighbours. Give one with a row for each cell.")
     cells = np.ascontiguousarray(cells, cells.dtype if cells.dtype == np.float32 else np.float64)
     if wrong := np.flatnonzero(~np.isfinite(cells).all(axis=1)).tolist():
         raise SetupError(
@@ -113,21 +87,7 @@ def neighbour_graph(embedding: ArrayLike, n_neighbors: int = 15, seed: int = 0) 
 
 
 def nearest(cells: NDArray, k: int, seed: int = 0) -> tuple[NDArray, NDArray]:
-    """Nearest ``k`` cells of each cell, itself first, then by distance and row.
-
-    Parameters
-    ----------
-    cells
-        ``(n, d)`` finite float32 or float64, n at least ``k``.
-    k
-        Neighbours, the cell itself included.
-    seed
-        Of the search beyond ``MAX_EXACT`` cells.
-
-    Returns
-    -------
-    Rows ``(n, k)`` int32 and Euclidean distances ``(n, k)`` float32.
-    """
+    """Nearest ``k`` cells of each cell ``(n, k)`` int32, itself first, then by distance and row; distances float32."""
     rows = np.arange(len(cells), dtype=np.int32)
     width = min(k + SPARE, len(cells))
     found = _search(cells, cells, width) if len(cells) <= MAX_EXACT else _search_lists(cells, width, seed)

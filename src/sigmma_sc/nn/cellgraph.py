@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch_geometric.utils import softmax
 
 from sigmma_sc.nn.image import Standardise
-from sigmma_sc.nn.pairs import CellLayout, EdgeWeights, at_least_single
+from sigmma_sc.nn.pairs import Bucket, CellLayout, EdgeWeights, at_least_single
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sigmma_sc.config import Config
-    from sigmma_sc.nn.pairs import Bucket
     from sigmma_sc.nn.part import Part
 
     Edges = tuple[Tensor, Tensor, Tensor]
@@ -24,19 +23,11 @@ if TYPE_CHECKING:
 class EdgeSampler(nn.Module):
     """Stochastic edge addition ψ: which candidate pairs become edges (paper, section 4).
 
-    The MLP of ``[h_u ‖ h_v]`` has one hidden layer; its first linear map is A h_v + B h_u, computed per cell. Sampling is
-    a binary Gumbel softmax in logits (logistic noise) with a straight-through hard sample (Jang et al. 2016). In
-    evaluation a pair weighs its probability, the mean of the draws (our choice: the sign of a logit near zero is a matter
-    of the seed).
-
-    Parameters
-    ----------
-    n_input
-        Width of the cell embeddings.
-    n_hidden
-        Hidden units of the MLP (our choice; the paper is silent).
-    symmetric
-        One score, the mean of both directions', and one draw for both directions of a pair.
+    The MLP of ``[h_u ‖ h_v]`` has one hidden layer; its first linear map is A h_v + B h_u, computed per cell. Sampling
+    is a binary Gumbel softmax in logits (logistic noise) with a straight-through hard sample (Jang et al. 2016). In
+    evaluation a pair weighs its probability, the mean of the draws (our choice: the sign of a logit near zero is a
+    matter of the seed). ``symmetric``: one score, the mean of both directions', and one draw for both directions of a
+    pair.
     """
 
     def __init__(self, n_input: int, n_hidden: int = 8, symmetric: bool = False):
@@ -95,25 +86,9 @@ class AttentionPool(nn.Module):
 class CellGraphTower(nn.Module):
     """The hierarchical cell-graph encoder g (paper, section 5.2).
 
-    Cells are rows of flat matrices; only pairs are dense, block by block (see :mod:`sigmma_sc.nn.pairs`).
-
-    Parameters
-    ----------
-    n_input
-        Width of the node features.
-    n_hidden
-        Width of the cell embeddings at every scale.
-    n_scales
-        Number of grids, fine to coarse.
-    edges
-        ``"sampled"`` adds edges stochastically, ``"full"`` links every pair of a block (Table 4's fully connected local
-        graph), ``"none"`` adds nothing to the micro graph.
-    edge_temperature
-        τ of the edge sampler; may be set between steps.
-    dropout
-        Dropout of node features in training.
-    symmetric
-        Draw both directions of a pair at once.
+    Cells are rows of flat matrices; only pairs are dense, block by block (see :mod:`sigmma_sc.nn.pairs`). ``"sampled"``
+    edges are added stochastically, ``"full"`` links every pair of a block (Table 4's fully connected local graph),
+    ``"none"`` adds nothing to the micro graph. ``edge_temperature``, τ of the edge sampler, may be set between steps.
     """
 
     def __init__(
@@ -135,23 +110,9 @@ class CellGraphTower(nn.Module):
         self.pools = nn.ModuleList([AttentionPool(n_hidden) for _ in range(n_scales)])
 
     def forward(self, x: Tensor, layout: CellLayout, sample: bool | None = None) -> tuple[list[Tensor], list[Tensor]]:
-        """Embed the cells and tiles of a batch.
+        """Cells ``(n_cells, n_input)`` to h of each scale ``(n_cells, n_hidden)`` and pooled ``(n_tiles, n_hidden)``.
 
-        Parameters
-        ----------
-        x
-            Node features, ``(n_cells, n_input)``.
-        layout
-            The batch's tiles.
-        sample
-            Draw edges, or weigh pairs by their probability; ``None`` draws in training only.
-
-        Returns
-        -------
-        cells
-            h of each scale, ``(n_cells, n_hidden)``.
-        tiles
-            Pooled h of each scale, ``(n_tiles, n_hidden)``.
+        ``sample`` draws edges, or weighs pairs by their probability; ``None`` draws in training only.
         """
         cells = [h for h, _ in self._scales(x, layout, sample)]
         return cells, [pool(h, layout.tile, layout.n_tiles) for pool, h in zip(self.pools, cells, strict=True)]
@@ -197,25 +158,13 @@ class CellGraphTower(nn.Module):
                     graph[bucket] = sampler(hidden, graph.get(bucket), candidates[bucket], temperature)
             elif k > 0 and adds:
                 graph |= {bucket: candidates[bucket] for bucket in source}
-            messages = {}
-            for bucket, w in graph.items():
-                messages[bucket] = w.to(source[bucket].dtype) @ source[bucket]
+            messages = {bucket: w.to(source[bucket].dtype) @ source[bucket] for bucket, w in graph.items()}
             h = layer(h, layout.from_slots(messages, h.new_zeros(1, h.shape[1] + 1)))
             yield h, graph
 
 
 class GraphTower(nn.Module):
-    """The cell-graph encoder on standardised node features.
-
-    Parameters
-    ----------
-    n_features
-        Width of the node features.
-    n_scales
-        Number of grids.
-    config
-        Options of the method.
-    """
+    """The cell-graph encoder on standardised node features."""
 
     embeds_cells = True
 

@@ -1,7 +1,5 @@
 """Image tower: patch features of every grid to one embedding a scale (paper, section 5.1)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -9,12 +7,7 @@ from torch import Tensor, nn
 class Standardise(nn.Module):
     """Fixed standardisation of features, fitted on training data and stored with the weights.
 
-    Parameters
-    ----------
-    n_features
-        Width.
-    bound
-        Largest distance from the mean in standard deviations; beyond it a feature has no gradient.
+    Beyond ``bound`` standard deviations from the mean a feature has no gradient.
     """
 
     mean: Tensor
@@ -46,17 +39,7 @@ class Standardise(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Mean over each grid's patch embeddings.
-
-    Parameters
-    ----------
-    n_features
-        Width of the image encoder's output.
-    grids
-        Blocks per side of each scale, fine to coarse.
-    bound
-        Of outliers; infinite for features in training, which may move.
-    """
+    """Mean over each grid's patch embeddings; features in training, which may move, have no ``bound`` of outliers."""
 
     def __init__(self, n_features: int, grids: tuple[int, ...], bound: float = 10.0):
         super().__init__()

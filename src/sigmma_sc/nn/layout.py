@@ -1,16 +1,10 @@
 """Lay the cells of some tiles out in blocks, see :mod:`sigmma_sc.nn.pairs`."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from sigmma_sc.nn.pairs import Bucket, CellLayout
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SPREAD = (1.5, 1.25)
 """Largest block of a bucket over its smallest, by shell: small blocks waste little, and many buckets cost calls."""
@@ -27,18 +21,11 @@ def cell_layout(
     spread: tuple[float, ...] = SPREAD,
     max_pairs: int = MAX_PAIRS,
 ) -> CellLayout:
-    """Slots of the cells of a batch.
+    """Slots of a batch's cells; ``indptr`` ``(n_tiles + 1,)`` is the first cell of each tile and one past the last.
 
-    Parameters
-    ----------
-    indptr
-        First cell of each tile and one past the last, ``(n_tiles + 1,)``.
-    blocks
-        Block of each cell at every grid, fine to coarse, ``(n_scales, n_cells)``; each grid divides the one before.
-    source, target
-        Spatial edges between cells, all within blocks of the finest grid.
-    spread, max_pairs
-        See :data:`SPREAD`, whose last value is for all further shells, and :data:`MAX_PAIRS`.
+    ``blocks`` ``(n_scales, n_cells)`` is the block of each cell at every grid, fine to coarse; each grid divides the
+    one before. Spatial edges from ``source`` to ``target`` lie within blocks of the finest grid. The last ``spread`` is
+    for all further shells.
     """
     counts = np.diff(indptr)
     tile = np.repeat(np.arange(len(counts)), counts)

@@ -1,7 +1,5 @@
 """Contrastive objectives (paper, section 5.3); put a function into :data:`OBJECTIVES` to add one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -13,15 +11,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def info_nce(image: Tensor, transcriptome: Tensor, temperature: Tensor | float) -> Tensor:
-    """Symmetric InfoNCE, ½ [L(I→S) + L(S→I)], with cosine similarity.
-
-    Parameters
-    ----------
-    image, transcriptome
-        Paired embeddings, ``(n, d)``; row i of one belongs to row i of the other, all other rows are negatives.
-    temperature
-        τ of the paper.
-    """
+    """Symmetric InfoNCE, ½ [L(I→S) + L(S→I)], with cosine similarity; row i of both ``(n, d)`` belongs together."""
     with torch.autocast(image.device.type, enabled=False):
         image = functional.normalize(at_least_single(image), dim=-1)
         transcriptome = functional.normalize(at_least_single(transcriptome), dim=-1)

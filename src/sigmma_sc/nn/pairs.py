@@ -29,34 +29,19 @@ class Bucket:
 
 @dataclass(frozen=True)
 class CellLayout:
-    """The cells of a batch of tiles in slots; prepared on the host, so that the tower never reads a value.
+    """The cells of a batch of tiles in slots; prepared on the host, so that the tower never reads a value."""
 
-    Attributes
-    ----------
-    buckets
-        The blocks, bucket after bucket, shell after shell. Blocks of a single cell hold no pair and are left out.
-    cell
-        Cell of each slot, ``(n_slots,)``; padding is ``n_cells``, a row of zeros.
-    inner_block
-        Number of each slot's block in the shell before within its own block, ``(n_slots,)`` float32: a pair that shares it
-        belongs there. In the first shell the number of the cell.
-    slot
-        Slot of each cell in each shell, ``(n_shells, n_cells)``; ``n_slots`` where it has none.
-    micro
-        Spatial edges, a 0/1 matrix a block of the first shell, flat, bool; row v holds the sources of target v.
-    tile
-        Tile of each cell, ``(n_cells,)``.
-    n_tiles
-        Number of tiles.
-    """
-
+    # The blocks, bucket after bucket, shell after shell. Blocks of a single cell hold no pair and are left out.
     buckets: tuple[Bucket, ...]
-    cell: Tensor
+    cell: Tensor  # cell of each slot, (n_slots,); padding is n_cells, a row of zeros
+    # Number of each slot's block in the shell before within its own block, (n_slots,) float32: a pair that shares it
+    # belongs there. In the first shell the number of the cell.
     inner_block: Tensor
-    slot: Tensor
+    slot: Tensor  # slot of each cell in each shell, (n_shells, n_cells); n_slots where it has none
+    # Spatial edges, a 0/1 matrix a block of the first shell, flat, bool; row v holds the sources of target v.
     micro: Tensor
-    tile: Tensor
-    n_tiles: int
+    tile: Tensor  # tile of each cell, (n_cells,)
+    n_tiles: int  # number of tiles
 
     def to(self, device: torch.device, non_blocking: bool = False) -> CellLayout:
         """Move to a device; Lightning's batch transfer calls this."""
@@ -130,24 +115,10 @@ class EdgeWeights(torch.autograd.Function):
         temperature: float | None,
         symmetric: bool,
     ) -> Tensor:
-        """Weights ``(n, p, p)``.
+        """Weights ``(n, p, p)``, united with those before, if any; ``temperature=None`` takes the probability.
 
-        Parameters
-        ----------
-        ctx
-            Context of autograd.
-        a, b
-            Contributions of target and source cells to the hidden layer, ``(n, p, k)``.
-        c, d
-            Weights ``(k,)`` and bias of the output.
-        weights
-            What was linked before, ``(n, p, p)``; ``None`` for nothing.
-        candidates
-            Pairs that may be linked as 0/1, ``(n, p, p)``.
-        temperature
-            τ of the draw; ``None`` takes the probability.
-        symmetric
-            One score and one draw for both directions of a pair.
+        ``a`` and ``b`` ``(n, p, k)`` are contributions of target and source cells to the hidden layer, ``c`` ``(k,)``
+        and ``d`` weights and bias of the output. ``candidates`` ``(n, p, p)`` are pairs that may be linked as 0/1.
         """
         target = a.permute(2, 0, 1).contiguous()
         source = -b.permute(2, 0, 1).contiguous()

@@ -11,25 +11,12 @@ if TYPE_CHECKING:
 
 
 class Part(TypedDict, total=False):
-    """Tiles of one slide in a batch, images and transcriptomes in the same order.
+    """Tiles of one slide in a batch, images and transcriptomes in the same order."""
 
-    Attributes
-    ----------
-    n_tiles
-        Number of tiles.
-    patches
-        Patch features, ``(n_tiles, n_patches, d)``.
-    pixels
-        Pixels ``(n_tiles, 3, p, p)`` uint8 instead, where the image encoder is trained.
-    x, layout
-        Node features ``(n_cells, d)`` and places of the cells.
-    profiles
-        One profile a tile ``(n_tiles, d)`` instead, where there is no cell graph.
-    """
-
-    n_tiles: int
-    patches: Tensor
-    pixels: Tensor
+    n_tiles: int  # number of tiles
+    patches: Tensor  # patch features, (n_tiles, n_patches, d)
+    pixels: Tensor  # pixels (n_tiles, 3, p, p) uint8 instead, where the image encoder is trained
+    # Node features (n_cells, d) and places of the cells.
     x: Tensor
     layout: CellLayout
-    profiles: Tensor
+    profiles: Tensor  # one profile a tile (n_tiles, d) instead, where there is no cell graph

@@ -13,17 +13,7 @@ if TYPE_CHECKING:
 
 
 class PseudobulkTower(nn.Module):
-    """The tile's log-normalised pooled counts, the same at every scale.
-
-    Parameters
-    ----------
-    n_features
-        Width of the profile.
-    n_scales
-        Number of grids.
-    dropout
-        Dropout of genes in training.
-    """
+    """The tile's log-normalised pooled counts, the same at every scale; dropout of genes in training."""
 
     embeds_cells = False
 

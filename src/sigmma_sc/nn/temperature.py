@@ -1,7 +1,5 @@
 """Temperature of contrastive objectives."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -11,17 +9,7 @@ from sigmma_sc.config import MAX_TEMPERATURE, MIN_TEMPERATURE
 
 
 class Temperature(nn.Module):
-    """τ of each scale, fixed or learned as its logarithm.
-
-    Parameters
-    ----------
-    n_scales
-        Number of scales.
-    start
-        τ at the start.
-    learned
-        Whether it is learned.
-    """
+    """τ of each scale, fixed or learned as its logarithm."""
 
     def __init__(self, n_scales: int, start: float, learned: bool):
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sigmma_sc.nn.cellgraph import GraphTower
 from sigmma_sc.nn.image import ImageTower
-from sigmma_sc.nn.objectives import OBJECTIVES
+from sigmma_sc.nn.objectives import OBJECTIVES, Objective
 from sigmma_sc.nn.pseudobulk import PseudobulkTower
 from sigmma_sc.nn.temperature import Temperature
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sigmma_sc.config import Config
-    from sigmma_sc.nn.objectives import Objective
     from sigmma_sc.nn.part import Part
     from sigmma_sc.nn.trainable import TrainableEncoder
 
@@ -42,22 +41,8 @@ class ProjectionHead(nn.Module):
 class TwoTowers(nn.Module):
     """What any pair of towers has in common: parts of a batch in, one dict out, losses by scale.
 
-    Subclasses give :meth:`embed_images`, :meth:`embed_cells` and :meth:`fit`.
-
-    Parameters
-    ----------
-    scales
-        Names of the scales that have embeddings.
-    n_node_features
-        Width of the node features, or of the profile of a tile.
-    weights
-        Weight of each scale's loss.
-    objective
-        Loss of one scale.
-    temperature
-        τ of each scale.
-    encoder
-        Image encoder in training; ``None`` where patch features come ready made.
+    Subclasses give :meth:`embed_images`, :meth:`embed_cells` and :meth:`fit`. ``encoder`` is an image encoder in
+    training; ``None`` where patch features come ready made. ``weights`` are those of the scales' losses.
     """
 
     def __init__(
@@ -93,16 +78,9 @@ class TwoTowers(nn.Module):
         return dict(zip(self.scales, self.temperature(), strict=True))
 
     def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
-        """Standardise by features of the training tiles.
+        """Standardise by patch features ``(n, n_patches, d)`` and cells or profiles ``(n, d)`` of training tiles.
 
-        Parameters
-        ----------
-        images
-            Patch features, ``(n, n_patches, d)``.
-        cells
-            Node features of cells, or profiles of tiles, ``(n, d)``.
-        n_components
-            Leading node features that are components of one PCA.
+        The leading ``n_components`` node features are components of one PCA.
         """
         raise NotImplementedError
 
@@ -166,23 +144,7 @@ class TwoTowers(nn.Module):
 
 
 class Towers(TwoTowers):
-    """Image tower f and transcriptome tower g with a projection head a scale.
-
-    Parameters
-    ----------
-    n_image
-        Width of patch features.
-    n_node_features
-        Width of node features, or of the profile of a tile.
-    grids
-        Blocks per side of each scale, fine to coarse.
-    scales
-        Names of the scales.
-    config
-        Options of the method.
-    encoder
-        Image encoder in training; ``None`` where patch features come ready made.
-    """
+    """Image tower f and transcriptome tower g with a projection head a scale."""
 
     def __init__(
         self,
@@ -220,7 +182,7 @@ class Towers(TwoTowers):
             self.cell_tower.graph.edge_temperature = edge_temperature
 
     def fit(self, images: Tensor, cells: Tensor, n_components: int = 0) -> None:
-        """Standardise by patch features ``(n, n_patches, d)`` and node features or profiles ``(n, d)`` of the training tiles."""
+        """Standardise by patch features ``(n, n_patches, d)`` and cells or profiles ``(n, d)`` of training tiles."""
         self.image_tower.fit(images)
         self.cell_tower.fit(cells, n_components)
 

@@ -21,25 +21,11 @@ STAIN_JITTER = 0.15
 class TrainableEncoder(nn.Module):
     """An image encoder in training, over every patch of every grid.
 
-    The contrastive batch needs the features of all its crops at once, thousands of them. They are computed chunk by chunk.
-    What a chunk's gradient needs is not kept, but computed again in the backward pass. Memory then holds one chunk whatever
-    the batch, and the gradient is that of the whole batch (Gao et al. 2021, GradCache).
-
-    Parameters
-    ----------
-    encoder
-        Encoder, its parameters to be trained requiring a gradient (see :func:`sigmma_sc.encoders.tuning.tuned`).
-    grids
-        Blocks per side of each scale.
-    crop_sizes
-        Side in px at which each grid's crops reach the encoder.
-
-    Attributes
-    ----------
-    chunk_size
-        Crops that pass the encoder at once.
-    augment
-        Whether tiles are turned, mirrored and restained while the towers train.
+    The contrastive batch needs the features of all its crops at once, thousands of them. They are computed in chunks of
+    ``chunk_size``. What a chunk's gradient needs is not kept, but computed again in the backward pass. Memory then
+    holds one chunk whatever the batch, and the gradient is that of the whole batch (Gao et al. 2021, GradCache). With
+    ``augment`` tiles are turned, mirrored and restained while the towers train. ``crop_sizes`` are sides in px, one a
+    grid.
     """
 
     def __init__(self, encoder: ImageEncoder, grids: tuple[int, ...], crop_sizes: tuple[int, ...]):

@@ -1,11 +1,6 @@
 """Labels of cells and their colours."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 # Paul Tol's muted scheme, distinguishable with common colour-vision deficiencies; beyond ten, palettes of scanpy.
 PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#CC6677", "#882255", "#AA4499", "#777777")

@@ -71,7 +71,7 @@ def benchmark(
     for column in {"dataset", "split"} & set(intervals.columns):
         if intervals[column].nunique() > 1:
             raise SetupError(
-                f"intervals hold several of {column}: {', '.join(intervals[column].unique())}. Choose one."
+                f"intervals have several of {column}: {', '.join(intervals[column].unique())}. Choose one."
             )
     if not len(intervals):
         raise SetupError("intervals hold no row.")

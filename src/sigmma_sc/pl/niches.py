@@ -168,15 +168,6 @@ def _legend(ax: Axes, labels: pd.Series) -> None:
     from matplotlib.lines import Line2D
 
     names = colours_of(labels)
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=name, markersize=6)
-        for name, colour in names.items()
-    ]
-    ax.legend(
-        handles=handles,
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize=8,
-        ncols=1 + len(names) // 18,
-    )
+    handles = [Line2D([], [], marker="o", ls="", color=colour, label=name, ms=6) for name, colour in names.items()]
+    n_columns = 1 + len(names) // 18
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, ncols=n_columns)

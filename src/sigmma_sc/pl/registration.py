@@ -9,7 +9,7 @@ import numpy as np
 from sigmma_sc._checks import require_positive
 from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.registration.check import checked_slides
+from sigmma_sc.registration.check import Registration, checked_slides
 from sigmma_sc.registration.windows import overlay_windows
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from sigmma_sc.registration.check import Registration
     from sigmma_sc.tissue.setup import Tissue
 
 CELL = "#FFE100"
@@ -88,16 +87,12 @@ def registration(
         raise SetupError(f"ax holds {len(ax)} axes; {n_windows} windows and the curve need {n_windows + 1}.")
     first = next(checked_slides(sdata, seed, slide), None)
     if first is None:
-        raise MissingKeyError(
-            f"slide={slide!r} does not exist. The rows of sg.pp.check_registration(sdata) have the names."
-        )
+        raise MissingKeyError(f"slide={slide!r} does not exist. See the rows of sg.pp.check_registration(sdata).")
     one, report = first
     if ax is None:
         size = (3.4 * (n_windows + 1) + 0.8, 3.9)
         ax_grid = plt.subplots(1, n_windows + 1, figsize=size, squeeze=False, layout="constrained")[1]
-        axes: list[Axes] = list(ax_grid.flat)
-    else:
-        axes = list(ax)
+    axes: list[Axes] = list(ax_grid.flat if ax is None else ax)
     windows = list(overlay_windows(one, n_windows, window, seed))
     for k, (pixels, points, extent) in enumerate(windows):
         _overlay(axes[k], pixels, points, extent, report)
@@ -115,7 +110,7 @@ def _overlay(ax: Axes, pixels: np.ndarray, points: np.ndarray, extent: float, re
     if report.verdict == "shifted":
         moved = points + report.match.best_shift
         ax.scatter(
-            moved[:, 0], moved[:, 1], s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="cells moved to the peak"
+            moved[:, 0], moved[:, 1], s=14, c=MOVED, edgecolors="black", linewidths=0.5, label="moved to the peak"
         )
         ax.legend(loc="lower left", fontsize=7)
     ax.set(xlim=(0, extent), ylim=(extent, 0), xticks=[], yticks=[], xlabel=f"{extent:.0f} µm")

@@ -11,7 +11,8 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.retrieval import tile_ranks
 from sigmma_sc.pl._cells import colours_of, each_colour
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.tissue.setup import obs_of_slide
+from sigmma_sc.tissue.pixels import read_crops
+from sigmma_sc.tissue.setup import Tissue, obs_of_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from sigmma_sc.infer.embed import SlideEmbedding
     from sigmma_sc.model import SIGMMA
-    from sigmma_sc.tissue.setup import Tissue
 
 FRAME = {"partner": "#0072B2", "other": "#BBBBBB"}
 PIXELS = 192
@@ -175,8 +175,6 @@ def _gallery(e: SlideEmbedding, rows: NDArray[np.int64], captions: list[str], la
 
 
 def _pixels(e: SlideEmbedding, which: NDArray[np.int64]) -> NDArray[np.uint8]:
-    from sigmma_sc.tissue.pixels import read_crops
-
     crops = np.column_stack([e.tiles.origins[which], np.full(len(which), e.tiles.side)])
     out = np.empty((len(which), PIXELS, PIXELS, 3), np.uint8)
     for index, pixels in read_crops(e.slide, crops, PIXELS):

@@ -99,9 +99,8 @@ def signature(
     drawn = max(violin, 9.0) if wide else 4.6
     size = (drawn, (2.4 + drawn * height / width) * len(genes)) if wide else (violin + drawn, 4.2 * len(genes))
     shape = (2 * len(genes), 1) if wide else (len(genes), 2)
-    ratios = (
-        {"height_ratios": [2.4, drawn * height / width] * len(genes)} if wide else {"width_ratios": [violin, drawn]}
-    )
+    heights = [2.4, drawn * height / width] * len(genes)
+    ratios = {"height_ratios": heights} if wide else {"width_ratios": [violin, drawn]}
     figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained", gridspec_kw=ratios)
     pairs = axes.reshape(len(genes), 2)
     points = 72 * drawn * min(1.0, width / height)
@@ -129,8 +128,6 @@ def _violins(ax: Axes, values: list[np.ndarray]) -> None:
         if np.ptp(one) > 0:  # a constant has no density
             drawn = ax.violinplot(one, [place], widths=0.8, showextrema=False)
             # matplotlib's stub calls the bodies a Collection; they are a list of PolyCollection.
-            drawn["bodies"][0].set(  # type: ignore[index]
-                facecolor="#0072B2", alpha=0.5
-            )
+            drawn["bodies"][0].set(facecolor="#0072B2", alpha=0.5)  # type: ignore[index]
         ax.plot(place, one.mean(), "o", color="#222222", ms=4)
     ax.spines[["top", "right"]].set_visible(False)

@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def training(
-    history: Mapping[str, pd.DataFrame],
-    *,
-    show: bool | None = None,
-    save: str | Path | None = None,
+    history: Mapping[str, pd.DataFrame], *, show: bool | None = None, save: str | Path | None = None
 ) -> list[Axes]:
     """Plot the loss of each scale by epoch, and ln(batch), the loss of an untrained model.
 

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigmma_sc import _keys
 from sigmma_sc._checks import require_divides
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.setup import Tissue, common_setup, objects_of, slides_of, stored_setup
+from sigmma_sc.tissue.tiling import lattice_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.features.data import TissueData
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
 
     Stores = dict[str | None, tuple[str, dict[str, Any]]]
 
@@ -86,25 +88,16 @@ def encode_patches(
         )
     stores = _stores(sdata)
     world = len(client.scheduler_info(n_workers=-1)["workers"])
-    shares = [
-        client.submit(
-            _encode_stored, stores, encoder.spec, str(cache_dir), stride, crop_sizes, rank, world, pure=False, retries=1
-        )
-        for rank in range(world)
-    ]
-    client.gather(shares)
+    share = (stores, encoder.spec, str(cache_dir), stride, crop_sizes)
+    client.gather([client.submit(_encode_stored, *share, n, world, pure=False, retries=1) for n in range(world)])
 
 
 def _stores(sdata: Tissue) -> Stores:
     """Path of the store and setup of each object by name; the name of a single object is ``None``."""
-    from sigmma_sc.tissue.setup import objects_of, stored_setup
-
     out: Stores = {}
     for name, one in objects_of(sdata).items():
         if one.path is None:
-            raise SetupError(
-                "The workers open the object from its store, and it has none. Write it first: sdata.write('tissue.zarr')."
-            )
+            raise SetupError("Workers open the object from its store. Write it first: sdata.write('tissue.zarr').")
         setup = stored_setup(one)
         if setup is None:
             raise SetupError("Call SIGMMA.setup_spatialdata(sdata) first.")
@@ -124,13 +117,12 @@ def _encode_stored(
     """Encode a share of stored objects, in a worker."""
     import spatialdata
 
-    from sigmma_sc._keys import SETUP
     from sigmma_sc.encoders.encoder import ImageEncoder
 
     objects = {}
     for name, (path, setup) in stores.items():
         objects[name] = spatialdata.read_zarr(path)
-        objects[name].attrs[SETUP] = setup
+        objects[name].attrs[_keys.SETUP] = setup
     encoder = ImageEncoder.from_spec(spec)
     _encode_share(objects.get(None, objects), encoder, cache_dir, stride, crop_sizes, rank, world)
 
@@ -146,7 +138,6 @@ def _encode_share(
 ) -> None:
     from sigmma_sc.config import Config
     from sigmma_sc.features.data import TissueData
-    from sigmma_sc.tissue.setup import common_setup, slides_of
 
     setup = common_setup(sdata)
     config = Config.of({} if crop_sizes is None else {"crop_sizes": tuple(crop_sizes)}, setup.grids)
@@ -164,8 +155,6 @@ def _encode_share(
 
 def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Distinct crops of the tiles that cover a slide, and of those that training may draw."""
-    from sigmma_sc.tissue.tiling import lattice_tiles
-
     tiles = [slide.tiles]
     if slide.region is not None:
         lattice = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
@@ -180,6 +169,6 @@ def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.f
 def _device() -> torch.device:
     import torch
 
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -16,7 +16,7 @@ import numpy as np
 
 from sigmma_sc.errors import RegistrationWarning, SetupError
 from sigmma_sc.registration.haematoxylin import Match, measure_shift
-from sigmma_sc.tissue.setup import slides_of, totals_of
+from sigmma_sc.tissue.setup import Tissue, slides_of, totals_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Tissue
 
     Totals = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 
@@ -64,36 +63,17 @@ FIX = (
 
 @dataclass(frozen=True)
 class Registration:
-    """What :func:`registration` found.
+    """What :func:`registration` found."""
 
-    Attributes
-    ----------
-    verdict
-        ``"registered"``, ``"shifted"``, ``"misregistered"`` or ``"cannot tell"``.
-    advice
-        The verdict in words, with what to do.
-    match
-        The measurements behind it.
-    """
-
-    verdict: str
-    advice: str
-    match: Match
+    verdict: str  # "registered", "shifted", "misregistered" or "cannot tell"
+    advice: str  # the verdict in words, with what to do
+    match: Match  # the measurements behind it
 
 
 def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64, seed: int = 0) -> Registration:
     """Check one slide on windows of 200 µm around random cells, so that the cost does not grow with the slide.
 
-    Parameters
-    ----------
-    slide
-        Slide with cells.
-    totals
-        Function from ascending positions of cells in the slide to their total counts; used only for bins on a lattice.
-    n_windows
-        Number of windows read.
-    seed
-        Seed of the random choice of windows.
+    ``totals`` gives total counts by ascending positions of cells; it is used only for bins on a lattice.
     """
     pitch = lattice_pitch(slide.xy) * slide.microns_per_pixel
     weigh = totals if np.isfinite(pitch) else None
@@ -107,9 +87,7 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
     if blind:
         found = found.without_peak()
     if found.on_image < MIN_ON_IMAGE:
-        advice = (
-            f"only {found.on_image:.0%} of the cells are under the image: image and cells are not registered. {FIX}"
-        )
+        advice = f"only {found.on_image:.0%} of the cells are under the image: they are not registered. {FIX}"
         return Registration(MISREGISTERED, advice, found)
     if found.best_score >= SIGNIFICANT:
         return Registration(*_by_peak(found), found)
@@ -132,9 +110,7 @@ def checked_slides(tissue: Tissue, seed: int = 0, only: str | None = None) -> It
     """Each slide of an object, or of objects by name, with its report; the slide named ``only`` if one is given."""
     slides = slides_of(tissue)
     if any(slide.region is None for slide in slides):
-        raise SetupError(
-            "The object was set up with table_key=None, so there are no cells to check the registration of."
-        )
+        raise SetupError("The object was set up with table_key=None, so there are no cells to check.")
     for slide in slides:
         if only in (None, slide.name):
             yield slide, registration(slide, totals_of(slide), seed=seed)
@@ -180,15 +156,9 @@ def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
     if blind:
         return CANNOT_TELL, f"cannot tell: spots this wide, or bins without counts, do not show nuclei. {on_tissue}"
     if lattice:
-        return (
-            CANNOT_TELL,
-            f"cannot tell: counts and haematoxylin of the bins do not correlate at any shift. {on_tissue}",
-        )
+        return CANNOT_TELL, f"cannot tell: counts and haematoxylin of bins do not correlate at any shift. {on_tissue}"
     if found.on_tissue < MIN_ON_TISSUE:
-        return (
-            MISREGISTERED,
-            f"only {found.on_tissue:.0%} of the cells are on tissue: image and cells are not registered. {FIX}",
-        )
+        return MISREGISTERED, f"only {found.on_tissue:.0%} of the cells are on tissue: they are not registered. {FIX}"
     if found.n_cells < MIN_CELLS:
         return CANNOT_TELL, f"cannot tell: {found.n_cells} cells are too few. {on_tissue}"
     return MISREGISTERED, (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.mask import GLASS, is_tissue, optical_density
 from sigmma_sc.tissue.pixels import level_scales, read_window
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-    from sigmma_sc.tissue.frame import Slide
 
 WINDOW = 200.0
 REACH = 40.0
@@ -37,40 +36,19 @@ OWN_WINDOWS = 5
 
 @dataclass(frozen=True)
 class Match:
-    """Haematoxylin at the cells for every shift of them.
+    """Haematoxylin at the cells for every shift of them."""
 
-    Attributes
-    ----------
-    on_image
-        Share of cells under the image.
-    on_tissue
-        Share of the cells in the windows that are on stained tissue.
-    score
-        Haematoxylin at zero shift, in standard deviations of the curve at shifts far from its peak.
-    best_shift
-        Shift (x, y) of the cells along the image's axes at which the curve peaks, µm.
-    best_score
-        Height of that peak, on the scale of ``score``.
-    agreement
-        Share of the windows with a peak that have it near ``best_shift``; 1 if fewer than five have a peak.
-    shifts
-        Shifts of the curve along x and y, µm, ``(n,)``.
-    curve
-        Haematoxylin above its surroundings at the shifted cells, ``(n, n)`` as (y, x): mean over cells, or covariance with
-        the rank of the counts.
-    n_cells
-        Cells in the windows.
-    """
-
-    on_image: float
-    on_tissue: float
-    score: float
-    best_shift: tuple[float, float]
-    best_score: float
-    agreement: float
-    shifts: NDArray[np.float64]
+    on_image: float  # share of cells under the image
+    on_tissue: float  # share of the cells in the windows that are on stained tissue
+    score: float  # haematoxylin at zero shift, in standard deviations of the curve at shifts far from its peak
+    best_shift: tuple[float, float]  # shift (x, y) of the cells along the image's axes at which the curve peaks, µm
+    best_score: float  # height of that peak, on the scale of score
+    agreement: float  # share of the windows with a peak that have it near best_shift; 1 if fewer than five have a peak
+    shifts: NDArray[np.float64]  # shifts of the curve along x and y, µm, (n,)
+    # Haematoxylin above its surroundings at the shifted cells, (n, n) as (y, x): mean over cells, or covariance with
+    # the rank of the counts.
     curve: NDArray[np.float64]
-    n_cells: int
+    n_cells: int  # cells in the windows
 
     def without_peak(self) -> Match:
         """The same with NaN for scores and shifts, for cells whose curve has no meaning."""
@@ -86,20 +64,11 @@ def measure_shift(
     seed: int,
     coarse: float = 1.0,
 ) -> Match:
-    """Measure haematoxylin under cells at ``xy`` and at shifts of them, by correlation of the two in each window.
+    """Measure haematoxylin under cells at ``xy`` (px of level 0) and at shifts of them, by correlation in each window.
 
-    Parameters
-    ----------
-    slide
-        Slide whose image is read.
-    xy
-        Cells in px of level 0, ``(n_cells, 2)``.
-    totals
-        Function from positions of cells to their total counts, whose ranks weigh the cells; ``None`` for equal weights.
-    n_windows, seed
-        Number of windows around random cells, and seed of their choice. Each cell counts in one window.
-    coarse
-        Factor on pixel size, window and largest shift, which are 1, 200 and 40 µm.
+    ``totals`` gives total counts by positions of cells, whose ranks weigh the cells; ``None`` for equal weights.
+    Windows are around random cells, and each cell counts in one. ``coarse`` multiplies pixel size, window and largest
+    shift, which are 1, 200 and 40 µm.
     """
     under = ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1)
     image = Zoom.of(slide, coarse)
@@ -141,20 +110,11 @@ def measure_shift(
 
 @dataclass(frozen=True)
 class Zoom:
-    """An image seen at one pixel size.
+    """An image seen at one pixel size."""
 
-    Attributes
-    ----------
-    level
-        Pyramid level ``(c, y, x)``.
-    block
-        Side of the blocks of its pixels that are averaged.
-    px, microns
-        Side of one pixel in px of level 0, and in µm.
-    """
-
-    level: xr.DataArray
-    block: int
+    level: xr.DataArray  # pyramid level (c, y, x)
+    block: int  # side of the blocks of its pixels that are averaged
+    # Side of one pixel in px of level 0, and in µm.
     px: float
     microns: float
 

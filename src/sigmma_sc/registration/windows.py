@@ -1,20 +1,13 @@
 """Windows of the image with the cells in them, for plots."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sigmma_sc.registration.check import lattice_pitch
 from sigmma_sc.registration.haematoxylin import Zoom
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
-
-    from sigmma_sc.tissue.frame import Slide
+from sigmma_sc.tissue.frame import Slide
 
 
 def overlay_windows(
@@ -22,25 +15,8 @@ def overlay_windows(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.float64], float]]:
     """Squares of the image around random cells, with the cells in them.
 
-    Parameters
-    ----------
-    slide
-        Slide with cells.
-    n_windows
-        Number of squares; at most the number of cells under the image.
-    window
-        Side in µm; by default 100, or five bins where that is more.
-    seed
-        Seed of the random choice of cells.
-
-    Yields
-    ------
-    pixels
-        Pixels of the square, RGB ``(side, side, 3)``.
-    points
-        Positions of the cells from the upper left corner, µm, ``(n, 2)``.
-    extent
-        Side of the square in µm.
+    Each has RGB pixels ``(side, side, 3)``, positions of the cells from its upper left corner in µm ``(n, 2)``, and its
+    side in µm: ``window``, by default 100, or five bins where that is more.
     """
     if window is None:
         window = float(np.fmax(100.0, 5 * lattice_pitch(slide.xy) * slide.microns_per_pixel))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.setup import objects_of, stored_setup
+from sigmma_sc.tissue.setup import Setup, Tissue, objects_of, stored_setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,19 +16,12 @@ if TYPE_CHECKING:
 
     from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.setup import Setup, Tissue
 
 INHERITED = ("tile_size", "grids")
 
 
 def require_table(tissue: Tissue, setup: Setup) -> list[SpatialData]:
-    """Objects that were never set up, and so inherit a model's setup.
-
-    Raises
-    ------
-    SetupError
-        Such an object holds no table, so that its pixel size is not known.
-    """
+    """Raise :class:`SetupError` for an object that was never set up and holds no table: its pixel size is not known."""
     inheriting = []
     for name, sdata in objects_of(tissue).items():
         if stored_setup(sdata) is not None:
@@ -57,24 +50,7 @@ def inherit_setup(tissue: Tissue, setup: Setup) -> Iterator[list[SpatialData]]:
 
 
 def check_compatible(slides: Sequence[Slide], trained: Setup, features: NodeFeatures, cells: bool = True) -> None:
-    """Compare the setup of slides, and their genes or cell features where cells are embedded, with the model's.
-
-    Parameters
-    ----------
-    slides
-        Slides of the object.
-    trained
-        Setup of the object that the model was trained on.
-    features
-        Node features of the model.
-    cells
-        Whether cells are embedded, not images alone.
-
-    Raises
-    ------
-    SetupError
-        Something differs; the message names all that does.
-    """
+    """Raise :class:`SetupError` unless setup, and genes or features where ``cells`` are embedded, are the model's."""
     objects = {id(slide.sdata): slide for slide in reversed(slides)}
     for slide in reversed(objects.values()):
         wrong = []

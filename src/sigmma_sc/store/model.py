@@ -13,7 +13,7 @@ import torch
 from sigmma_sc._files import fresh_folder, recover
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
-from sigmma_sc.infer.reference import PREFIX, describe_reference, reference_tensors, restore_reference
+from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
 from sigmma_sc.tissue.setup import Setup
 from sigmma_sc.train.history import history_from_json, history_to_json
 
@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sigmma_sc.encoders.encoder import ImageEncoder
-    from sigmma_sc.infer.reference import Reference
 
 FORMAT = 6
+PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
+"""Fields of a saved model that are JSON values as they are."""
+
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 IMAGE = f"{PREFIX}image."
 TENSOR = "__tensor__"  # no slide has this name
@@ -34,41 +36,21 @@ FILES_OF_TIMM = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model as a folder holds it.
+    """A model as a folder holds it."""
 
-    Attributes
-    ----------
-    kind
-        Name of the model's class.
-    setup, config
-        Setup of the object trained on, and options of the method as JSON values.
-    extra
-        Further arguments of the model's class.
-    encoder
-        How to load the image encoder and how to recognise it.
-    n_node_features
-        Width of the node features.
-    data
-        State of the tissue data.
-    towers
-        State of the towers.
-    history, epochs
-        Losses by epoch, and the number of epochs trained.
-    reference
-        Tiles to predict expression from; ``None`` for a model without counts.
-    """
-
-    kind: str
+    kind: str  # name of the model's class
+    # Setup of the object trained on, and options of the method as JSON values.
     setup: Setup
     config: dict[str, Any]
-    extra: dict[str, Any]
-    encoder: dict[str, Any]
-    n_node_features: int
-    data: dict[str, Any]
-    towers: dict[str, torch.Tensor]
+    extra: dict[str, Any]  # further arguments of the model's class
+    encoder: dict[str, Any]  # how to load the image encoder and how to recognise it
+    n_node_features: int  # width of the node features
+    data: dict[str, Any]  # state of the tissue data
+    towers: dict[str, torch.Tensor]  # state of the towers
+    # Losses by epoch, and the number of epochs trained.
     history: dict[str, pd.DataFrame]
     epochs: int
-    reference: Reference | None
+    reference: Reference | None  # tiles to predict expression from; None for a model without counts
 
 
 def is_writer() -> bool:
@@ -78,22 +60,14 @@ def is_writer() -> bool:
 
 
 def require_replaceable(path: str | Path, overwrite: bool) -> Path:
-    """Path of a folder to write a model to, which does not exist or holds a model that may be replaced.
-
-    Raises
-    ------
-    ExistsError
-        It exists and may not be replaced, or holds something else.
-    """
+    """Path of a folder to write to; :class:`ExistsError` unless it is free or holds a model that may be replaced."""
     path = Path(path).expanduser()
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
     if path.exists() and (others := sorted(p.name for p in path.iterdir() if p.name not in (JSON, WEIGHTS))):
-        raise ExistsError(
-            f"{path} holds more than a saved model ({', '.join(others)}), which would be lost. Choose another path."
-        )
+        raise ExistsError(f"{path} holds more than a saved model ({', '.join(others)}). Choose another path.")
     return path
 
 
@@ -103,20 +77,15 @@ def write_model(path: Path, saved: SavedModel) -> None:
 
     tensors = {f"towers.{name}": value.detach().cpu().contiguous() for name, value in saved.towers.items()}
     described = {
+        **{name: getattr(saved, name) for name in PLAIN},
         "format": FORMAT,
-        "kind": saved.kind,
         "setup": saved.setup.to_json(),
-        "config": saved.config,
-        "extra": saved.extra,
-        "encoder": saved.encoder,
-        "n_node_features": saved.n_node_features,
         "data": _without_arrays(saved.data, "data", tensors),
         "history": history_to_json(saved.history),
-        "epochs": saved.epochs,
         "reference": None,
     }
     if saved.reference is not None:
-        described["reference"] = describe_reference(saved.reference)
+        described["reference"] = {"genes": saved.reference.genes, "library": saved.reference.library}
         tensors |= reference_tensors(saved.reference)
     with fresh_folder(path) as folder:
         (folder / JSON).write_text(json.dumps(described, indent=1))
@@ -124,40 +93,22 @@ def write_model(path: Path, saved: SavedModel) -> None:
 
 
 def read_model(path: str | Path, kind: str) -> SavedModel:
-    """Read a model of the class named ``kind``; neither of its files can execute anything.
-
-    Raises
-    ------
-    MissingKeyError
-        The folder holds no model.
-    SetupError
-        The files are damaged, of another version, or of another class.
-    """
+    """Read a model of the class ``kind``, or raise :class:`SetupError`; neither of its files can execute anything."""
     described, tensors = _read(Path(path).expanduser())
     if described["kind"] != kind:
         raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
     setup = Setup.from_json(described["setup"])
-    towers = {}
-    for name, value in tensors.items():
-        if name.startswith("towers."):
-            towers[name.removeprefix("towers.")] = value
+    towers = {name.removeprefix("towers."): value for name, value in tensors.items() if name.startswith("towers.")}
     reference = None
     if described["reference"] is not None:
         scales = tuple(name.removeprefix(IMAGE) for name in tensors if name.startswith(IMAGE))
-        reference = restore_reference(
-            described["reference"], tensors, tuple(scale for scale in setup.scales if scale in scales)
-        )
+        reference = restore_reference(described["reference"], tensors, tuple(s for s in setup.scales if s in scales))
     return SavedModel(
-        kind=kind,
+        **{name: described[name] for name in PLAIN},
         setup=setup,
-        config=described["config"],
-        extra=described["extra"],
-        encoder=described["encoder"],
-        n_node_features=described["n_node_features"],
         data=_with_arrays(described["data"], tensors),
         towers=towers,
         history=history_from_json(described["history"]),
-        epochs=described["epochs"],
         reference=reference,
     )
 
@@ -189,16 +140,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     recover(path)
     for name in (JSON, WEIGHTS):
         if not (path / name).exists():
-            raise MissingKeyError(
-                f"{path} holds no saved model ({name} is missing). Give the folder that model.save() wrote."
-            )
+            raise MissingKeyError(f"{path} holds no saved model ({name} is missing). Give the folder of model.save().")
     try:
         described = json.loads((path / JSON).read_text())
         tensors = load_file(path / WEIGHTS)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise SetupError(
-            f"The model saved in {path} is damaged, or was not written by model.save(): {error}."
-        ) from error
+        raise SetupError(f"The model in {path} is damaged, or was not written by model.save(): {error}.") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else None
         raise SetupError(
@@ -208,13 +155,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def saved_encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:
-    """The image encoder that a model was trained with: the one given, if it is that one, or loaded as described.
-
-    Raises
-    ------
-    EncoderError
-        It cannot be loaded, or is another one.
-    """
+    """The image encoder that a model was trained with: the one given, if it is that one, or loaded as described."""
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
 
     if given is not None:

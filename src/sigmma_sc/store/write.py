@@ -35,15 +35,7 @@ def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
 
 
 def cell_matrices(embeddings: Sequence[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:
-    """Cell embeddings of every scale in the order of the table, from all slides of one object.
-
-    Cells off the image get NaN, and a warning.
-
-    Raises
-    ------
-    SetupError
-        The object has no cells.
-    """
+    """Cell embeddings of all slides of an object in the order of its table; NaN with a warning off the image."""
     table = embeddings[0].slide.table
     covered = np.zeros(table.n_obs, bool)
     out = {}

@@ -1,14 +1,9 @@
 """Order of decoding an image, such that every stored chunk is decoded once and little is kept in memory."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 BLOCK = 2048
 """Chunks with a side below this, px, are decoded together."""
@@ -16,45 +11,29 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class Block:
-    """A rectangle of whole chunks, in px of the level read.
+    """A rectangle of whole chunks, in px of the level read."""
 
-    Attributes
-    ----------
-    row, column
-        Position in the grid of blocks.
-    low, high
-        Corners (x, y). The last row and column extend beyond the image, as windows do.
-    need_low, need_high
-        Corners (x, y) of the part of this block that windows need.
-    windows
-        Windows with their bottom right corner in this block: its neighbours above and to the left hold the rest.
-    """
-
+    # Position in the grid of blocks.
     row: int
     column: int
+    # Corners (x, y). The last row and column extend beyond the image, as windows do.
     low: NDArray[np.int64]
     high: NDArray[np.int64]
+    # Corners (x, y) of the part of this block that windows need.
     need_low: NDArray[np.int64]
     need_high: NDArray[np.int64]
+    # Windows with their bottom right corner in this block: its neighbours above and to the left hold the rest.
     windows: NDArray[np.int64]
 
 
 def plan_blocks(
     chunks: tuple[tuple[int, ...], tuple[int, ...]], low: NDArray[np.int64], high: NDArray[np.int64], reach: int
 ) -> list[Block]:
-    """Blocks that windows need, row by row.
+    """Blocks that windows need, row by row, for chunk lengths along y and x.
 
-    A window is assigned to the block that holds its bottom right corner. Of earlier blocks it needs at most ``reach`` px
-    above and to the left of that block, which is all that a reader has to keep.
-
-    Parameters
-    ----------
-    chunks
-        Chunk lengths along y and x.
-    low, high
-        Corners (x, y) of the windows in px, ``(n, 2)`` each; none is further than ``reach`` from the image.
-    reach
-        Side of the largest window, px.
+    A window, with corners ``low`` and ``high`` (x, y) in px, ``(n, 2)``, is assigned to the block that holds its bottom
+    right corner. Of earlier blocks it needs at most ``reach`` px, the side of the largest window, above and to the left
+    of that block, which is all that a reader has to keep. No window is further than ``reach`` from the image.
     """
     columns = _joined(chunks[1], max(BLOCK, reach))
     # Where a chunk is as wide as the slide (TIFF strips), a block is kept low.

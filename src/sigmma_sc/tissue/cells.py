@@ -36,39 +36,11 @@ def locate_cells(
     coordinate_system: str,
     microns_per_unit: float | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Find the positions of a region's cells.
+    """Positions of the cells of ``rows`` in a coordinate system, ``(n, 2)``, and the affine from the stored ones.
 
-    Centroids of a raster of labels are never computed, which would cost tens of bytes a pixel. Positions come from shapes
-    of the same cells or from ``obsm["spatial"]``, and are checked against the labels of a few cells.
-
-    Parameters
-    ----------
-    sdata
-        Object that holds the cells.
-    table
-        Table that annotates them.
-    region
-        Element of ``sdata`` that the table annotates.
-    rows
-        Rows of the region's cells in the table, ``(n,)``.
-    coordinate_system
-        Coordinate system of the result.
-    microns_per_unit
-        µm per unit of that system; ``None`` if only the transform of the cells can give it.
-
-    Returns
-    -------
-    xy
-        Centroids in the coordinate system, ``(n, 2)`` float64, in the order of ``rows``.
-    to_system
-        Affine ``(3, 3)`` from the units of the stored positions, which are µm if its scale is above 1; ``None`` for pixels.
-
-    Raises
-    ------
-    MissingKeyError
-        No element holds the cells, or not all of them.
-    SetupError
-        Positions are not unique, or contradict the labels.
+    Centroids of a raster of labels are never computed, which would cost tens of bytes a pixel. Positions come from
+    shapes of the same cells or from ``obsm["spatial"]``, and are checked against the labels of a few cells. The affine
+    ``(3, 3)`` is from the units of the stored positions, which are µm if its scale is above 1; ``None`` for pixels.
     """
     keys = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
     if region in sdata.shapes or region in sdata.points:

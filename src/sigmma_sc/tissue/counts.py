@@ -42,15 +42,10 @@ class StoredMatrix(Protocol):
 
 
 def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
-    """The counts of a table in a form whose rows can be read separately.
+    """The counts of a table in a form whose rows can be read separately, or :class:`SetupError` without any ``X``.
 
-    A matrix stored by columns, or lazy and chunked along genes, is read as a whole and held as CSR, because each row is in
-    all of its parts. Others are returned as they are.
-
-    Raises
-    ------
-    SetupError
-        The table has no ``X``.
+    A matrix stored by columns, or lazy and chunked along genes, is read as a whole and held as CSR, because each row is
+    in all of its parts. Others are returned as they are.
     """
     import dask.array as da
     from anndata.abc import CSCDataset
@@ -58,9 +53,7 @@ def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
 
     matrix = table.X if layer is None else table.layers[layer]
     if matrix is None:
-        raise SetupError(
-            "The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding in obsm."
-        )
+        raise SetupError("The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding.")
     if isinstance(matrix, CSCDataset):
         matrix = matrix.to_memory()
     if issparse(matrix):
@@ -71,19 +64,9 @@ def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
 
 
 def take_rows(matrix: CountMatrix, rows: NDArray[np.int64]) -> csr_matrix:
-    """Some rows of a matrix from :func:`counts_by_rows`.
+    """Some ascending rows ``(n, n_genes)`` of a matrix from :func:`counts_by_rows`.
 
-    Parameters
-    ----------
-    matrix
-        ``(n_cells, n_genes)``: NumPy, CSR, Dask over dense or sparse chunks, a backed sparse matrix, or a dense array of HDF5
-        or zarr.
-    rows
-        Positions of the rows, ascending, ``(n,)``.
-
-    Returns
-    -------
-    The rows, ``(n, n_genes)``.
+    It may be of NumPy, CSR, Dask over dense or sparse chunks, a backed sparse matrix, or a dense array of HDF5 or zarr.
     """
     import dask.array as da
     from scipy.sparse import csr_matrix, sparray, spmatrix, vstack
@@ -123,20 +106,7 @@ def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
 
 
 def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None) -> Iterator[tuple[slice, csr_matrix]]:
-    """Raw counts of ascending rows, :data:`CHUNK` rows at a time.
-
-    Yields
-    ------
-    some
-        Slice of ``rows``.
-    counts
-        Counts of these rows, ``(n, n_genes)`` float32.
-
-    Raises
-    ------
-    SetupError
-        The values are not counts: negative, or not whole.
-    """
+    """Raw counts ``(n, n_genes)`` float32 of ascending rows, :data:`CHUNK` at a time, each with its slice."""
     matrix = counts_by_rows(table, layer)
     for start in range(0, len(rows), CHUNK):
         some = slice(start, min(start + CHUNK, len(rows)))

@@ -37,47 +37,24 @@ PLAUSIBLE_MICRONS = (0.05, 10.0)
 
 @dataclass(frozen=True)
 class Slide:
-    """One image with its cells.
+    """One image with its cells."""
 
-    Attributes
-    ----------
-    name
-        Unique name among the slides of a model.
-    sdata, image_key
-        Object that holds the image, and name of the image.
-    coordinate_system
-        Coordinate system that image and cells share.
-    region
-        Element that the table annotates, ``None`` for a slide of H&E alone.
-    microns_per_pixel
-        µm per H&E pixel of level 0.
-    width, height
-        Size of level 0 in px.
-    rows
-        Rows of the slide's cells in the table, ascending, ``(n_cells,)``.
-    xy
-        Cell centroids in H&E px of level 0, ``(n_cells, 2)`` float64; the centre of a pixel is at +0.5.
-    sample
-        Donor or section the slide belongs to.
-    setup
-        Setup of the object, which names table, image and tile size.
-    adata
-        Table of the cells; ``None`` for a slide of H&E alone.
-    """
-
-    name: str
+    name: str  # unique name among the slides of a model
+    # Object that holds the image, and name of the image.
     sdata: SpatialData
     image_key: str
-    coordinate_system: str
-    region: str | None
-    microns_per_pixel: float
+    coordinate_system: str  # coordinate system that image and cells share
+    region: str | None  # element that the table annotates, None for a slide of H&E alone
+    microns_per_pixel: float  # µm per H&E pixel of level 0
+    # Size of level 0 in px.
     width: int
     height: int
-    rows: NDArray[np.int64]
+    rows: NDArray[np.int64]  # rows of the slide's cells in the table, ascending, (n_cells,)
+    # Cell centroids in H&E px of level 0, (n_cells, 2) float64; the centre of a pixel is at +0.5.
     xy: NDArray[np.float64]
-    sample: str
-    setup: Setup
-    adata: AnnData | None
+    sample: str  # donor or section the slide belongs to
+    setup: Setup  # setup of the object, which names table, image and tile size
+    adata: AnnData | None  # table of the cells; None for a slide of H&E alone
 
     @property
     def under_image(self) -> NDArray[np.bool_]:
@@ -87,17 +64,9 @@ class Slide:
 
     @property
     def table(self) -> AnnData:
-        """Table of the cells.
-
-        Raises
-        ------
-        SetupError
-            The slide has an H&E image and no table.
-        """
+        """Table of the cells, or :class:`SetupError` for a slide of H&E alone."""
         if self.adata is None:
-            raise SetupError(
-                f"Slide {self.name!r} was set up with table_key=None and has no cells. Set up with table_key=…."
-            )
+            raise SetupError(f"Slide {self.name!r} has no cells (table_key=None). Set up with table_key=….")
         return self.adata
 
     @property
@@ -132,23 +101,12 @@ def raster_levels(image: xr.DataArray | xr.DataTree) -> list[xr.DataArray]:
 
     if isinstance(image, DataArray):
         return [image]
-    return [next(iter(node.ds.data_vars.values())) for _, node in sorted(image.children.items(), key=_level_number)]
-
-
-def _level_number(item: tuple[str, xr.DataTree]) -> int:
-    return int(item[0].removeprefix("scale"))
+    levels = sorted(image.children.items(), key=lambda item: int(item[0].removeprefix("scale")))
+    return [next(iter(node.ds.data_vars.values())) for _, node in levels]
 
 
 def affine_to(element: SpatialElement, coordinate_system: str, what: str) -> NDArray[np.float64]:
-    """Affine matrix ``(3, 3)`` over (x, y, 1) from the units of an element to a coordinate system.
-
-    Raises
-    ------
-    MissingKeyError
-        The element has no transform to that coordinate system.
-    SetupError
-        The transform is not affine in the plane, or not invertible.
-    """
+    """Affine matrix ``(3, 3)`` over (x, y, 1) from the units of an element to a coordinate system, or a typed error."""
     from spatialdata.transformations import get_transformation
 
     transforms = get_transformation(element, get_all=True)
@@ -173,13 +131,7 @@ def affine_to(element: SpatialElement, coordinate_system: str, what: str) -> NDA
 
 
 def axis_scale(matrix: NDArray[np.float64], what: str) -> float:
-    """Length that one unit of the source measures in the target, ``sqrt(|det A|)``.
-
-    Raises
-    ------
-    PixelSizeError
-        The two axes differ by more than 1 %, so that a tile would not be square.
-    """
+    """Length that one unit of the source measures in the target, ``sqrt(|det A|)``; axes may differ by 1 %."""
     singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if singular[0] > MAX_ANISOTROPY * singular[1]:
         raise PixelSizeError(
@@ -203,13 +155,7 @@ def microns_per_unit(cells_to_cs: NDArray[np.float64]) -> float | None:
 def resolve_pixel_size(
     image_to_cs: NDArray[np.float64], cells_to_cs: NDArray[np.float64] | None, stated: float | None, what: str
 ) -> float:
-    """µm per H&E pixel of level 0: as stated, or unit size · sqrt(|det A|) (METHOD: units and frame).
-
-    Raises
-    ------
-    PixelSizeError
-        The transforms do not determine the value, or it is implausible.
-    """
+    """µm per H&E pixel of level 0: as stated, or unit size · sqrt(|det A|) (METHOD: units and frame)."""
     scale = axis_scale(image_to_cs, f"image {what!r}")
     microns = stated
     # If the pixel size is given, the transform of the cells is not needed and may be of any kind.

@@ -12,20 +12,11 @@ if TYPE_CHECKING:
 
 
 def spatial_graph(xy: NDArray[np.float64], n_neighs: int = 6, radius: float | None = None) -> csr_matrix:
-    """Graph of spatial proximity over the cells of one slide.
+    """Graph of spatial proximity over the cells ``(n_cells, 2)`` of one slide, in µm.
 
-    Parameters
-    ----------
-    xy
-        Cells in µm, ``(n_cells, 2)``.
-    n_neighs
-        Nearest neighbours of each cell; ignored when ``radius`` is given.
-    radius
-        Link all cells closer than this, in µm. Preferable for bins on a lattice, where nearest neighbours tie.
-
-    Returns
-    -------
-    Adjacency ``(n_cells, n_cells)``; row v holds the neighbours that send messages to cell v.
+    Cells closer than ``radius`` µm are linked, or else the nearest ``n_neighs``; a radius is preferable for bins on a
+    lattice, where nearest neighbours tie. Row v of the adjacency ``(n_cells, n_cells)`` holds the neighbours that send
+    messages to cell v.
     """
     from scipy.sparse import csr_matrix
 
@@ -47,23 +38,10 @@ def spatial_graph(xy: NDArray[np.float64], n_neighs: int = 6, radius: float | No
 def edges_within(
     adjacency: csr_matrix, cells: NDArray[np.int64], group: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Edges of a slide's graph among some of its cells, kept only inside a group.
+    """Edges of a slide's graph among some of its cells ``(n,)``, kept only inside a group.
 
-    A cell may be in ``cells`` more than once (overlapping tiles), each time in another group.
-
-    Parameters
-    ----------
-    adjacency
-        Graph over all cells of the slide.
-    cells
-        Cells by their position in the slide, ``(n,)``.
-    group
-        Group of each entry of ``cells``; equal only for entries of one micro block of one tile.
-
-    Returns
-    -------
-    source, target
-        Positions in ``cells``, ``(n_edges,)`` each; messages pass from source to target.
+    A cell may be in ``cells`` more than once (overlapping tiles), each time in another group, that is, micro block of a
+    tile. Messages pass from source to target, which are positions in ``cells``, ``(n_edges,)`` each.
     """
     starts = adjacency.indptr[cells]
     ends = adjacency.indptr[cells + 1]

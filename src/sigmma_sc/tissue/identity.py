@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc.tissue.counts import counts_by_rows, embedding_rows, row_totals, take_rows
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.pixels import read_window
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from xarray import DataArray
 
-    from sigmma_sc.tissue.frame import Slide
 
 WHOLE_PIXELS = 32_000_000
 """A level of at most this many pixels is read whole, in about half a second."""

@@ -1,19 +1,12 @@
 """Where tissue is: pixels that are stained, on a coarse level of the image."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.pixels import level_scales, to_uint8
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sigmma_sc.tissue.frame import Slide
 
 RESOLUTION = 8.0
 """µm per pixel of the mask: a few cells."""
@@ -25,18 +18,10 @@ STAINED = 0.03
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Stained pixels of one slide.
+    """Stained pixels of one slide."""
 
-    Attributes
-    ----------
-    mask
-        ``(h, w)`` bool.
-    scale
-        Side of a pixel of the mask in px of level 0.
-    """
-
-    mask: NDArray[np.bool_]
-    scale: float
+    mask: NDArray[np.bool_]  # (h, w) bool
+    scale: float  # side of a pixel of the mask in px of level 0
 
     def share(self, origins: NDArray[np.float64], side: float) -> NDArray[np.float64]:
         """Share of tissue in squares of ``side`` px with corners ``(n, 2)`` in px of level 0; off the image is no tissue."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,19 +11,16 @@ import zarr
 from PIL import Image
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.blocks import plan_blocks
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.blocks import Block, plan_blocks
+from sigmma_sc.tissue.frame import Slide, image_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from concurrent.futures import Executor
 
     import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
 
-    from sigmma_sc.tissue.blocks import Block
-    from sigmma_sc.tissue.frame import Slide
 
 GLASS = 255
 """Value of pixels beyond the edge of the image: empty glass."""
@@ -38,35 +35,20 @@ TASKS = 16
 def read_crops(
     slide: Slide, crops: NDArray[np.float64], size: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
-    """Read square crops, resampled to ``size`` × ``size`` with antialiasing.
+    """Read square crops ``(n, 3)`` as (x, y, side) in px of level 0, resampled to ``size``² with antialiasing.
 
     The pyramid level is the coarsest that still holds at least one pixel for each output pixel. Crops are at fractional
     positions and are never rounded to pixels. A crop on whole pixels of its level that needs no resampling is copied. A
     crop's pixels do not depend on what else is read with it, nor on how the image is stored.
 
-    Each level is read once, in blocks of whole chunks, from left to right and from top to bottom. A stored chunk is decoded
-    once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. Dask's default
-    scheduler is not used, so a task of a Dask worker may read crops.
+    Each level is read once, in blocks of whole chunks, from left to right and from top to bottom. A stored chunk is
+    decoded once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. Dask's
+    default scheduler is not used, so a task of a Dask worker may read crops. Memory holds three blocks (one chunk each,
+    or enough small ones for 2,048 px a side), a strip across the slide as high as the largest crop, and one group of
+    crops.
 
-    Memory holds three blocks, a strip across the slide, the chunks being decoded and one group of crops. A block is one
-    chunk, or enough small ones for 2,048 px a side. The strip is as high as the side of the largest crop. With chunks of
-    4,096 px and crops of 256 px on a slide 60,000 px wide these are 160 + 47 + 50 + 25 MB.
-
-    Parameters
-    ----------
-    slide
-        Slide whose image is read.
-    crops
-        Crops ``(n, 3)`` as (x, y, side) in px of level 0.
-    size
-        Side of the output in px.
-
-    Yields
-    ------
-    index
-        Positions of the crops, ``(k,)``; every group but the last has 128.
-    pixels
-        Crops ``(k, size, size, 3)`` uint8 RGB.
+    Yields positions of the crops ``(k,)``, 128 but for the last group, with their pixels ``(k, size, size, 3)`` uint8
+    RGB.
     """
     levels = image_levels(slide.sdata, slide.image_key)
     scales = level_scales(levels)
@@ -100,8 +82,8 @@ def read_crops(
 def level_scales(levels: list[xr.DataArray]) -> NDArray[np.float64]:
     """Side of a pixel of each level in px of level 0, ``(n_levels,)``.
 
-    Pyramids halve by whole factors and drop or pad what remains at the edge, so the ratio of sizes is not exact. A whole
-    number is used where it explains both sizes, and the ratio of the longer sides otherwise.
+    Pyramids drop or pad what remains at the edge, so the ratio of sizes is not exact. A whole number is used where it
+    explains both sizes, and the ratio of the longer sides otherwise.
     """
     shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels], dtype=float)
     longer = int(np.argmax(shapes[0]))
@@ -114,12 +96,7 @@ def level_scales(levels: list[xr.DataArray]) -> NDArray[np.float64]:
 def _windows(
     boxes: NDArray[np.float64], size: int, shapes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Whole pixels that each box ``(x, y, side)`` is resampled from.
-
-    Returns
-    -------
-    Corners (x, y) of the windows, low and high, and where in its window each box begins; ``(n, 2)`` each.
-    """
+    """Corners, low and high, of the whole pixels that each box ``(x, y, side)`` is resampled from, and its start."""
     start, side = boxes[:, :2], boxes[:, 2:]
     # The resampling kernel extends beyond the box by its support, which grows when the crop shrinks.
     margin = np.ceil(3 * np.maximum(1.0, side / size)).astype(np.int64)
@@ -138,15 +115,8 @@ def _canvases(
 ) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.uint8]]]:
     """Decode a level ``(c, y, x)`` block by block, the next one in the background.
 
-    Yields
-    ------
-    block
-        Block that completes its windows.
-    corner
-        Upper left corner of the canvas, (x, y) in px.
-    canvas
-        Pixels ``(h, w, 3)`` of the block and of the neighbours above and to the left that its windows need. The next block
-        overwrites them.
+    Yields the block, the upper left corner of the canvas (x, y) in px, and the pixels ``(h, w, 3)`` of the block and of
+    the neighbours above and to the left that its windows need. The next block overwrites them.
     """
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
@@ -236,8 +206,7 @@ def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> N
 def _stored(data: da.Array) -> zarr.Array | None:
     """The zarr array that a lazy one reads, unless Dask computes something in between.
 
-    To read a window, zarr decodes the chunks in threads without a Dask task for each. This takes half the time for chunks
-    of 512 px.
+    Zarr decodes the chunks of a window in threads without a Dask task for each, in half the time for chunks of 512 px.
     """
     source = data.dask.layers.get(f"original-{data.name}", {}).get(f"original-{data.name}")
     return source if isinstance(source, zarr.Array) and len(data.dask.layers) == 2 else None

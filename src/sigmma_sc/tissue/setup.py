@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
@@ -19,16 +19,14 @@ from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, i
 from sigmma_sc.tissue.pixels import require_full_range, to_uint8
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
     from xarray import DataArray
 
-    Tissue: TypeAlias = SpatialData | dict[str, SpatialData]
-    """One object, or objects by name."""
+Tissue: TypeAlias = "SpatialData | dict[str, SpatialData]"
+"""One object, or objects by name."""
 
 Value = TypeVar("Value")
 
@@ -75,20 +73,7 @@ def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
 
 
 def slides_of(tissue: Tissue, default: Setup | None = None) -> list[Slide]:
-    """Slides of an object, or of objects by name, in order; nothing is stored.
-
-    Parameters
-    ----------
-    tissue
-        Object, or objects by name.
-    default
-        Setup for objects that were never set up.
-
-    Raises
-    ------
-    SetupError
-        An object has no setup, and there is no default.
-    """
+    """Slides of an object, or of objects by name, in order; ``default`` is the setup of objects never set up."""
     slides = []
     for prefix, sdata in _prefixed(tissue):
         setup = stored_setup(sdata) or default
@@ -134,9 +119,7 @@ def stored_setup(sdata: SpatialData) -> Setup | None:
 def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[Slide]:
     """One :class:`Slide` for each region of the table, or for each image where there is no table."""
     if not isinstance(setup.image_key, (str, dict)):
-        raise SetupError(
-            f"image_key={setup.image_key!r} must be the name of an image, or a dict of one for each region."
-        )
+        raise SetupError(f"image_key={setup.image_key!r} must be the name of an image, or a dict by region.")
     if setup.table_key is None:
         images = setup.image_key if isinstance(setup.image_key, dict) else {setup.image_key: setup.image_key}
         _check_regions(setup, list(images), "Name what image_key names.")
@@ -244,9 +227,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     region_key = table.uns["spatialdata_attrs"]["region_key"]
     rows = np.flatnonzero((table.obs[region_key] == region).to_numpy())
     if not len(rows):
-        raise SetupError(
-            f"The table annotates region {region!r} but has no row with obs[{region_key!r}] == {region!r}."
-        )
+        raise SetupError(f"The table annotates region {region!r} but no row has obs[{region_key!r}] == {region!r}.")
     stated = _of(setup.microns_per_pixel, region, "microns_per_pixel")
     image_to_cs = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
     unit = None if stated is None else stated / axis_scale(image_to_cs, f"image {image_key!r}")
@@ -254,9 +235,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     xy = apply_affine(np.linalg.inv(image_to_cs), xy)
     if not np.isfinite(xy).all():
         bad = table.obs_names[rows][~np.isfinite(xy).all(axis=1)]
-        raise SetupError(
-            f"{len(bad):,} cells of region {region!r} have no finite position, e.g. {bad[0]!r}. Remove them first."
-        )
+        raise SetupError(f"{len(bad):,} cells of {region!r} have no finite position, e.g. {bad[0]!r}. Remove them.")
     slide = Slide(
         name=prefix + region,
         sdata=sdata,

@@ -29,9 +29,7 @@ BLOCKS_PER_SLIDE = 25
 FEWEST_SAMPLES = 3
 """One sample each to train, validate and test on."""
 
-LEAK = (
-    "puts neighbouring tiles of one tissue into train and test: scores come out too high. Use it only to show the leak."
-)
+LEAK = "puts neighbouring tiles of one tissue into train and test: scores are too high. Use it only to show the leak."
 
 
 @dataclass(frozen=True)
@@ -276,27 +274,16 @@ class NoSplit(Split):
 
 @dataclass(frozen=True)
 class Samples(Split):
-    """Named samples are held out as a whole.
-
-    Attributes
-    ----------
-    test, val
-        Names of samples; ``None`` for none. With ``val="blocks"``, blocks of the remaining samples validate.
-    """
+    """Named samples are held out as a whole."""
 
     name = "samples"
+    # Names of samples; None for none. With val="blocks", blocks of the remaining samples validate.
     test: tuple[str, ...] | None = None
     val: tuple[str, ...] | Literal["blocks"] | None = None
 
     @classmethod
     def of(cls, named: Mapping[str, str | Sequence[str]]) -> Samples:
-        """Samples of a mapping such as ``{"test": ["s1"], "val": "blocks"}``.
-
-        Raises
-        ------
-        SetupError
-            A key is neither ``"test"`` nor ``"val"``, or a value is no list of samples.
-        """
+        """Samples of a mapping such as ``{"test": ["s1"], "val": "blocks"}``, or :class:`SetupError`."""
         for role, names in named.items():
             require_choice(role, ("val", "test"), "split key")
             if isinstance(names, str) and (role, names) != ("val", Blocks.name):
@@ -314,13 +301,7 @@ class Samples(Split):
         return self.val is not None
 
     def resolve(self, samples: Sequence[str], seed: int) -> Samples:
-        """The same split, after a check that every sample exists.
-
-        Raises
-        ------
-        SetupError
-            A sample does not exist or is held out twice, or none is left to train on.
-        """
+        """The same split, after a check that samples exist, none is held out twice, and one is left to train on."""
         known = sorted(set(samples))
         test = self.test or ()
         val = () if self.val is None or self.val == "blocks" else self.val
@@ -359,13 +340,7 @@ class DrawnSamples(Split):
     name = "sample"
 
     def resolve(self, samples: Sequence[str], seed: int) -> Samples:
-        """The held-out samples.
-
-        Raises
-        ------
-        SetupError
-            There are fewer than three samples.
-        """
+        """The held-out samples, of three samples or more."""
         known = sorted(set(samples))
         if len(known) < FEWEST_SAMPLES:
             raise SetupError(
@@ -391,19 +366,13 @@ class Auto(Split):
 
 @dataclass(frozen=True)
 class Section(Split):
-    """One sample is held out for test, and the next validates; of two samples, blocks of the other validate.
-
-    Attributes
-    ----------
-    turn
-        Position of the test sample in alphabetical order, modulo the number of samples; ``None`` uses the seed.
-    donors
-        Donor by sample; a sample that is missing here is its donor.
-    """
+    """One sample is held out for test, and the next validates; of two samples, blocks of the other validate."""
 
     name = "section"
     takes_turns = True
+    # Position of the test sample in alphabetical order, modulo the number of samples; None uses the seed.
     turn: int | None = None
+    # Donor by sample; a sample that is missing here is its donor.
     donors: Mapping[str, str] = field(default_factory=dict)
 
     def in_turn(self, turn: int, donors: Mapping[str, str]) -> Section:
@@ -415,13 +384,7 @@ class Section(Split):
         return sample
 
     def resolve(self, samples: Sequence[str], seed: int) -> Samples:
-        """The held-out samples, and those that validate.
-
-        Raises
-        ------
-        SetupError
-            There is only one to hold out, or a donor is named for a sample that does not exist.
-        """
+        """The held-out samples, of two or more, and those that validate."""
         known = sorted(set(samples))
         unknown = sorted(set(self.donors) - set(known))
         if unknown:
@@ -485,9 +448,7 @@ def register_split(split: Split) -> None:
     ('quarters',)
     """
     if not isinstance(split, Split):
-        raise SetupError(
-            f"{split!r} is not an instance of sg.Split. Pass an instance of your class: register_split(Mine())."
-        )
+        raise SetupError(f"{split!r} is not an instance of sg.Split. Pass one: register_split(Mine()).")
     name = getattr(split, "name", None)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SetupError(f"{type(split).__name__}.name={name!r} must consist of letters, digits, '-' and '_'.")
@@ -503,20 +464,7 @@ def _class_of(split: Split) -> str:
 
 
 def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str = "split") -> Split:
-    """A split from its name, from a mapping of held-out samples, or from a split.
-
-    Parameters
-    ----------
-    split
-        Name, mapping as in :meth:`Samples.of`, or instance.
-    what
-        Name of the argument in an error.
-
-    Raises
-    ------
-    SetupError
-        No split of that name is registered; the message names all that are.
-    """
+    """A split from its name, from a mapping as in :meth:`Samples.of`, or from a split; ``what`` names it in errors."""
     if isinstance(split, Split):
         return split
     if isinstance(split, Mapping):
@@ -530,17 +478,7 @@ def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str 
 
 
 def near(tiles: Tiles, held_out: NDArray[np.float64], gap: float = 1.0) -> NDArray[np.bool_]:
-    """Tiles with less than ``gap`` tile sides of free tissue between them and a held-out tile.
-
-    Parameters
-    ----------
-    tiles
-        Tiles to test.
-    held_out
-        Corners of the held-out tiles in px, ``(m, 2)``.
-    gap
-        Width of the guard band in tile sides.
-    """
+    """Tiles with less than ``gap`` tile sides between them and a held-out tile; corners ``(m, 2)`` in px."""
     from scipy.spatial import cKDTree
 
     if not len(held_out):

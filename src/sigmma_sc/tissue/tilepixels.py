@@ -1,19 +1,13 @@
 """Pixels of whole tiles at any corner, for training on images."""
 
-from __future__ import annotations
-
 import math
 import tempfile
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sigmma_sc.tissue.frame import Slide
 from sigmma_sc.tissue.pixels import read_crops
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from sigmma_sc.tissue.frame import Slide
 
 MICRONS = 0.5
 """Finest pixel read, µm (paper, section 6): finer slides are downsampled by a whole factor."""
@@ -24,23 +18,9 @@ SQUARE = 1024
 class TilePixels:
     """Part of a slide's image as an uncompressed temporary file, from which tiles are cut at random.
 
-    Each stored chunk is decoded once. The file holds 3 bytes a pixel of the part with tiles, and is deleted with the object.
-
-    Parameters
-    ----------
-    slide
-        Slide whose image is read.
-    origins
-        Corners of all tiles that will be read, ``(n, 2)`` in px of level 0.
-    side
-        Side of a tile in px of level 0.
-    grids
-        Blocks per side of each scale: a tile's side is rounded to a multiple of all of them.
-
-    Attributes
-    ----------
-    side
-        Side of the tiles returned, px.
+    Each stored chunk is decoded once. The file holds 3 bytes a pixel of the part with tiles, and is deleted with the
+    object. It covers tiles of ``side`` px of level 0 with corners ``origins``. The attribute ``side`` is that of the
+    tiles returned, in px: a multiple of all grids.
     """
 
     def __init__(self, slide: Slide, origins: NDArray[np.float64], side: float, grids: tuple[int, ...]):

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """Square tiles of one slide.
+    """Square tiles of one slide."""
 
-    Attributes
-    ----------
-    side
-        Side of a tile in px of level 0 (not an integer in general).
-    origins
-        Upper left corners in px, ``(n_tiles, 2)`` as (x, y).
-    phase
-        Tiles of one phase do not overlap, ``(n_tiles,)``; batches are drawn within a phase.
-    indptr, cells
-        Cells of tile ``t``: ``cells[indptr[t]:indptr[t + 1]]``, ascending positions in the slide's cells.
-    """
-
-    side: float
-    origins: NDArray[np.float64]
-    phase: NDArray[np.int64]
+    side: float  # side of a tile in px of level 0 (not an integer in general)
+    origins: NDArray[np.float64]  # upper left corners in px, (n_tiles, 2) as (x, y)
+    phase: NDArray[np.int64]  # tiles of one phase do not overlap, (n_tiles,); batches are drawn within a phase
+    # Cells of tile t: cells[indptr[t]:indptr[t + 1]], ascending positions in the slide's cells.
     indptr: NDArray[np.int64]
     cells: NDArray[np.int64]
 
@@ -52,23 +37,11 @@ class Tiles:
 
 
 def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float) -> tuple[Tiles, NDArray[np.int64]]:
-    """Tiles that cover the whole image, and the tile of each cell.
+    """Tiles that cover the whole image of ``width`` × ``height`` px in row-major order, and the tile of each cell.
 
-    The last column and row are shifted inwards, so that they end with the image. A cell in two tiles belongs to the regular
-    one. An image smaller than a tile gets one tile that is larger than the image.
-
-    Parameters
-    ----------
-    xy
-        Cells in px, ``(n_cells, 2)``.
-    width, height
-        Image size in px.
-    side
-        Tile side in px.
-
-    Returns
-    -------
-    The tiles in row-major order, and the tile of each cell ``(n_cells,)``, -1 for cells off the image.
+    The last column and row are shifted inwards, so that they end with the image. A cell in two tiles belongs to the
+    regular one. An image smaller than a tile gets one tile that is larger than the image. Cells off the image have tile
+    -1.
     """
     counts = [max(1, int(np.ceil(extent / side - 1e-9))) for extent in (width, height)]
     starts = [
@@ -83,18 +56,9 @@ def covering_tiles(xy: NDArray[np.float64], width: int, height: int, side: float
 
 
 def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: float, shift: NDArray[np.float64]) -> Tiles:
-    """Every chosen cell in one tile of a grid moved by ``shift`` px; tiles may extend beyond the image.
+    """Every chosen cell in one tile of a grid moved by ``shift`` (x, y) px; tiles may extend beyond the image.
 
-    Parameters
-    ----------
-    xy
-        Cells in px, ``(n_cells, 2)``.
-    chosen
-        Positions of the cells to place, ascending, ``(n_chosen,)``.
-    side
-        Tile side in px.
-    shift
-        Corner of one tile of the grid, ``(2,)`` as (x, y) in px.
+    ``chosen`` are ascending positions in the cells ``xy`` ``(n_cells, 2)`` in px.
     """
     corner = np.floor((xy[chosen] - shift) / side).astype(np.int64)
     keys = _as_one(corner)
@@ -148,36 +112,19 @@ def _as_one(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def block_of(offset: NDArray[np.float64], side: float, grid: int) -> NDArray[np.int64]:
-    """Block of each cell in a tile cut into ``grid`` × ``grid`` blocks (paper, section 5.2).
+    """Block of each cell in a tile cut into ``grid`` × ``grid`` blocks (paper, section 5.2), row-major, ``(n,)``.
 
-    Parameters
-    ----------
-    offset
-        Cells relative to their tile's corner, px, ``(n, 2)``.
-    side
-        Tile side in px.
-    grid
-        Blocks per side.
-
-    Returns
-    -------
-    Row-major block index ``(n,)``, floor(grid · offset / side) clipped into the tile.
+    It is floor(grid · offset / side), clipped into the tile; ``offset`` ``(n, 2)`` is from the tile's corner, in px.
     """
     column, row = np.clip(np.floor(grid * offset / side).astype(np.int64), 0, grid - 1).T
     return row * grid + column
 
 
 def crops_of_tiles(tiles: Tiles, grids: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Image crops of every patch of every grid, each distinct crop once.
+    """Image crops ``(n_crops, 3)`` as (x, y, side) in px of every patch of every grid, each distinct crop once.
 
-    Overlapping tiles with corners on a common lattice share most of their patches. A shared patch is encoded once.
-
-    Returns
-    -------
-    crops
-        ``(n_crops, 3)`` as (x, y, side) in px.
-    index
-        ``(n_tiles, sum(b * b))``, the crop of each patch, grids in the given order, row-major within a grid.
+    Overlapping tiles with corners on a common lattice share most of their patches. A shared patch is encoded once. The
+    crop of each patch ``(n_tiles, sum(b * b))`` has grids in the given order, row-major within a grid.
     """
     crops = []
     index = []

@@ -13,7 +13,7 @@ from sigmma_sc._checks import require_choice, require_key, require_positive
 from sigmma_sc.errors import SetupError
 from sigmma_sc.infer.predict import retrieve, temperature_of
 from sigmma_sc.infer.scales import at_scale, joined
-from sigmma_sc.tissue.setup import objects_of, obs_of_slide
+from sigmma_sc.tissue.setup import Tissue, objects_of, obs_of_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,32 +23,17 @@ if TYPE_CHECKING:
 
     from sigmma_sc.infer.scales import Scales
     from sigmma_sc.model import SIGMMA
-    from sigmma_sc.tissue.setup import Tissue
 
 
 @dataclass(frozen=True)
 class Known:
-    """Labels of the tiles that the model was trained and validated on.
+    """Labels of the tiles that the model was trained and validated on."""
 
-    Attributes
-    ----------
-    classes
-        Labels in order, ``n_labels``.
-    keys
-        Transcriptome embeddings of the training tiles by scale, ``(n, d)``.
-    share
-        Share of each label in the cells of each training tile, ``(n, n_labels)``.
-    validation
-        Image embeddings of the validation tiles by scale, ``(m, d)``.
-    validation_share
-        Share of each label in the cells of each validation tile, ``(m, n_labels)``.
-    """
-
-    classes: list[str]
-    keys: Scales
-    share: NDArray[np.float32]
-    validation: Scales
-    validation_share: NDArray[np.float32]
+    classes: list[str]  # labels in order, n_labels
+    keys: Scales  # transcriptome embeddings of the training tiles by scale, (n, d)
+    share: NDArray[np.float32]  # share of each label in the cells of each training tile, (n, n_labels)
+    validation: Scales  # image embeddings of the validation tiles by scale, (m, d)
+    validation_share: NDArray[np.float32]  # share of each label in the cells of each validation tile, (m, n_labels)
 
 
 def map_to_image(
@@ -143,9 +128,7 @@ def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
                 "model.write_embeddings(sdata, overwrite=True) first."
             )
     if name in tiles.obs and f"{name}_share" not in tiles.obsm:
-        raise SetupError(
-            f"The tiles have a column {name!r} already. Pass another key_added, such as {name + '_mapped'!r}."
-        )
+        raise SetupError(f"The tiles have a column {name!r} already. Pass a key_added, such as {name + '_mapped'!r}.")
 
 
 def _known(model: SIGMMA, labels: str) -> Known:

@@ -1,21 +1,15 @@
 """Niches: Leiden clusters of the cell embeddings of each scale (paper, section 6.5)."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_positive, require_whole
 from sigmma_sc.errors import SetupError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from anndata import AnnData
-    from numpy.typing import NDArray
 
 
 def niches(
@@ -65,7 +59,6 @@ def niches(
     ['0', '1']
     """
     import scanpy as sc
-    from anndata import AnnData
 
     from sigmma_sc.niches.neighbours import neighbour_graph
 

@@ -1,17 +1,11 @@
 """Genes that distinguish niches."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
+from anndata import AnnData
 
 from sigmma_sc._checks import require_key
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.counts import counts_of
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def rank_niche_genes(
@@ -63,7 +57,6 @@ def rank_niche_genes(
     (120, ['names', 'scores'])
     """
     import scanpy as sc
-    from anndata import AnnData
     from scipy.sparse import vstack
 
     column = f"{key}_{scale}"

@@ -1,18 +1,12 @@
 """Transfer of labels from the cells of one slide to those of another."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_positive
 from sigmma_sc.errors import SetupError
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 
 def transfer_labels(
@@ -74,7 +68,7 @@ def transfer_labels(
     known = np.asarray(reference.obsm[key])
     if x.shape[1] != known.shape[1]:
         raise SetupError(
-            f"obsm[{key!r}] has {x.shape[1]} columns, and {known.shape[1]} in the reference. Embed both with one model."
+            f"obsm[{key!r}] has {x.shape[1]} columns, the reference {known.shape[1]}. Embed both with one model."
         )
     given = reference.obs[labels]
     rows = np.flatnonzero(np.isfinite(known).all(axis=1) & given.notna().to_numpy())

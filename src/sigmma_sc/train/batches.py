@@ -41,30 +41,14 @@ class TilePairs(Dataset):
 class TileBatches(Sampler):
     """Batches of one pass over every slide, in which no two tiles overlap.
 
-    A slide's tiles come in phases, grids moved against each other. Each epoch draws one phase of every slide, so it passes over
-    the tissue once, cut anew. Batches hold tiles of one slide: frozen features identify the slide almost perfectly, so
-    negatives of another slide teach little (METHOD: objective). Every epoch has as many batches, of nearly equal size, none of a
-    single tile or of fewer than one a process. Of several processes, each takes its share of every batch, all of the same
-    size, for which up to one tile a process is left out.
-
-    Parameters
-    ----------
-    slides
-        Phases of each slide, each as (slide, tile) pairs ``(n, 2)``.
-    batch_size
-        Largest batch, over all processes; a phase of a tile more than it may make one batch.
-    shuffle
-        Draw anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs sets; otherwise take the first
-        phase, in order.
-    seed
-        Seed of the draw.
-    pooled
-        Mix the tiles of all slides.
-
-    Attributes
-    ----------
-    rank, world
-        Which process this is, and of how many.
+    A slide's tiles come in phases, grids moved against each other. Each epoch draws one phase of every slide, so it
+    passes over the tissue once, cut anew. Batches hold tiles of one slide, unless ``pooled``: frozen features identify
+    the slide almost perfectly, so negatives of another slide teach little (METHOD: objective). Every epoch has as many
+    batches, of nearly equal size, none of a single tile or of fewer than one a process. Of several processes, each
+    takes its share of every batch, all of the same size, for which up to one tile a process is left out. ``slides`` has
+    the phases of each slide, each as (slide, tile) pairs ``(n, 2)``; a phase of a tile more than ``batch_size`` may
+    make one batch. ``shuffle`` draws anew each epoch, by its number in :attr:`epoch`, which whoever runs the epochs
+    sets; otherwise the first phase is taken, in order.
     """
 
     def __init__(

@@ -64,13 +64,7 @@ class SafetensorsIO(CheckpointIO):
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Contents of a checkpoint.
-
-    Raises
-    ------
-    SetupError
-        The file is something else, or damaged.
-    """
+    """Contents of a checkpoint, or :class:`SetupError` for a file that is something else or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -107,37 +101,17 @@ def _from_json(value: object, tensor: Callable[[str], torch.Tensor]) -> Any:  # 
     if isinstance(value, list):
         return [_from_json(part, tensor) for part in value]
     if isinstance(value, dict):
-        return (
-            tensor(value["tensor"]) if "tensor" in value else {k: _from_json(part, tensor) for k, part in value["dict"]}
-        )
+        if "tensor" in value:
+            return tensor(value["tensor"])
+        return {key: _from_json(part, tensor) for key, part in value["dict"]}
     return value
 
 
 class SaveEpochs(Checkpoint):
-    """Write a checkpoint after every epoch, and resume from one.
+    """Write a checkpoint to ``folder`` after every epoch, and resume from ``ckpt_path`` or from the one there.
 
-    Parameters
-    ----------
-    data
-        Tissue of the model in training; split and node features of a model that was never trained come from the checkpoint.
-    run
-        What decides the outcome of training, see :func:`describe_run`; it has to be the checkpoint's.
-    folder
-        Where to write; ``None`` writes nothing.
-    ckpt_path
-        Checkpoint to resume from; ``None`` for the one in the folder, if it is there.
-
-    Attributes
-    ----------
-    restored
-        Whether ``data`` was restored from the checkpoint.
-
-    Raises
-    ------
-    SetupError
-        The checkpoint is of another run.
-    MissingKeyError, ExistsError
-        See :func:`find_checkpoint`.
+    ``run`` (see :func:`describe_run`) has to be the checkpoint's. Split and node features of a model that was never
+    trained come from the checkpoint; ``restored`` then tells so.
     """
 
     def __init__(
@@ -205,15 +179,7 @@ def _logged(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
 
 
 def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> tuple[Path | None, Path | None]:
-    """File to resume from, if any, and file to write to, if any.
-
-    Raises
-    ------
-    MissingKeyError
-        ``ckpt_path`` does not exist.
-    ExistsError
-        The folder holds another checkpoint than ``ckpt_path``, which would be lost.
-    """
+    """File to resume from, if any, and file to write to, if any; no other checkpoint in the folder may be lost."""
     target = None if folder is None else Path(folder).expanduser() / FILE
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,9 +192,7 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
     path = Path(ckpt_path).expanduser()
     path = path / FILE if path.is_dir() else path
     if not path.exists():
-        raise MissingKeyError(
-            f"ckpt_path={str(ckpt_path)!r} does not exist. Give a file or folder of checkpoint_dir=…."
-        )
+        raise MissingKeyError(f"ckpt_path={str(ckpt_path)!r} does not exist. Give a file or a checkpoint_dir.")
     if there is not None and not there.samefile(path):
         raise ExistsError(f"{there} exists and is not ckpt_path={str(ckpt_path)!r}. Choose another checkpoint_dir.")
     return path, target
@@ -237,21 +201,7 @@ def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> 
 def describe_run(
     data: TissueData, slides: Sequence[Slide], options: TrainOptions, extra: dict[str, Any], epochs: int
 ) -> dict[str, Any]:
-    """What decides the outcome of training, by name.
-
-    Parameters
-    ----------
-    data
-        Tissue of the model.
-    slides
-        Slides to train on.
-    options
-        Options of training.
-    extra
-        Further arguments of the model's class.
-    epochs
-        Epochs trained before.
-    """
+    """What decides the outcome of training, by name, after ``epochs``; ``extra`` is for the model's class."""
     given = {name: value for name, value in options.described().items() if name not in NO_MATTER}
     run = {
         **data.config.to_json(),

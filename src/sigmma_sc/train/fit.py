@@ -11,6 +11,7 @@ import torch
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.patches import CPU_BATCH
 from sigmma_sc.train.checkpoint import SaveEpochs, describe_run
+from sigmma_sc.train.options import ENCODER_LR, TrainOptions
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, copy_of
 from sigmma_sc.train.runner import precision_of, runner_for
 from sigmma_sc.train.tiles import tile_batches, training_sample
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.train.batches import TileDataModule
-    from sigmma_sc.train.options import TrainOptions
 
     Build = Callable[[int, TissueData], TwoTowers]
 
@@ -35,50 +35,22 @@ GPU_CHUNK = 64
 
 @dataclass(frozen=True)
 class Trained:
-    """What training has to do with: tissue, towers, and how they came to be.
+    """What training has to do with: tissue, towers, and how they came to be."""
 
-    Attributes
-    ----------
-    data
-        Tissue, with roles of tiles and fitted node features.
-    towers
-        Trained towers; ``None`` before the first call.
-    history
-        Losses by epoch.
-    epochs
-        Epochs trained.
-    extra
-        Further arguments of the model's class, which a checkpoint has to share.
-    trainer
-        Trainer of the last call.
-    """
-
-    data: TissueData
-    towers: TwoTowers | None = None
-    history: dict[str, pd.DataFrame] = field(default_factory=dict)
-    epochs: int = 0
+    data: TissueData  # tissue, with roles of tiles and fitted node features
+    towers: TwoTowers | None = None  # trained towers; None before the first call
+    history: dict[str, pd.DataFrame] = field(default_factory=dict)  # losses by epoch
+    epochs: int = 0  # epochs trained
+    # Further arguments of the model's class, which a checkpoint has to share.
     extra: dict[str, Any] = field(default_factory=dict)
-    trainer: Trainer | None = None
+    trainer: Trainer | None = None  # trainer of the last call
 
 
 def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOptions) -> Trained:
     """Train towers, or train them on; if that does not end, ``before`` is as it was.
 
-    Parameters
-    ----------
-    before
-        Tissue and towers so far.
-    slides
-        Slides to train on.
-    build
-        Makes towers for node features of a width, and for tissue data, on the first call.
-    options
-        Options, checked.
-
-    Raises
-    ------
-    SetupError
-        An option or a slide does not fit; raised before any compute where that can be known.
+    ``build`` makes towers for node features of a width, and for tissue data, on the first call. An option or a slide
+    that does not fit raises :class:`SetupError`, before any compute where that can be known.
     """
     if any(slide.region is None for slide in slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")
@@ -110,13 +82,9 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
             _ready_encoder(towers, data, options, device)
             runner.model.module = towers
             runner.data_splitter = batches
-            runner.training_plan = AlignmentPlan(
-                towers,
-                options.lr,
-                options.learning_rate_of_encoder(data.config),
-                options.weight_decay,
-                data.config.edge_temperatures,
-            )
+            encoder_lr = options.encoder_lr or ENCODER_LR[data.config.regime]
+            taus = data.config.edge_temperatures
+            runner.training_plan = AlignmentPlan(towers, options.lr, encoder_lr, options.weight_decay, taus)
             checkpoints.attach(runner)
             runner()
     except BaseException:

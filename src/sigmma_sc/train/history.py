@@ -1,7 +1,5 @@
 """Losses by epoch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

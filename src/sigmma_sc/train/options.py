@@ -25,13 +25,7 @@ ENCODER_LR = {"frozen": 0.0, "lora": 1e-4, "last_k": 2e-5, "full": 2e-5}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Arguments of :meth:`sigmma_sc.SIGMMA.train`, whose docstring describes them.
-
-    Attributes
-    ----------
-    trainer
-        Further arguments of :class:`scvi.train.Trainer`, early stopping among them.
-    """
+    """Arguments of :meth:`sigmma_sc.SIGMMA.train`; ``trainer`` are further ones of :class:`scvi.train.Trainer`."""
 
     max_epochs: int
     batch_size: int
@@ -73,13 +67,7 @@ class TrainOptions:
             )
 
     def check(self, config: Config, setup: Setup) -> None:
-        """Compare with the model.
-
-        Raises
-        ------
-        SetupError
-            An option is for an image encoder in training, and this one is frozen; or the stride does not divide a tile.
-        """
+        """Compare with the model: encoder options need an image encoder in training, and the stride divides a tile."""
         for name in ("encoder_lr", "augment", "chunk_size"):
             value = getattr(self, name)
             if value and config.regime == "frozen":
@@ -88,10 +76,6 @@ class TrainOptions:
                     "regime='lora', 'last_k' or 'full'."
                 )
         require_divides(self.stride, setup.tile_size)
-
-    def learning_rate_of_encoder(self, config: Config) -> float:
-        """Learning rate of the image encoder; zero if it is frozen."""
-        return self.encoder_lr or ENCODER_LR[config.regime]
 
     def described(self) -> dict[str, Any]:
         """Values by name, for the comparison of checkpoints; places aside."""

@@ -21,17 +21,7 @@ class AlignmentPlan(pl.LightningModule):
     """Sum of the scales' contrastive losses, by AdamW with a cosine schedule after a short warm-up.
 
     Logs every scale's loss, and ln(batch) beside it: a run whose loss per scale stays at ln(batch) has learned nothing.
-
-    Parameters
-    ----------
-    module
-        The towers.
-    lr, encoder_lr
-        Learning rates of AdamW, of the towers and of the image encoder.
-    weight_decay
-        Weight decay of AdamW.
-    edge_temperatures
-        First and last τ of the edge sampler.
+    ``edge_temperatures`` are the first and last τ of the edge sampler.
     """
 
     def __init__(
@@ -140,16 +130,8 @@ def copy_of(towers: TwoTowers) -> dict[str, torch.Tensor]:
 class SeedEpochs(pl.Callback):
     """Let every epoch draw its batches and its random numbers from the seed and its own number alone.
 
-    What came before it, in this process or in one that was killed, then does not matter.
-
-    Parameters
-    ----------
-    batches
-        Sampler of the training batches.
-    seed
-        Seed of the model.
-    first
-        Epochs that the model was trained for before.
+    What came before it, in this process or in one that was killed, then does not matter. ``first`` epochs were trained
+    before.
     """
 
     def __init__(self, batches: TileBatches, seed: int, first: int):

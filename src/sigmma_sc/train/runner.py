@@ -55,13 +55,6 @@ def runner_for(
     """scvi-tools' runner, before there is anything to run: what Lightning refuses, it refuses before any compute.
 
     Early stopping is a callback beside it, as scvi-tools options its own off where there are several processes.
-
-    Parameters
-    ----------
-    towers, history
-        Towers and history so far; ``None`` and empty before the first call.
-    options
-        Options of training.
     """
     from scvi.train import LoudEarlyStopping, TrainRunner
 

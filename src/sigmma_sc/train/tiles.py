@@ -9,7 +9,7 @@ import torch
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import NoSplit, get_split, near
-from sigmma_sc.tissue.tiling import lattice_tiles
+from sigmma_sc.tissue.tiling import Tiles, lattice_tiles
 from sigmma_sc.train.batches import TileBatches, TileDataModule, TilePairs
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sigmma_sc.features.tensors import SlideTensors
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
-    from sigmma_sc.tissue.tiling import Tiles
 
 READY_TILES, ENCODED_TILES = 4096, 256
 """Tiles of all slides on which features are standardised: those at hand are gathered, the others cost a pass of the encoder."""
@@ -30,13 +29,7 @@ READY_TILES, ENCODED_TILES = 4096, 256
 def tile_batches(
     data: TissueData, slides: Sequence[Slide], stride: float, batch_size: int, device: torch.device
 ) -> TileDataModule:
-    """Training tiles on a lattice of step ``stride`` µm, validation tiles as they cover the slide.
-
-    Raises
-    ------
-    SetupError
-        No slide has two training tiles.
-    """
+    """Training tiles on a lattice of step ``stride`` µm, validation tiles as they cover the slide."""
     config = data.config
     tune = config.regime != "frozen"
     dataset: list[SlideTensors] = []
@@ -82,23 +75,7 @@ def _training_tiles(data: TissueData, slide: Slide, role: NDArray, stride: float
 def training_sample(
     batches: TileDataModule, encoder: TrainableEncoder | None, per_tile: bool, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of training tiles by which towers are standardised.
-
-    Parameters
-    ----------
-    batches
-        Training tiles.
-    encoder
-        Image encoder in training, if there is one.
-    per_tile
-        Whether transcriptomes are profiles of tiles, not cell graphs.
-    device
-        Where to encode.
-
-    Returns
-    -------
-    Patch features ``(n, n_patches, d)`` of some tiles; profiles of the same tiles, or node features of the cells of all.
-    """
+    """Patch features ``(n, n_patches, d)`` of training tiles, and their profiles or node features of all cells."""
     slides = batches.dataset.slides
     phases = [tiles for phases in batches.train.slides for tiles in phases]
     slide, tile = np.concatenate(phases).T
