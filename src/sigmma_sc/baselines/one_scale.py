@@ -42,10 +42,12 @@ class OneScale(SIGMMA):
         own = {"cells": "genes", "cell_covariates": False, "standardise": "training"}
         objective = options.get("objective", "infonce")
         if objective != "infonce":
-            raise SetupError(f"objective={objective!r} is not for {type(self).__name__}, which has its own. Leave it out.")
+            raise SetupError(f"objective={objective!r} is not for {type(self).__name__}: it has its own. Leave it out.")
         for name, value in own.items():
             if options.get(name, value) != value:
-                raise SetupError(f"{name}={options[name]!r} is not for {type(self).__name__}: {value!r} is published.")
+                raise SetupError(
+                    f"{name}={options[name]!r} is not for {type(self).__name__}, published with {value!r}."
+                )
         super().__init__(sdata, image_encoder, n_latent, cache_dir=cache_dir, **{**options, **own})
 
     def train(

@@ -49,7 +49,9 @@ class TrainOptions:
         require_whole(self.max_epochs, "max_epochs")
         require_whole(self.batch_size, "batch_size")
         if isinstance(self.split, Split):
-            raise SetupError(f"split={self.split!r} must be a name. Call sg.register_split and pass {self.split.name!r}.")
+            raise SetupError(
+                f"split={self.split!r} must be a name. Call sg.register_split and pass {self.split.name!r}."
+            )
         get_split(self.split)
         if self.batch_size < 2:
             raise SetupError(f"batch_size={self.batch_size} leaves no negatives; use at least 2, better 64 or more.")
