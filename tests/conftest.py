@@ -31,14 +31,14 @@ def pytest_runtest_setup():
 
 
 @pytest.fixture(scope="session")
-def trained():
+def trained(tmp_path_factory):
     """A small simulated slide and a model trained on it for a few epochs; tests must not change either."""
     from sigmma_sc import SIGMMA
     from sigmma_sc.datasets import simulate_tissue
 
     sdata = simulate_tissue(n_cells=5000, seed=0)
     SIGMMA.setup_spatialdata(sdata)
-    model = SIGMMA(sdata, n_latent=64, seed=0)
+    model = SIGMMA(sdata, n_latent=64, seed=0, cache_dir=tmp_path_factory.mktemp("features"))
     model.train(max_epochs=120, lr=3e-3, batch_size=64, enable_progress_bar=False)
     return sdata, model
 

@@ -25,7 +25,7 @@ def plain_words(monkeypatch):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli") / "slide.zarr"
-    simulate_tissue(n_cells=2500, seed=1, microns_per_pixel=1.0).write(path)
+    simulate_tissue(n_cells=1800, seed=1, microns_per_pixel=1.0).write(path)
     return path
 
 

@@ -50,7 +50,7 @@ def tissue(trained, tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("docstrings")
     model.save(folder / "model")
-    model = SIGMMA.load(folder / "model", own)
+    model = SIGMMA.load(folder / "model", own, cache_dir=model.data.cache_dir)
     model.write_embeddings()
     sg.tl.niches(own["table"])
     return own, model

@@ -6,15 +6,15 @@ import pandas as pd
 import pytest
 import torch
 
-from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import EncoderError, ExistsError, NotTrainedError, SetupError
 
 SCALES = ("micro", "meso", "macro")
 
 
-def small(seed=0, n_cells=2500, **options):
-    sdata = simulate_tissue(n_cells=n_cells, seed=seed)
+def small(n_cells, **options):
+    sdata = simulate_tissue(n_cells=n_cells, seed=0)
     SIGMMA.setup_spatialdata(sdata, **options)
     return sdata
 
@@ -31,8 +31,8 @@ def test_training_leaves_chance_behind(trained):
 
 
 def test_retrieval_beats_chance_in_both_directions():
-    model = SIGMMA(small(n_cells=5000), n_latent=32)
-    model.train(max_epochs=60, split="none", lr=3e-3, enable_progress_bar=False)
+    model = SIGMMA(small(n_cells=2500, grids=(2, 1)), n_latent=32)
+    model.train(max_epochs=40, split="none", lr=3e-3, enable_progress_bar=False)
     table = model.evaluate_retrieval(split="train")
     together = table[table.scale == "all"]
     assert set(together.direction) == {"image→transcriptome", "transcriptome→image"}
@@ -40,10 +40,10 @@ def test_retrieval_beats_chance_in_both_directions():
 
 
 @pytest.mark.slow
-def test_same_seed_same_weights_and_another_seed_others():
+def test_same_seed_same_weights_and_another_seed_others(encoder):
     states = []
     for seed in (0, 0, 1):
-        model = SIGMMA(small(), n_latent=16, seed=seed)
+        model = SIGMMA(small(n_cells=600, tile_size=64), encoder(), n_latent=16, seed=seed)
         torch.manual_seed(123 + len(states))  # the global state must not matter
         model.train(max_epochs=2, split="none", enable_progress_bar=False)
         states.append(model.module.state_dict())
@@ -53,8 +53,8 @@ def test_same_seed_same_weights_and_another_seed_others():
     )
 
 
-def test_training_on_continues_the_history():
-    model = SIGMMA(small(), n_latent=16)
+def test_training_on_continues_the_history(tiny, encoder):
+    model = SIGMMA(tiny, encoder(), n_latent=16)
     model.train(max_epochs=2, split="none", enable_progress_bar=False)
     model.train(max_epochs=3, enable_progress_bar=False)
     assert len(model.history["train_loss_epoch"]) == 5
@@ -67,7 +67,7 @@ def test_save_and_load_give_identical_embeddings(trained, tmp_path):
     sdata, model = trained
     model.save(tmp_path / "model")
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["model.json", "weights.safetensors"]
-    loaded = SIGMMA.load(tmp_path / "model", sdata)
+    loaded = SIGMMA.load(tmp_path / "model", sdata, cache_dir=model.data.cache_dir)
     np.testing.assert_array_equal(
         model.get_latent_representation(scale="all"), loaded.get_latent_representation(scale="all")
     )
@@ -86,32 +86,23 @@ def test_save_and_load_give_identical_embeddings(trained, tmp_path):
         model.save(tmp_path / "mine", overwrite=True)
 
 
-def test_own_encoder_must_come_back_on_load(tmp_path):
-    class Mean(torch.nn.Module):
-        def __init__(self, gain):
-            super().__init__()
-            self.gain = torch.nn.Parameter(torch.tensor(gain))
-
-        def forward(self, x):
-            return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1) * self.gain
-
-    sdata = small(n_cells=1500)
-    model = SIGMMA(sdata, ImageEncoder(Mean(1.0), name="mean", input_size=32), n_latent=16)
+def test_own_encoder_must_come_back_on_load(tiny, encoder, tmp_path):
+    model = SIGMMA(tiny, encoder(), n_latent=16)
     model.train(max_epochs=1, split="none", enable_progress_bar=False)
     model.save(tmp_path / "m")
     with pytest.raises(EncoderError, match="image_encoder="):
-        SIGMMA.load(tmp_path / "m", sdata)
+        SIGMMA.load(tmp_path / "m", tiny)
     with pytest.raises(EncoderError, match="differ"):
-        SIGMMA.load(tmp_path / "m", sdata, ImageEncoder(Mean(2.0), name="mean", input_size=32))
-    loaded = SIGMMA.load(tmp_path / "m", sdata, ImageEncoder(Mean(1.0), name="mean", input_size=32))
+        SIGMMA.load(tmp_path / "m", tiny, encoder(gain=2.0))
+    loaded = SIGMMA.load(tmp_path / "m", tiny, encoder())
     np.testing.assert_array_equal(loaded.get_tile_representation().X, model.get_tile_representation().X)
 
 
-def test_refusals_before_any_compute(trained):
+def test_refusals_before_any_compute(trained, tiny):
     sdata, model = trained
     with pytest.raises(SetupError, match="setup_spatialdata"):
         SIGMMA(simulate_tissue(n_cells=200))
-    fresh = SIGMMA(small(n_cells=1500))
+    fresh = SIGMMA(tiny)
     with pytest.raises(NotTrainedError, match="train"):
         fresh.get_latent_representation()
     for options, words in [
@@ -129,7 +120,7 @@ def test_refusals_before_any_compute(trained):
 
 
 def test_counts_must_be_counts():
-    sdata = small(n_cells=1500)
+    sdata = small(n_cells=300, tile_size=64)
     sdata["table"].X = sdata["table"].X * 0.37
     with pytest.raises(SetupError, match="raw counts"):
         SIGMMA(sdata).train(max_epochs=1)

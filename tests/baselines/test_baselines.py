@@ -81,7 +81,7 @@ def test_text_towers_are_had_before_any_compute(slide, tmp_path, monkeypatch):
         CLIP(slide, "stain-stats", text_weights="no.pt")
 
 
-def test_a_pretrained_text_tower_reads_the_panel_and_stays_as_it_came(slide, monkeypatch):
+def test_a_pretrained_text_tower_reads_the_panel_and_stays_as_it_came(slide, encoder, monkeypatch):
     class Tower(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -94,7 +94,7 @@ def test_a_pretrained_text_tower_reads_the_panel_and_stays_as_it_came(slide, mon
     monkeypatch.setattr(
         "sigmma_sc.baselines.clip.text_tower", lambda name, weights, genes: PretrainedText(Tower(), genes, 4)
     )
-    model = CLIP(slide, "stain-stats", n_latent=8, text="clip")
+    model = CLIP(slide, encoder(), n_latent=8, text="clip")
     assert torch.equal(torch.get_rng_state(), state)
     before = model._text.module.words.weight.clone()
     model.train(max_epochs=2, split="none", enable_progress_bar=False)
@@ -129,13 +129,13 @@ def test_the_sentence_tower_reads_the_order_and_no_padding():
     assert torch.isfinite(tower(torch.zeros(1, 6))).all()
 
 
-def test_a_saved_baseline_is_loaded_by_its_own_class(slide, tmp_path):
-    bleep = BLEEP(slide, "stain-stats", n_latent=8)
+def test_a_saved_baseline_is_loaded_by_its_own_class(slide, encoder, tmp_path):
+    bleep = BLEEP(slide, encoder(), n_latent=8)
     bleep.train(1, 32, "none", enable_progress_bar=False)
     bleep.save(tmp_path / "bleep")
     with pytest.raises(SetupError, match=r"holds a BLEEP, not a SIGMMA\. Load it with BLEEP\.load\(\)"):
         SIGMMA.load(tmp_path / "bleep", slide)
-    again = BLEEP.load(tmp_path / "bleep", slide)
+    again = BLEEP.load(tmp_path / "bleep", slide, encoder())
     np.testing.assert_array_equal(again.get_tile_representation().X, bleep.get_tile_representation().X)
 
 

@@ -264,7 +264,7 @@ def test_killed_and_run_again_by_two_processes(tmp_path, monkeypatch):
     """With a method and a split of a module that every process has to import."""
     (tmp_path / "own.py").write_text(OWN)
     config = {
-        "datasets": {"a": {**SMALL, "simulate": {"n_cells": 1500, "seed": 0}, "splits": ["halves"]}},
+        "datasets": {"a": {**SMALL, "splits": ["halves"]}},
         "methods": ["genes", "sigmma", "mine"],
         "seeds": [0, 1],
         "encoder": "stain-stats",

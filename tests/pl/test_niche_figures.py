@@ -101,13 +101,11 @@ def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):
 
 
 class TestRetrieval:
-    def test_hits_are_the_most_similar_tiles_and_partners_are_framed(self, trained, tmp_path):
+    def test_hits_are_the_most_similar_tiles_and_partners_are_framed(self, trained):
         _, model = trained
         table = model.evaluate_retrieval(split="train").query("scale == 'macro'").set_index("direction")
         for direction, row in table.iterrows():
-            figure = sg.pl.retrieval(
-                model, int(row.pool), direction, "macro", 4, split="train", show=False, save=tmp_path / "f.png"
-            )
+            figure = sg.pl.retrieval(model, int(row.pool), direction, "macro", 4, split="train", show=False)
             axes = np.array(figure.axes).reshape(2 * int(row.pool), 5)
             framed = [[ax.spines["left"].get_linewidth() > 2 for ax in line] for line in axes[::2]]
             assert all(line[0] for line in framed)

@@ -1,6 +1,15 @@
 import pytest
 
 from sigmma_sc import SIGMMA
+from sigmma_sc.datasets import simulate_tissue
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A slide smaller still, because a saved model has the default encoder, which takes its time for each crop."""
+    sdata = simulate_tissue(n_cells=400, seed=0)
+    SIGMMA.setup_spatialdata(sdata, tile_size=64)
+    return sdata
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import spatialdata as sd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
@@ -89,11 +90,13 @@ class TestMap:
     def mapped(self, trained):
         _, model = trained
         other = sg.datasets.simulate_tissue(n_cells=3000, seed=3)
-        truth = other.tables.pop("table")
+        with_cells = sd.SpatialData(images=dict(other.images), shapes=dict(other.shapes), tables=dict(other.tables))
+        sg.SIGMMA.setup_spatialdata(with_cells)
+        del other.tables["table"]
         sg.SIGMMA.setup_spatialdata(other, table_key=None, microns_per_pixel=0.5)
         model.write_embeddings(other)
         sg.tl.map_to_image(model, other, "niche", scale="meso", n_neighbors=7)
-        return model, other, truth
+        return model, other, with_cells
 
     def test_shares_are_those_of_the_training_tiles_that_are_found(self, mapped):
         model, other, _ = mapped
@@ -126,15 +129,13 @@ class TestMap:
 
     def test_unseen_tissue_gets_its_compartments(self, mapped):
         """Against the truth of the slide's own cells, which the mapping never saw. The model knows some 40 tiles alone."""
-        model, other, truth = mapped
+        model, other, with_cells = mapped
         sg.tl.map_to_image(model, other, "compartment", key_added="area")
         tiles = other.tables["sigmma_tiles"]
-        with_cells = sg.datasets.simulate_tissue(n_cells=3000, seed=3)
-        sg.SIGMMA.setup_spatialdata(with_cells)
         (slide,) = model.resolve(with_cells)
         own = slide.tile_of_cell
         found = tiles.obs["area"].astype(str).to_numpy()[own]
-        expected = truth.obs["compartment"].astype(str).to_numpy()[slide.rows]
+        expected = with_cells["table"].obs["compartment"].astype(str).to_numpy()[slide.rows]
         commonest = pd.Series(expected).value_counts(normalize=True).max()
         assert (found == expected).mean() > commonest + 0.05
         trust = tiles.uns["area"]

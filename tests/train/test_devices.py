@@ -81,6 +81,8 @@ import torch
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.train.batches import TileBatches
+sys.path.insert(0, sys.argv[2])
+from test_regimes import network
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -97,7 +99,7 @@ def watched(self):
 TileBatches.__iter__ = watched
 sdata = simulate_tissue(n_cells=900, seed=0)
 SIGMMA.setup_spatialdata(sdata, tile_size=64, grids=(2, 1))
-model = SIGMMA(sdata, n_latent=8)
+model = SIGMMA(sdata, network(), n_latent=8)
 how = dict(batch_size=32, accelerator="cpu", devices=2, strategy="ddp", enable_progress_bar=False, log_save_dir=out)
 model.train(max_epochs=2, split="end", checkpoint_dir=f"{out}/first", **how)
 model.train(max_epochs=9, early_stopping=True, early_stopping_patience=2, lr=1e-12, weight_decay=0.0, checkpoint_dir=f"{out}/second", **how)
@@ -114,7 +116,9 @@ def test_two_processes_train_on_stop_early_and_save_once(tmp_path):
     script.write_text(TWICE)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [*command, str(tmp_path), str(Path(__file__).parent)], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     # A rate of next to nothing: after the best epoch two pass, each told to both.

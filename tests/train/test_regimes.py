@@ -35,8 +35,8 @@ def test_training_the_encoder(slide, regime, tmp_path):
     encoder = network()
     before = encoder.fingerprint()
     model = SIGMMA(slide, encoder, n_latent=16, regime=regime, last_k=1, lora_rank=2, seed=0)
-    model.train(max_epochs=120, lr=3e-3, encoder_lr=5e-4, split="none", augment=False, **QUIET)
-    last = {k: v.iloc[-1, 0] for k, v in model.history.items()}
+    model.train(max_epochs=40, lr=5e-3, encoder_lr=1e-3, split="none", augment=False, **QUIET)
+    last = {k: v.iloc[-10:, 0].mean() for k, v in model.history.items()}  # an epoch is one batch of this slide
     assert last["train_loss_grid1"] < last["train_ln_batch"] - 0.15
     # The given encoder is as it was, the trained one differs in what was to be trained and in nothing else.
     assert encoder.fingerprint() == before
@@ -115,8 +115,11 @@ def test_attention_before_and_after(slide):
     encoder = ImageEncoder.from_timm(
         "vit_tiny_patch16_224", input_size=32, img_size=32, embed_dim=24, depth=2, num_heads=2
     )
+    with torch.no_grad():  # fresh weights attend evenly, whatever the image
+        for block in encoder.module.blocks:
+            block.attn.qkv.weight *= 20
     model = SIGMMA(slide, encoder, n_latent=16, regime="lora")
-    model.train(max_epochs=20, encoder_lr=1e-2, split="none", **QUIET)
+    model.train(max_epochs=3, encoder_lr=1e-2, split="none", **QUIET)
     tiles = model.get_tile_representation(scale="all").obs_names[[3, 8]]
     before, after = (model.get_attention(tiles, when=when)["attention"].values for when in ("before", "after"))
     frozen = SIGMMA(slide, encoder, n_latent=16)

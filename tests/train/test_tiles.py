@@ -6,7 +6,7 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 
 
-def test_several_slides_hold_out_donors_and_batches_stay_within_a_slide():
+def test_several_slides_hold_out_donors_and_batches_stay_within_a_slide(encoder):
     sdata = simulate_tissue(n_cells=900, n_slides=3, seed=0)
     regions = list(sdata["table"].uns["spatialdata_attrs"]["region"])
     slides = [r.removesuffix("_cell_circles") for r in regions]
@@ -16,7 +16,7 @@ def test_several_slides_hold_out_donors_and_batches_stay_within_a_slide():
         coordinate_system=dict(zip(regions, slides, strict=True)),
         sample_key="donor",
     )
-    model = SIGMMA(sdata, n_latent=16)
+    model = SIGMMA(sdata, encoder(), n_latent=16)
     model.train(max_epochs=2, enable_progress_bar=False)
     roles = {name: set(role) - {"unused"} for name, role in model.data.roles.by_slide.items()}
     assert sorted(map(tuple, roles.values())) == [("test",), ("train",), ("val",)]

@@ -237,7 +237,9 @@ def _elements(image: np.ndarray, affine: np.ndarray, cells: Cells, slide: int, p
     pyramid = {"c_coords": ["r", "g", "b"], "scale_factors": [2, 2, 2], "transformations": {space: to_space}}
     circles = {"geometry": 0, "radius": cells.radius, "index": cell_names(slide, cells)}
     circles["transformations"] = {space: Scale([1 / pixel_size] * 2, ("x", "y"))}
-    return Image2DModel.parse(image, ("c", "y", "x"), **pyramid), ShapesModel.parse(cells.xy, **circles)
+    # In memory: a lazy pyramid would be made anew, from full resolution, at each reading of a coarser level.
+    levels = Image2DModel.parse(image, ("c", "y", "x"), **pyramid).persist(scheduler="threads")
+    return levels, ShapesModel.parse(cells.xy, **circles)
 
 
 def _check(n_cells: int, n_slides: int, seed: int, microns_per_pixel: float, angle: float, pixel_size: float) -> None:
