@@ -237,7 +237,7 @@ def test_before_training(untrained, tmp_path, name):
     if row.untrained is None:
         row.call(untrained, None, tmp_path)
     else:
-        with pytest.raises(row.untrained, match=r"Call model\.train\(\) first"):
+        with pytest.raises(row.untrained, match=r"Call model\.train\(\)"):
             row.call(untrained, None, tmp_path)
     assert not untrained.is_trained
 

@@ -38,7 +38,7 @@ class TestTransfer:
         assert adata.obs["here"].iloc[0] == "b"  # nearer: (9, 8) and (9, 9)
 
     def test_refusals(self):
-        with pytest.raises(SetupError, match="has 3 columns, and 2 in the reference"):
+        with pytest.raises(SetupError, match="has 3 columns, the reference 2"):
             sg.tl.transfer_labels(embedded([[1, 2, 3]]), self.reference, "region")
         with pytest.raises(MissingKeyError, match="X_sigmma_macro"):
             sg.tl.transfer_labels(embedded([[1, 2]]), self.reference, "region", scale="macro")
