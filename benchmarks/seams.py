@@ -1,4 +1,4 @@
-"""How much farther apart neighbours are embedded across a tile's border than beside it, without and with overlapping inference.
+"""How much farther apart neighbours are embedded across a tile's border than beside it, over one grid of tiles and more.
 
     python benchmarks/seams.py STORE MODEL
 
@@ -18,8 +18,8 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
 
-STRIDES = (None, 64, 32, 16)
-CONTROL = 1 / 16  # 8 µm into the smallest blocks, where no grid of any of these strides has a border
+OFFSETS = (1, 4, 16, 64)
+CONTROL = 1 / 16  # 8 µm into the smallest blocks
 
 
 def main() -> None:
@@ -33,16 +33,16 @@ def main() -> None:
     (slide,) = model.resolve(sdata)
     near = spatial_graph(slide.xy * slide.microns_per_pixel)
     scales = model.setup.scales
-    print(f"| stride, µm | {' | '.join(scales)} | s |\n|---|{'---:|' * (len(scales) + 1)}")
-    for stride in STRIDES:
+    print(f"| `n_offsets` | {' | '.join(scales)} | s |\n|---|{'---:|' * (len(scales) + 1)}")
+    for n_offsets in OFFSETS:
         start = time.perf_counter()
-        matrix = model.get_latent_representation(scale="all", stride=stride)[slide.rows]
+        matrix = model.get_latent_representation(scale="all", n_offsets=n_offsets)[slide.rows]
         seconds = time.perf_counter() - start
         ratios = [
             seam_ratio(part, slide.xy, slide.side, near, CONTROL)["ratio"]
             for part in np.split(matrix, len(scales), axis=1)
         ]
-        print(f"| {stride or 'none'} | {' | '.join(f'{r:.3f}' for r in ratios)} | {seconds:.0f} |", flush=True)
+        print(f"| {n_offsets} | {' | '.join(f'{r:.3f}' for r in ratios)} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

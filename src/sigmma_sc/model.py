@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_choice, require_divides, require_positive
+from sigmma_sc._checks import require_choice, require_positive, require_whole
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
@@ -388,7 +388,7 @@ class SIGMMA:
         self._trained().to(device)
 
     def get_latent_representation(
-        self, sdata: Tissue | None = None, scale: str = "micro", stride: float | None = None
+        self, sdata: Tissue | None = None, scale: str = "micro", n_offsets: int = 16
     ) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
         """Cell embeddings of one scale.
 
@@ -399,9 +399,9 @@ class SIGMMA:
         scale
             ``"micro"``, ``"meso"`` or ``"macro"``; or ``"all"``, the unit vectors of the scales side by side, so that each
             scale has the same weight, as for tiles.
-        stride
-            Average each cell over all grids of tiles moved by this step in µm; ``None`` for one grid. It lowers the seams at
-            tile borders at ``(tile_size / stride)²`` times the cost.
+        n_offsets
+            Number of grids of tiles over which each cell is averaged. The first covers the image, the others are moved by a
+            quasi-random sequence of offsets. Embeddings of a single grid have seams at the borders of its tiles.
 
         Returns
         -------
@@ -422,6 +422,7 @@ class SIGMMA:
         from sigmma_sc.infer.scales import at_scale
         from sigmma_sc.store.write import by_object, cell_matrices
 
+        require_whole(n_offsets, "n_offsets")
         embedded = self._trained().embedded
         if not embedded:
             raise SetupError("A model with cells='genes' embeds tiles, not cells. Use get_tile_representation().")
@@ -429,11 +430,9 @@ class SIGMMA:
         slides = self.resolve(sdata)
         if any(slide.region is None for slide in slides):
             raise SetupError("The object was set up with table_key=None and has no cells to embed.")
-        if stride is not None:
-            require_divides(stride, self.setup.tile_size)
         tissue = self.sdata if sdata is None else sdata
         out = {}
-        embeddings = self.embedder.slides(slides, images=False, stride=stride)
+        embeddings = self.embedder.slides(slides, images=False, n_offsets=n_offsets)
         for name, group in zip(objects_of(tissue), by_object(embeddings), strict=True):
             cells = cell_matrices(group)
             out[name] = at_scale(cells, scale)
@@ -543,9 +542,7 @@ class SIGMMA:
         maps = tile_attention(encoder, self.resolve(sdata, cells=False), tiles, side, self.device)
         return maps.assign_attrs(when=when)
 
-    def write_embeddings(
-        self, sdata: Tissue | None = None, overwrite: bool = False, stride: float | None = None
-    ) -> None:
+    def write_embeddings(self, sdata: Tissue | None = None, overwrite: bool = False, n_offsets: int = 16) -> None:
         """Write embeddings into the object.
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
@@ -558,8 +555,8 @@ class SIGMMA:
             Another object; ``None`` for the one trained on.
         overwrite
             Replace what an earlier call wrote.
-        stride
-            Step in µm, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
+        n_offsets
+            Number of grids, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
 
         Raises
         ------
@@ -581,21 +578,20 @@ class SIGMMA:
         from sigmma_sc.infer.tiles import tile_obs
         from sigmma_sc.store.write import by_object, cell_matrices, existing_keys, write_cells, write_tiles
 
-        if stride is not None:
-            require_divides(stride, self.setup.tile_size)
+        require_whole(n_offsets, "n_offsets")
         slides = self.resolve(sdata)
         found = []
         for slide in {id(slide.sdata): slide for slide in slides}.values():
             found += existing_keys(slide.sdata, slide.setup)
         if found and not overwrite:
             raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
-        for group in by_object(self.embedder.slides(slides, stride=stride)):
+        for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
             slide = group[0].slide
             params = {
                 **slide.setup.to_json(),
                 **self.config.to_json(),
                 "image_encoder": self.image_encoder.name,
-                "inference_stride": stride,
+                "n_offsets": n_offsets,
             }
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), params)

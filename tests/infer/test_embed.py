@@ -9,6 +9,7 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics import seam_ratio
 from sigmma_sc.tissue.graph import spatial_graph
+from sigmma_sc.tissue.tiling import quasi_random_shifts
 
 
 def test_rows_follow_the_table_whatever_its_order(trained):
@@ -46,43 +47,46 @@ def test_a_far_cell_changes_nothing_in_other_tiles(trained, monkeypatch):
     assert np.abs(a - b)[own[keep] == own[17]].max() > 1e-3
 
 
-def test_overlapping_inference_is_the_mean_over_moved_grids(trained):
+def test_a_cell_is_the_mean_over_moved_grids(trained):
     _, model = trained
     slide = model._slides[0]
     side = slide.side
     far = {"width": slide.width + 4 * side, "height": slide.height + 4 * side}
     expected = 0
-    for x in (0.0, 0.5):
-        for y in (0.0, 0.5):
-            # Cells moved one way lie in the tiles of a grid moved the other way.
-            moved = replace(slide, xy=slide.xy + side * (1 - np.array([x, y])), **far)
-            with torch.no_grad():
-                (embedded,) = model.embedder.slides([moved], images=False)
-                h = embedded.cells
-            expected = expected + h["macro"] / 4
-    found = model.get_latent_representation(scale="macro", stride=64)
-    plain = model.get_latent_representation(scale="macro")
+    for shift in quasi_random_shifts(4):
+        # Cells moved one way lie in the tiles of a grid moved the other way.
+        moved = replace(slide, xy=slide.xy + side * (1 - shift), **far)
+        (embedded,) = model.embedder.slides([moved], images=False)
+        expected = expected + embedded.cells["macro"] / 4
+    found = model.get_latent_representation(scale="macro", n_offsets=4)
+    plain = model.get_latent_representation(scale="macro", n_offsets=1)
     inside = (slide.xy < side * np.floor(np.array([slide.width, slide.height]) / side)).all(1)  # not in shifted tiles
     np.testing.assert_allclose(found[inside], expected[inside], atol=1e-4)
     assert np.abs(found - plain).max() > 0.01  # a hundred times the tolerance above
-    np.testing.assert_array_equal(model.get_latent_representation(scale="macro", stride=128), plain)
-    with pytest.raises(SetupError, match="must divide"):
-        model.get_latent_representation(stride=50)
+    (one,) = model.embedder.slides([slide], images=False)
+    np.testing.assert_array_equal(plain, one.cells["macro"])
+    np.testing.assert_array_equal(model.get_latent_representation(scale="macro", n_offsets=4), found)
 
 
-def test_overlapping_inference_lowers_seams(trained):
+@pytest.mark.parametrize("n_offsets", [0, 2.5, None])
+def test_offsets_are_counted(trained, n_offsets):
+    _, model = trained
+    with pytest.raises(SetupError, match=f"n_offsets={n_offsets} must be"):
+        model.get_latent_representation(n_offsets=n_offsets)
+    with pytest.raises(SetupError, match=f"n_offsets={n_offsets} must be"):
+        model.write_embeddings(n_offsets=n_offsets)
+
+
+def test_no_seam_is_left_at_the_borders_of_tiles(trained):
     _, model = trained
     slide = model._slides[0]
     near = spatial_graph(slide.xy * slide.microns_per_pixel, 6, None)
-    ratio = {
-        stride: seam_ratio(model.get_latent_representation(scale="macro", stride=stride), slide.xy, slide.side, near)[
-            "ratio"
-        ]
-        for stride in (None, 32)
-    }
-    assert ratio[None] > 1.1
-    # What remains is the border of micro blocks, which grids a whole block apart share.
-    assert ratio[32] - 1 < 0.7 * (ratio[None] - 1)
+    ratio = {}
+    for n_offsets in (1, 16):
+        matrix = model.get_latent_representation(scale="macro", n_offsets=n_offsets)
+        ratio[n_offsets] = seam_ratio(matrix, slide.xy, slide.side, near)["ratio"]
+    assert ratio[1] > 1.1
+    assert abs(ratio[16] - 1) < 0.3 * (ratio[1] - 1)
 
 
 def test_images_alone_can_be_embedded(trained):

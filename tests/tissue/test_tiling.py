@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
+from scipy.stats.qmc import discrepancy
 
-from sigmma_sc.tissue.tiling import block_of, covering_tiles, crops_of_tiles, lattice_tiles, shifted_tiles
+from sigmma_sc.tissue.tiling import (
+    block_of,
+    covering_tiles,
+    crops_of_tiles,
+    lattice_tiles,
+    quasi_random_shifts,
+    shifted_tiles,
+)
 
 
 def members(tiles, t):
@@ -117,3 +125,16 @@ def test_crops_of_no_tiles():
     crops, index = crops_of_tiles(tiles.take(np.empty(0, np.int64)), (2, 1))
     assert crops.shape == (0, 3)
     assert index.shape == (0, 5)
+
+
+def test_quasi_random_shifts_are_worked_out_and_even():
+    shifts = quasi_random_shifts(4)
+    by_hand = [[0, 0], [0.754878, 0.569840], [0.509755, 0.139680], [0.264633, 0.709521]]
+    np.testing.assert_allclose(shifts, by_hand, atol=1e-6)
+    np.testing.assert_array_equal(quasi_random_shifts(16)[:4], shifts)
+    # On a torus, as the offsets of a grid are: more even than most random draws, and than a lattice.
+    lattice = np.stack(np.meshgrid(np.arange(4), np.arange(4)), -1).reshape(-1, 2) / 4
+    drawn = [discrepancy(np.random.default_rng(seed).random((16, 2)), method="WD") for seed in range(100)]
+    even = discrepancy(quasi_random_shifts(16), method="WD")
+    assert even < np.quantile(drawn, 0.05)
+    assert even < 0.5 * discrepancy(lattice, method="WD")

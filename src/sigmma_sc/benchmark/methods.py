@@ -215,7 +215,7 @@ class Alignment(Method):
         """Of every scale; NaN for cells off the image."""
         if not self.model.embedder.towers.embedded:
             return None
-        slides = self.model.embedder.slides(self.model.resolve(), images=False)
+        slides = self.model.embedder.slides(self.model.resolve(), images=False, n_offsets=16)
         cells = {}
         for scale in self.model.embedder.towers.embedded:
             parts = [np.where(slide.covered[:, None], slide.cells[scale], np.nan) for slide in slides]

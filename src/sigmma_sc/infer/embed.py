@@ -12,7 +12,7 @@ from lightning.fabric.utilities import move_data_to_device
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.cellgraph import GraphTower
-from sigmma_sc.tissue.tiling import Tiles, shifted_tiles
+from sigmma_sc.tissue.tiling import Tiles, quasi_random_shifts, shifted_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,24 +59,24 @@ class Embedder:
 
     @torch.no_grad()
     def slides(
-        self, slides: Sequence[Slide], images: bool = True, cells: bool = True, stride: float | None = None
+        self, slides: Sequence[Slide], images: bool = True, cells: bool = True, n_offsets: int = 1
     ) -> list[SlideEmbedding]:
         """Embed slides in one tower or both; only what is asked for is computed.
 
-        With a ``stride`` in µm, a cell's embedding is the mean over the tiles of all grids moved by that step.
+        A cell's embedding is its mean over ``n_offsets`` grids of tiles, the covering one and others at quasi-random offsets.
         """
         embeddings = []
         with self._evaluating():
             for slide in slides:
                 with_cells = cells and slide.region is not None
-                embeddings.append(self._slide(slide, slide.tiles, slide.tile_of_cell, images, with_cells, stride))
+                embeddings.append(self._slide(slide, slide.tiles, slide.tile_of_cell, images, with_cells, n_offsets))
         return embeddings
 
     @torch.no_grad()
     def tiles(self, slide: Slide, tiles: Tiles) -> SlideEmbedding:
         """Embed some tiles of a slide in both towers; their cells' own embeddings are not kept."""
         with self._evaluating():
-            return self._slide(slide, tiles, None, images=True, cells=True, stride=None)
+            return self._slide(slide, tiles, None, images=True, cells=True)
 
     @torch.no_grad()
     def edges(self, slide: Slide, tiles: Tiles) -> list[Edges]:
@@ -107,7 +107,7 @@ class Embedder:
         tile_of_cell: NDArray[np.int64] | None,
         images: bool,
         cells: bool,
-        stride: float | None,
+        n_offsets: int = 1,
     ) -> SlideEmbedding:
         """Embed tiles, and the cells for which ``tile_of_cell`` names one of them; ``None`` keeps no cell's embedding."""
         towers = self.towers
@@ -138,8 +138,8 @@ class Embedder:
                 mine = tile_of_cell[position] == np.repeat(which, tiles.n_cells[which])
                 for scale in towers.embedded if keeps else ():
                     out.cells[scale][position[mine]] = h[scale][mine]
-        if keeps and stride is not None and tensors.transcriptome is not None:
-            self._average(tensors.transcriptome, out, stride)
+        if keeps and tensors.transcriptome is not None:
+            self._average(tensors.transcriptome, out, n_offsets)
         return out
 
     def _zeros(self, n: int, scales: Sequence[str]) -> dict[str, NDArray[np.float32]]:
@@ -149,35 +149,35 @@ class Embedder:
         self, tensors: TileTensors, tiles: Tiles, which: NDArray[np.int64]
     ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
         """Embeddings of the cells of some tiles, and the tiles' own, by scale."""
-        config = self.data.config
         part = move_data_to_device(tensors.part(tiles, which), self.device)
-        n_draws = config.mc_samples if config.edges == "sampled" else 0
-        if n_draws == 0:
-            h, z = self.towers.embed_cells(part)
-            return _mean([h]), _mean([z])
-        draws = [self.towers.embed_cells(part, sample=True) for _ in range(n_draws)]
+        draws = [self.towers.embed_cells(part, sample) for sample in self._draws()]
         return _mean([h for h, _ in draws]), _mean([z for _, z in draws])
 
-    def _average(self, tensors: TileTensors, out: SlideEmbedding, stride: float) -> None:
-        """Replace each cell's embedding by its mean over the grids moved by multiples of ``stride``."""
-        side = out.tiles.side
-        per_side = round(self.data.setup.tile_size / stride)
-        steps = np.arange(per_side) * side / per_side
-        shifts = [np.array([x, y]) for x in steps for y in steps if x or y]
+    def _draws(self) -> list[bool | None]:
+        """Whether edges are drawn, once for each evaluation of the towers that is averaged."""
+        config = self.data.config
+        n_draws = config.mc_samples if config.edges == "sampled" else 0
+        return [True] * n_draws or [None]
+
+    def _average(self, tensors: TileTensors, out: SlideEmbedding, n_offsets: int) -> None:
+        """Replace each cell's embedding by its mean over ``n_offsets`` grids, of which ``out`` has the first."""
         covered = np.flatnonzero(out.covered)
-        for shift in shifts:
-            tiles = shifted_tiles(out.slide.xy, covered, side, shift)
+        for shift in quasi_random_shifts(n_offsets)[1:] * out.tiles.side:
+            tiles = shifted_tiles(out.slide.xy, covered, out.tiles.side, shift)
             for which in _chunks(len(tiles)):
-                h, _ = self._cells(tensors, tiles, which)
-                position = tiles.take(which).cells
+                chosen = tiles.take(which)
+                part = move_data_to_device(tensors.part(tiles, which), self.device)
+                h = _mean([self.towers.embed_cells_alone(part, sample) for sample in self._draws()])
                 for scale in out.cells:
-                    out.cells[scale][position] += h[scale]
+                    out.cells[scale][chosen.cells] += h[scale]
         for scale in out.cells:
-            out.cells[scale] /= len(shifts) + 1
+            out.cells[scale] /= n_offsets
 
 
 def _mean(draws: list[dict[str, torch.Tensor]]) -> dict[str, NDArray]:
     """Mean over draws by scale."""
+    if len(draws) == 1:
+        return {scale: values.cpu().numpy() for scale, values in draws[0].items()}
     out = {}
     for scale in draws[0]:
         total = torch.zeros_like(draws[0][scale])

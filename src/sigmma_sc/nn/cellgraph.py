@@ -114,8 +114,12 @@ class CellGraphTower(nn.Module):
 
         ``sample`` draws edges, or weighs pairs by their probability; ``None`` draws in training only.
         """
-        cells = [h for h, _ in self._scales(x, layout, sample)]
+        cells = self.cells(x, layout, sample)
         return cells, [pool(h, layout.tile, layout.n_tiles) for pool, h in zip(self.pools, cells, strict=True)]
+
+    def cells(self, x: Tensor, layout: CellLayout, sample: bool | None = None) -> list[Tensor]:
+        """Embed the cells alone; see :meth:`forward`."""
+        return [h for h, _ in self._scales(x, layout, sample)]
 
     def weights(self, x: Tensor, layout: CellLayout, sample: bool | None = None) -> list[Edges]:
         """Edges of each scale: source cell, target cell and weight, ``(n_edges,)`` each, those of weight 0 left out."""
@@ -191,6 +195,10 @@ class GraphTower(nn.Module):
     def forward(self, part: Part, sample: bool | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings of cells ``(n_cells, n_output)`` and tiles ``(n_tiles, n_output)`` of each scale."""
         return self.graph(self.standardise(part["x"]), part["layout"], sample)
+
+    def cells(self, part: Part, sample: bool | None = None) -> list[Tensor]:
+        """Embeddings of cells alone, ``(n_cells, n_output)`` of each scale."""
+        return self.graph.cells(self.standardise(part["x"]), part["layout"], sample)
 
     def weights(self, part: Part) -> list[Edges]:
         """Edges of each scale; see :meth:`CellGraphTower.weights`."""

@@ -95,6 +95,10 @@ class TwoTowers(nn.Module):
         """
         raise NotImplementedError
 
+    def embed_cells_alone(self, part: Part, sample: bool | None = None) -> Scales:
+        """Cell embeddings of :meth:`embed_cells`."""
+        return self.embed_cells(part, sample)[0]
+
     def anneal(self, edge_temperature: float) -> None:
         """Set τ of the edge sampler, where there is one."""
 
@@ -193,7 +197,16 @@ class Towers(TwoTowers):
     def embed_cells(self, part: Part, sample: bool | None = None) -> tuple[Scales, Scales]:
         """Cell embeddings ``(n_cells, n_latent)``, if there are cells, and tile embeddings ``(n_tiles, n_latent)`` by scale."""
         cells, tiles = self.cell_tower(part, sample)
-        return dict(zip(self.scales, cells, strict=False)), self._projected(self.cell_heads, tiles)
+        return self._by_scale(cells), self._projected(self.cell_heads, tiles)
+
+    def embed_cells_alone(self, part: Part, sample: bool | None = None) -> Scales:
+        """Cell embeddings of :meth:`embed_cells`, without the tiles': these cost a third of the time."""
+        if not isinstance(self.cell_tower, GraphTower):
+            return {}
+        return self._by_scale(self.cell_tower.cells(part, sample))
+
+    def _by_scale(self, cells: Sequence[Tensor]) -> Scales:
+        return dict(zip(self.scales, cells, strict=False))
 
     def _projected(self, heads: nn.ModuleList, pooled: Sequence[Tensor]) -> Scales:
         return {scale: head(z) for scale, head, z in zip(self.scales, heads, pooled, strict=True)}

@@ -69,6 +69,16 @@ def shifted_tiles(xy: NDArray[np.float64], chosen: NDArray[np.int64], side: floa
     return Tiles(side, origins, np.zeros(len(origins), np.int64), indptr, chosen[order])
 
 
+def quasi_random_shifts(n: int) -> NDArray[np.float64]:
+    """The first ``n`` points of the R2 sequence in the unit square, ``(n, 2)``; the first is the origin.
+
+    Any number of them in a row covers the square more evenly than random points do, and without the rows and columns of a
+    lattice (Roberts 2018, *The unreasonable effectiveness of quasirandom sequences*).
+    """
+    plastic = 1.324717957244746  # the real root of x³ = x + 1
+    return np.outer(np.arange(n), [1 / plastic, 1 / plastic**2]) % 1
+
+
 def lattice_tiles(xy: NDArray[np.float64], width: int, height: int, side: float, stride: float) -> Tiles:
     """Tiles wholly on the image at every lattice point of step ``stride`` px; phase = offset in the lattice."""
     per_side = max(1, round(side / stride))
