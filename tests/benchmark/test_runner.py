@@ -102,7 +102,7 @@ def test_tables(first):
 def test_trials_that_are_done_are_not_run_again(first, monkeypatch):
     folder, table = first
     monkeypatch.setattr("sigmma_sc.benchmark.runner.run_trial", lambda *_: pytest.fail("ran a trial again"))
-    pd.testing.assert_frame_equal(run(settings(), folder), table)
+    pd.testing.assert_frame_equal(run(settings(), folder, command="the command"), table)
     with pytest.raises(ExistsError, match=r"0.npz was run with other settings \(train\)"):
         run(settings(train={"max_epochs": 3}), folder)
 
