@@ -35,7 +35,7 @@ def blocks():
 def registries(monkeypatch):
     """Registries that are as before when the test has ended."""
     for known in (NODE_FEATURES, OBJECTIVES, SPLITS, METHODS, registry._registered):
-        for name in ("markers", "sigmoid", "columns", "depth", "colour"):
+        for name in ("variable", "sigmoid", "columns", "depth", "colour"):
             monkeypatch.delitem(known, name, raising=False)
             monkeypatch.setitem(known, name, None)
             del known[name]
@@ -44,7 +44,7 @@ def registries(monkeypatch):
 def test_every_section_has_an_example(blocks):
     assert all(blocks.values())
     longest = max(len(code.strip().splitlines()) for code in blocks.values())
-    assert longest <= 20  # with imports and blank lines
+    assert longest <= 26  # with imports and blank lines
 
 
 def test_examples(blocks, registries, tmp_path):
@@ -59,14 +59,15 @@ def test_examples(blocks, registries, tmp_path):
     assert names["model"].image_encoder.dim == 12
 
     section("Node features")
-    markers = names["model"]
-    assert markers.module.n_node_features == 4  # three genes, and the distance to the nearest cells
-    markers.save(tmp_path / "model")
+    variable = names["model"]
+    assert variable.module.n_node_features == 21  # 20 genes, and the distance to the nearest cells
+    variable.save(tmp_path / "model")
     again = SIGMMA.load(tmp_path / "model", sdata)
-    cells = markers.get_latent_representation()
+    assert again.data.node_features.genes == variable.data.node_features.genes
+    cells = variable.get_latent_representation()
     np.testing.assert_array_equal(again.get_latent_representation(), cells)
-    del NODE_FEATURES["markers"]
-    with pytest.raises(SetupError, match="node_features='markers' is not one of 'auto', 'pca'"):
+    del NODE_FEATURES["variable"]
+    with pytest.raises(SetupError, match="node_features='variable' is not one of 'auto', 'pca'.*--import"):
         SIGMMA.load(tmp_path / "model", sdata)
 
     section("An objective")

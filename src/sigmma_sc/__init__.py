@@ -8,7 +8,10 @@ if TYPE_CHECKING:
     from sigmma_sc.config import Config
     from sigmma_sc.encoders.encoder import ImageEncoder, get_encoder
     from sigmma_sc.encoders.registry import list_encoders, register_encoder
+    from sigmma_sc.features.node_features import NodeFeatures
+    from sigmma_sc.features.registry import register_node_features
     from sigmma_sc.model import SIGMMA
+    from sigmma_sc.nn.objectives import register_objective
     from sigmma_sc.tissue.split import Split, register_split
 
 __version__ = "0.1.0"
@@ -16,6 +19,7 @@ __all__ = [
     "SIGMMA",
     "Config",
     "ImageEncoder",
+    "NodeFeatures",
     "Split",
     "baselines",
     "benchmark",
@@ -28,6 +32,8 @@ __all__ = [
     "pl",
     "pp",
     "register_encoder",
+    "register_node_features",
+    "register_objective",
     "register_split",
     "tl",
 ]
@@ -39,7 +45,10 @@ _HOMES = {
     "get_encoder": "sigmma_sc.encoders.encoder",
     "list_encoders": "sigmma_sc.encoders.registry",
     "register_encoder": "sigmma_sc.encoders.registry",
+    "NodeFeatures": "sigmma_sc.features.node_features",
     "Split": "sigmma_sc.tissue.split",
+    "register_node_features": "sigmma_sc.features.registry",
+    "register_objective": "sigmma_sc.nn.objectives",
     "register_split": "sigmma_sc.tissue.split",
 }
 

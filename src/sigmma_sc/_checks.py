@@ -1,5 +1,6 @@
 """Checks of a user's input. Each message names the offending value and the fix."""
 
+import re
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from math import isfinite
@@ -21,6 +22,34 @@ def require_choice(value: object, choices: Iterable, what: str) -> None:
     options = list(choices)
     if value not in options:
         raise SetupError(f"{what}={value!r} is not one of {', '.join(map(repr, options))}.")
+
+
+def require_registered(value: object, names: Iterable, what: str, register: str) -> None:
+    """Raise :class:`SetupError` unless ``value`` is one of ``names``, to which ``register`` adds."""
+    options = list(names)
+    if not isinstance(value, str) or value not in options:
+        raise SetupError(
+            f"{what}={value!r} is not one of {', '.join(map(repr, options))}. Pass the name of yours after sg.{register}, "
+            "which on the command line a module calls that --import names."
+        )
+
+
+def require_new_name(name: object, value: object, registered: Mapping, what: str) -> None:
+    """Raise :class:`SetupError` unless ``name`` is well formed and free; ``value`` itself may be registered again."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise SetupError(f"{what}={name!r} must consist of letters, digits, '-' and '_'.")
+    there = registered.get(name)
+    # The same class or function is registered again when a cell of a notebook is run again.
+    if there is not None and origin_of(there) != origin_of(value):
+        raise SetupError(
+            f"{what}={name!r} is registered already, {'.'.join(origin_of(there))}. Give yours another name."
+        )
+
+
+def origin_of(value: object) -> tuple[str, str]:
+    """Module and name of a class or function, or of the class of an instance."""
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return named.__module__, str(getattr(named, "__qualname__"))  # noqa: B009 - objects in general have none
 
 
 def require_positive(value: float, what: str) -> None:

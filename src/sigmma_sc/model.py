@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_choice, require_positive, require_whole
+from sigmma_sc._checks import require_choice, require_positive, require_registered, require_whole
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
@@ -109,7 +109,7 @@ class SIGMMA:
         self.sdata = sdata
         self.setup = common_setup(sdata)
         self.config = Config.of({"n_latent": n_latent, **options}, self.setup.grids, preset)
-        require_choice(self.config.objective, tuple(OBJECTIVES), "objective")
+        require_registered(self.config.objective, OBJECTIVES, "objective", "register_objective")
         self.image_encoder = get_encoder(image_encoder)
         if self.config.regime != "frozen":
             require_tunable(self.image_encoder, self.config)

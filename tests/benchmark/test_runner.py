@@ -17,8 +17,11 @@ from sigmma_sc.benchmark.evaluation import divide, embed
 from sigmma_sc.benchmark.runner import arguments_of
 from sigmma_sc.benchmark.sources import load
 from sigmma_sc.benchmark.trial import Trial
+from sigmma_sc.encoders.registry import _registered
 from sigmma_sc.errors import EncoderError, ExistsError, SetupError, SplitWarning
+from sigmma_sc.features.registry import NODE_FEATURES
 from sigmma_sc.metrics.retrieval import retrieval_table
+from sigmma_sc.nn.objectives import OBJECTIVES
 from sigmma_sc.tissue.split import SPLITS
 
 SLIDES = {
@@ -254,20 +257,39 @@ class Halves(sg.Split):
         return groups
 
 
+def squared(image, transcriptome, temperature):
+    return (image - transcriptome).pow(2).mean() / temperature
+
+
+class FiveGenes(sg.NodeFeatures):
+    def transform(self, slide, tiles):
+        return slide.table[slide.rows].X.toarray()[:, :5]
+
+
+def colour(weights):
+    from torch import nn
+
+    return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+
 sg.benchmark.METHODS["mine"] = Mine
 sg.register_split(Halves())
+sg.register_objective("squared", squared)
+sg.register_node_features("five-genes", FiveGenes)
+sg.register_encoder("colour", colour, input_size=16, mean=(0, 0, 0), std=(1, 1, 1), overwrite=True)
 """
 
 
 @pytest.mark.slow
 def test_killed_and_run_again_by_two_processes(tmp_path, monkeypatch):
-    """With a method and a split of a module that every process has to import."""
+    """With variants of each kind that a module registers, which every process has to import."""
     (tmp_path / "own.py").write_text(OWN)
+    own = {"objective": "squared", "node_features": "five-genes"}
     config = {
         "datasets": {"a": {**SMALL, "splits": ["halves"]}},
-        "methods": ["genes", "sigmma", "mine"],
+        "methods": ["genes", {"label": "own", "method": "sigmma", "arguments": own}, "mine"],
         "seeds": [0, 1],
-        "encoder": "stain-stats",
+        "encoder": "colour",
         "train": {"max_epochs": 3},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
@@ -289,8 +311,9 @@ def test_killed_and_run_again_by_two_processes(tmp_path, monkeypatch):
     try:
         alone = run(read_config(tmp_path / "c.yaml"), tmp_path / "alone")
     finally:
-        METHODS.pop("mine", None)
-        SPLITS.pop("halves", None)
+        registered = {"mine": METHODS, "halves": SPLITS, "squared": OBJECTIVES, "five-genes": NODE_FEATURES}
+        for name, known in {**registered, "colour": _registered}.items():
+            known.pop(name, None)
     both = pd.read_parquet(tmp_path / "out" / "results.parquet")
     np.testing.assert_allclose(both.value, alone.value, atol=0.02)
     assert Path(tmp_path / "out" / "report.html").exists()

@@ -6,6 +6,7 @@ import pytest
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError, SplitWarning
+from sigmma_sc.tissue.split import Split
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "batch_size": 32}
 
@@ -35,7 +36,7 @@ def test_a_loaded_model_trains_on_tissue_it_has_not_seen(twins, encoder, tmp_pat
     model, other = twins
     model.save(tmp_path / "model")
     loaded = SIGMMA.load(tmp_path / "model", other, encoder())
-    with pytest.raises(SetupError, match="No tile belongs to split='test'"):
+    with pytest.raises(SetupError, match="new to the model, so without split='test'"):
         loaded.evaluate_retrieval()
     loaded.train(max_epochs=2, split="end", **QUIET)
     slide, fresh = loaded._slides[0], SIGMMA(other, encoder(), n_latent=8)
@@ -66,3 +67,55 @@ def test_no_validation_tile_is_told_once_for_all_slides():
         warnings.simplefilter("error", SplitWarning)
         model.data.assign_roles(model._slides, "end")
     assert (model.data.roles.by_slide["large/cell_circles"] == "val").any()
+
+
+class Own(Split):
+    """Roles that the test gives, over and over."""
+
+    name = "own"
+
+    def __init__(self, given):
+        object.__setattr__(self, "given", given)
+
+    def roles(self, tiles, usable, sample, seed):
+        return np.resize(self.given, len(tiles))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["train", "trian"], "Own.roles gives .*'trian'.*Return one of 'train', 'val', 'test', 'guard', 'unused'"),
+        ([True, False], "Own.roles gives .*True"),
+    ],
+)
+def test_roles_of_ones_own_are_checked(tiny, encoder, given, words):
+    model = SIGMMA(tiny, encoder(), n_latent=8)
+    with pytest.raises(SetupError, match=words):
+        model.data.assign_roles(model._slides, Own(given))
+
+
+def test_roles_for_other_tiles_are_refused(tiny, encoder, monkeypatch):
+    model = SIGMMA(tiny, encoder(), n_latent=8)
+    monkeypatch.setattr(Own, "roles", lambda *_: np.array(["train"]))
+    with pytest.raises(SetupError, match=r"Own.roles gives \(1,\)"):
+        model.data.assign_roles(model._slides, Own(None))
+
+
+@pytest.mark.parametrize(("given", "leaks"), [(["test", "val", "train"], True), (["train", "val"], False)])
+def test_test_tiles_beside_training_tiles_leak(tiny, encoder, given, leaks):
+    model = SIGMMA(tiny, encoder(), n_latent=8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.data.assign_roles(model._slides, Own(given))
+    told = [str(warning.message) for warning in caught if issubclass(warning.category, SplitWarning)]
+    assert told == ["split='own' puts test tiles next to training tiles, so that scores come out too high. Give the tiles "
+                    "between them the role 'guard', as Split.draw does."] * leaks  # fmt: skip
+
+
+@pytest.mark.parametrize("split", ["blocks", "end", "none", "random"])
+def test_splits_of_the_package_do_not_leak_unsaid(tiny, encoder, split):
+    model = SIGMMA(tiny, encoder(), n_latent=8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.data.assign_roles(model._slides, split)
+    assert not any("next to training tiles" in str(warning.message) for warning in caught)

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from sigmma_sc.nn.objectives import info_nce
+from sigmma_sc.errors import SetupError
+from sigmma_sc.nn import objectives
+from sigmma_sc.nn.objectives import info_nce, register_objective
 
 
 def test_info_nce_equals_the_formula_in_float64(rng):
@@ -43,3 +45,43 @@ def test_gradient_of_info_nce_is_that_of_the_formula(rng):
             assert float(tensor.grad[at]) == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=1e-7)
     slope = (by_hand(*values[:2], 0.2 + step) - by_hand(*values[:2], 0.2 - step)) / (2 * step)
     assert float(tau.grad) == pytest.approx(slope, abs=1e-6)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(objectives, "OBJECTIVES", dict(objectives.OBJECTIVES))
+    return objectives.OBJECTIVES
+
+
+def distance(image, transcriptome, temperature):
+    return (image - transcriptome).pow(2).mean() / temperature
+
+
+def test_an_objective_of_ones_own_is_registered(registry):
+    register_objective("distance", distance)
+    register_objective("distance", distance)  # a cell of a notebook, run again
+    assert registry == {"infonce": info_nce, "distance": distance}
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "words"),
+    [
+        ("infonce", distance, "objective='infonce' is registered already, sigmma_sc.nn.objectives.info_nce"),
+        ("a b", distance, "objective='a b' must consist of"),
+        (
+            "mine",
+            lambda image, transcriptome: 0,
+            "fails for embeddings .* TypeError.*image, transcriptome and temperature",
+        ),
+        ("mine", "distance", "fails for embeddings"),
+        ("mine", lambda *_: None, "gives None for embeddings"),
+        ("mine", lambda *_: 1.0, "gives 1.0 for embeddings.*a tensor with a gradient"),
+        ("mine", lambda image, *_: image.mean(dim=1), "Return one finite number"),
+        ("mine", lambda image, *_: image.detach().mean(), "a tensor with a gradient"),
+        ("mine", lambda image, *_: image.mean() * torch.nan, "Return one finite number"),
+    ],
+)
+def test_what_is_no_objective_is_refused(registry, name, objective, words):
+    with pytest.raises(SetupError, match=words):
+        register_objective(name, objective)
+    assert list(registry) == ["infonce"]

@@ -238,7 +238,9 @@ def test_unknown_splits_are_named(split, message):
 def test_too_few_groups(tiles):
     few = np.zeros(len(tiles), bool)
     few[:2] = True
-    with pytest.raises(SetupError, match="2 tiles with enough cells, too few for split='blocks'"):
+    with pytest.raises(
+        SetupError, match="split='blocks' makes 2 groups of the 2 tiles of a slide with enough cells, and needs 3"
+    ):
         Blocks().roles(tiles, few, "s", 0)
 
 
@@ -278,7 +280,7 @@ def test_what_a_class_returns_is_checked(tiles, every):
         (lambda: Columns, "is not an instance of sg.Split"),
         (Split, "Split.name=None must consist"),
         (lambda: type("Bad", (Split,), {"name": "a/b"})(), "Bad.name='a/b' must consist of letters"),
-        (lambda: type("Mine", (Split,), {"name": "blocks"})(), "A split 'blocks' is registered already, sigmma_sc"),
+        (lambda: type("Mine", (Split,), {"name": "blocks"})(), "Mine.name='blocks' is registered already, sigmma_sc"),
     ],
 )
 def test_what_cannot_be_registered(registry, make, message):
@@ -305,7 +307,7 @@ def test_a_split_of_ones_own_trains_and_is_needed_to_train_on(registry, encoder,
     loaded = SIGMMA.load(tmp_path / "model", tiny, encoder())
     np.testing.assert_array_equal(loaded.data.roles.of(slide), role)
     assert loaded.get_tile_representation().n_obs == len(tiles)
-    with pytest.raises(SetupError, match="split='columns' is not one of.*registered first, by sg.register_split"):
+    with pytest.raises(SetupError, match="split='columns' is not one of.*sg.register_split.*--import"):
         loaded.train(max_epochs=1, enable_progress_bar=False)
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from sigmma_sc._checks import require_positive
+from sigmma_sc._checks import origin_of, require_positive
 from sigmma_sc._files import fresh_file
 from sigmma_sc.benchmark.config import BenchmarkConfig, MethodSpec, TrialSpec, read_config
 from sigmma_sc.benchmark.evaluation import run_trial
@@ -25,8 +25,11 @@ from sigmma_sc.benchmark.report import write_report
 from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
 from sigmma_sc.benchmark.sources import encoder_of, load
 from sigmma_sc.benchmark.trial import Trial, require_same, settings_of, trial_path
+from sigmma_sc.encoders.registry import all_entries
 from sigmma_sc.encoders.text import PRETRAINED, text_tower
 from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
+from sigmma_sc.features.registry import NODE_FEATURES
+from sigmma_sc.nn.objectives import OBJECTIVES
 from sigmma_sc.tissue.split import LEAK, SPLITS, get_split
 
 
@@ -38,6 +41,7 @@ def run(
     cache_dir: str | Path | None = None,
     overwrite: bool = False,
     command: str | None = None,
+    imports: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Run a benchmark, or what is left of it, and report.
 
@@ -51,14 +55,16 @@ def run(
     out
         Folder of trials, tables and report.
     jobs
-        Processes that share the trials, and this machine's cores. Each imports the modules of the methods that were added
-        to ``METHODS`` and of the splits that were registered. Those of a notebook run with one process only.
+        Processes that share the trials, and this machine's cores. Each imports the modules of what was registered: methods,
+        splits, node features, objectives, and functions that build encoders. Those of a notebook run with one process only.
     cache_dir
         Of patch features; ``out/features`` by default.
     overwrite
         Run trials anew whose settings are no longer the configuration's, or whose file is damaged.
     command
         What to print in the report as the command that was run.
+    imports
+        Further modules that each process imports first, such as one that registers a network of timm as an encoder.
 
     Returns
     -------
@@ -97,7 +103,7 @@ def run(
     for split, names in _leaking(plan).items():
         warnings.warn(f"split={split!r} of {', '.join(names)} {LEAK}", SplitWarning, stacklevel=2)
     failed = []
-    for spec, error in _results(plan, missing, out, cache, int(jobs)):
+    for spec, error in _results(plan, missing, out, cache, int(jobs), imports):
         if error is not None:
             failed.append(f"{spec}: {error}")
             warnings.warn(f"{failed[-1]} The benchmark goes on.", stacklevel=2)
@@ -168,7 +174,7 @@ def arguments_of(spec: MethodSpec) -> dict[str, Any]:
 
 
 def _results(
-    plan: BenchmarkConfig, missing: list[TrialSpec], out: Path, cache: str, jobs: int
+    plan: BenchmarkConfig, missing: list[TrialSpec], out: Path, cache: str, jobs: int, imports: Sequence[str]
 ) -> Iterator[tuple[TrialSpec, SigmmaError | None]]:
     """Run trials; each with its error, if it failed."""
     from rich.progress import Progress
@@ -186,7 +192,7 @@ def _results(
         # Fresh processes: one that was forked beside torch's threads may hang.
         with (
             _threads(max(1, (os.cpu_count() or jobs) // jobs)),
-            ProcessPoolExecutor(jobs, get_context("spawn"), _import, (_modules_of_users(),)) as pool,
+            ProcessPoolExecutor(jobs, get_context("spawn"), _import, ([*imports, *_modules_of_users()],)) as pool,
         ):
             waiting = {pool.submit(run_one, spec): spec for spec in missing}
             for done in as_completed(waiting):
@@ -195,8 +201,10 @@ def _results(
 
 
 def _modules_of_users() -> list[str]:
-    """Modules outside the package that hold splits and methods."""
-    names = {type(split).__module__ for split in SPLITS.values()} | {method.__module__ for method in METHODS.values()}
+    """Modules outside the package that hold what users registered."""
+    builders = [entry.build for entry in all_entries().values() if entry.build is not None]
+    registered = [*SPLITS.values(), *METHODS.values(), *NODE_FEATURES.values(), *OBJECTIVES.values(), *builders]
+    names = {origin_of(value)[0] for value in registered}
     return sorted(name for name in names if name.partition(".")[0] not in ("sigmma_sc", "functools", "__main__"))
 
 

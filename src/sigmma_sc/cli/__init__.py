@@ -27,14 +27,16 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pret
 
 @app.callback()
 def extend(
+    context: typer.Context,
     modules: Annotated[
         list[str],
-        typer.Option("--import", help="Module to import first: it may register splits, and methods of a benchmark."),
+        typer.Option("--import", help="Module to import first, which registers encoders, splits and so on."),
     ] = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Import the user's modules, from the working folder or installed."""
     from importlib import import_module
 
+    context.obj = modules
     if modules:
         sys.path.insert(0, str(Path.cwd()))
     for module in modules:
@@ -197,6 +199,7 @@ def embed(
 
 @app.command()
 def benchmark(
+    context: typer.Context,
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a configuration in the package.")],
     out: option.Out,
     jobs: Annotated[int, typer.Option(help="Processes that share the trials and this machine's cores.")] = 1,
@@ -206,10 +209,11 @@ def benchmark(
     """Compare methods on data sets, splits and seeds; write tables and a report. The same command resumes a stopped run."""
     from sigmma_sc.benchmark import run
 
-    command = f"sigmma-sc benchmark {config} --out {out}"
+    modules: list[str] = context.obj
+    command = " ".join(["sigmma-sc", *(f"--import {module}" for module in modules), f"benchmark {config} --out {out}"])
     if jobs > 1:
         command += f" --jobs {jobs}"
-    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=command)
+    run(config, out, jobs=jobs, cache_dir=cache, overwrite=overwrite, command=command, imports=modules)
     console.print(f"Report: {out / 'report.html'}")
 
 

@@ -176,8 +176,9 @@ def register_encoder(
 ) -> None:
     """Give an image encoder of your own a name, which works wherever an encoder is named.
 
-    The name lasts as long as the process. For the command line and for configurations, put the call into a function of
-    a package and declare the function as an entry point of the group ``"sigmma_sc.encoders"``.
+    The name lasts as long as the process. On the command line, ``sigmma-sc --import MODULE`` first imports your module. To
+    have the name everywhere, put the call into a function of a package and declare the function as an entry point of the
+    group ``"sigmma_sc.encoders"``.
 
     Parameters
     ----------

@@ -105,7 +105,8 @@ class TissueData:
 
     def fit_node_features(self, slides: Sequence[Slide]) -> None:
         """Fit node features on training tiles alone."""
-        self.node_features.fit([(slide, np.flatnonzero(self.roles.of(slide) == "train")) for slide in slides])
+        training = [(slide, np.flatnonzero(self.roles.of(slide) == "train")) for slide in slides]
+        self.node_features.fit_checked(training)
 
     def use_encoder(self, encoder: ImageEncoder) -> None:
         """Take patch features from an encoder that was trained."""
@@ -147,8 +148,9 @@ class TissueData:
         pixels: bool = False,
     ) -> SlideTensors:
         """All that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
-        image = self._image(slide, tiles, device, pixels) if images else None
+        # Cells first: what is wrong with their features is known before an image is encoded.
         transcriptome = self._transcriptome(slide, tiles) if cells and slide.region is not None else None
+        image = self._image(slide, tiles, device, pixels) if images else None
         return SlideTensors(tiles, image, transcriptome)
 
     @property

@@ -1,7 +1,8 @@
-"""What the transcriptome tower reads of a slide; subclass :class:`NodeFeatures` to add another."""
+"""What the transcriptome tower reads of a slide."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,27 @@ if TYPE_CHECKING:
 
 
 class NodeFeatures(ABC):
-    """Features of the cells of a slide, or of its tiles; ``seed`` is that of what is drawn to fit them."""
+    """Features of the cells of a slide, or of its tiles.
+
+    Subclass it, override :meth:`transform`, and :func:`sigmma_sc.register_node_features` with a name. What is learned on
+    the training tiles needs :meth:`fit`, :meth:`state` and :meth:`restore`.
+
+    Parameters
+    ----------
+    covariates
+        Whether the distance of each cell to the nearest ones is added.
+    seed
+        Seed of what is drawn to fit the features.
+
+    Attributes
+    ----------
+    per_tile
+        Whether there is a row for each tile, for models with ``cells="genes"``, rather than for each cell.
+    genes
+        Genes that every slide must have; ``None`` for no such genes.
+    n_components
+        Number of leading features that are components of one PCA. They are scaled together.
+    """
 
     per_tile: ClassVar[bool] = False
     genes: Sequence[str] | None = None
@@ -34,7 +55,13 @@ class NodeFeatures(ABC):
         self.seed = seed
 
     def fit(self, training: Training) -> None:
-        """Fit on the training tiles alone: slides, and positions of their training tiles in ``slide.tiles``."""
+        """Learn from training tiles alone.
+
+        Parameters
+        ----------
+        training
+            Pairs of a slide and the positions of its training tiles, for ``slide.tiles.take(positions)``.
+        """
         return
 
     @abstractmethod
@@ -49,14 +76,18 @@ class NodeFeatures(ABC):
         return np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
 
     def _checked(self, values: NDArray | csr_matrix, n_rows: int) -> NDArray[np.float32] | csr_matrix:
-        from scipy.sparse import csr_matrix
+        from scipy.sparse import csr_matrix, issparse
 
+        name = type(self).__name__
+        if not isinstance(values, np.ndarray) and not issparse(values):
+            raise SetupError(f"{name}.transform gives {type(values).__name__}. Return a NumPy array or a SciPy matrix.")
         if values.ndim != 2 or values.shape[0] != n_rows:
             kind = "tile" if self.per_tile else "cell"
             raise SetupError(
-                f"{type(self).__name__}.transform gives features of shape {values.shape} for {n_rows} {kind}s. Return one row "
-                f"for each {kind}."
+                f"{name}.transform gives features of shape {values.shape} for {n_rows} {kind}s. Return one row for each {kind}."
             )
+        if not np.isfinite(values.data if issparse(values) else values).all():
+            raise SetupError(f"{name}.transform gives NaN or infinite features. Fill these values.")
         # Profiles of tiles are kept sparse, features of cells dense, whatever a subclass returns.
         if self.per_tile:
             return csr_matrix(values).astype(np.float32, copy=False)
@@ -69,6 +100,19 @@ class NodeFeatures(ABC):
         if missing:
             yield f"{len(missing)} of {len(genes)} genes are missing, e.g. {', '.join(missing[:5])}"
 
+    def fit_checked(self, training: Training) -> None:
+        """Fit, and raise :class:`SetupError` unless slides have what is needed and the state can be saved."""
+        for slide, _ in training:
+            for difference in self.differences(slide):
+                raise SetupError(f"Slide {slide.name!r} does not fit {type(self).__name__}: {difference}.")
+        self.fit(training)
+        for name, value in self.state().items():
+            if not _is_storable(value):
+                raise SetupError(
+                    f"{type(self).__name__}.state()[{name!r}] is {type(value).__name__}, which cannot be saved. Give JSON values "
+                    "or NumPy arrays of numbers."
+                )
+
     def state(self) -> dict[str, Any]:
         """What :meth:`fit` found: JSON values and NumPy arrays by name."""
         return {}
@@ -76,3 +120,13 @@ class NodeFeatures(ABC):
     def restore(self, state: dict[str, Any]) -> None:
         """Set what :meth:`state` gave."""
         return
+
+
+def _is_storable(value: object) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True

@@ -2,26 +2,77 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
-from sigmma_sc._checks import require_choice
+from sigmma_sc._checks import require_new_name, require_registered
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.counts_pca import CountsPCA
+from sigmma_sc.features.node_features import NodeFeatures
 from sigmma_sc.features.obsm_embedding import ObsmEmbedding
 from sigmma_sc.features.pseudobulk import Pseudobulk
 
 if TYPE_CHECKING:
     from sigmma_sc.config import Config
-    from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.tissue.setup import Setup
 
 NODE_FEATURES: dict[str, type[NodeFeatures]] = {"pca": CountsPCA, "obsm": ObsmEmbedding, "pseudobulk": Pseudobulk}
+
+"""Node features by name; :func:`register_node_features` adds to them."""
+
+
+def register_node_features(name: str, kind: type[NodeFeatures]) -> None:
+    """Register node features by a name, for the option ``node_features`` of :class:`sigmma_sc.SIGMMA`.
+
+    They are registered in this process. On the command line, ``sigmma-sc --import MODULE`` first imports your module.
+
+    Parameters
+    ----------
+    name
+        Letters, digits, ``-`` and ``_``; not ``"auto"``.
+    kind
+        A subclass of :class:`sigmma_sc.NodeFeatures`, not an instance.
+
+    Raises
+    ------
+    SetupError
+        The name is malformed or taken, or the class is no such class or lacks a method.
+
+    Examples
+    --------
+    >>> class Keratins(sg.NodeFeatures):
+    ...     genes = ["KRT7", "KRT19"]
+    ...
+    ...     def transform(self, slide, tiles):
+    ...         return np.log1p(slide.table[slide.rows, self.genes].X.toarray())
+    >>> sg.register_node_features("keratins", Keratins)
+    >>> sg.Config(node_features="keratins").node_features
+    'keratins'
+    """
+    if not isinstance(kind, type) or not issubclass(kind, NodeFeatures):
+        raise SetupError(
+            f"node_features={name!r}: {kind!r} is not a subclass of sg.NodeFeatures. Pass your class itself."
+        )
+    require_new_name(name, kind, {**NODE_FEATURES, "auto": node_features_of}, "node_features")
+    if inspect.isabstract(kind):
+        raise SetupError(f"{kind.__name__} lacks {', '.join(sorted(kind.__abstractmethods__))}. Write these methods.")
+    if kind.fit is not NodeFeatures.fit and (kind.state is NodeFeatures.state or kind.restore is NodeFeatures.restore):
+        raise SetupError(
+            f"{kind.__name__} has fit without state and restore, so that it could not be saved. Write both."
+        )
+    try:
+        inspect.signature(kind).bind(True, 0)
+    except TypeError as error:
+        raise SetupError(
+            f"{kind.__name__}.__init__ must take covariates and seed, as NodeFeatures does: {error}."
+        ) from error
+    NODE_FEATURES[name] = kind
 
 
 def node_features_of(config: Config, setup: Setup) -> NodeFeatures:
     """Features, not fitted yet, that a configuration and a setup ask for, or :class:`SetupError` if there are none."""
     name = config.node_features
-    require_choice(name, ("auto", *NODE_FEATURES), "node_features")
+    require_registered(name, ("auto", *NODE_FEATURES), "node_features", "register_node_features")
     per_tile = config.cells == "genes"
     if name == "auto" and per_tile:
         name = "pseudobulk"

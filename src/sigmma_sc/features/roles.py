@@ -10,7 +10,7 @@ import numpy as np
 from sigmma_sc.errors import SetupError, SplitWarning
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import slide_identity
-from sigmma_sc.tissue.split import LEAK, Auto, Split, SplitJson, get_split
+from sigmma_sc.tissue.split import LEAK, Auto, Split, SplitJson, get_split, near
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.tiling import Tiles
 
     Usable = Callable[[Slide, Tiles], NDArray[np.bool_]]
+
+ROLES = ("train", "val", "test", "guard", "unused")
 
 
 class Roles:
@@ -65,7 +67,15 @@ class Roles:
             warnings.warn(f"split={resolved.name!r} {LEAK}", SplitWarning, stacklevel=5)
         roles = {}
         for slide in slides:
-            roles[slide.name] = resolved.roles(slide.tiles, usable(slide, slide.tiles), slide.sample, seed)
+            found = resolved.roles(slide.tiles, usable(slide, slide.tiles), slide.sample, seed)
+            roles[slide.name] = _checked(found, resolved, len(slide.tiles))
+        if not resolved.leaks and any(_leak(slide.tiles, roles[slide.name]) for slide in slides):
+            warnings.warn(
+                f"split={resolved.name!r} puts test tiles next to training tiles, so that scores come out too high. Give the tiles "
+                "between them the role 'guard', as Split.draw does.",
+                SplitWarning,
+                stacklevel=5,
+            )
         if resolved.validates and not any((role == "val").any() for role in roles.values()):
             warnings.warn(
                 f"split={resolved.to_json()!r} leaves no validation tile: there is no validation loss and no reliability of "
@@ -108,3 +118,20 @@ class Roles:
 
 def _resolved(split: Split, slides: Sequence[Slide], seed: int) -> Split:
     return split.resolve([slide.sample for slide in slides], seed)
+
+
+def _checked(roles: object, split: Split, n_tiles: int) -> NDArray[np.str_]:
+    """Roles as strings of six characters, or :class:`SetupError` for what is no role for each tile."""
+    found = np.asarray(roles)
+    known = np.isin(found.astype(str), ROLES)
+    if found.shape != (n_tiles,) or not known.all():
+        wrong = found.shape if found.shape != (n_tiles,) else found[~known][0]
+        raise SetupError(
+            f"{type(split).__name__}.roles gives {wrong!r}. Return one of {', '.join(map(repr, ROLES))} for each of {n_tiles} tiles."
+        )
+    return found.astype("<U6")
+
+
+def _leak(tiles: Tiles, roles: NDArray[np.str_]) -> bool:
+    """Whether a training tile touches a test tile of the same slide."""
+    return bool(near(tiles, tiles.origins[roles == "test"], 0.5)[roles == "train"].any())

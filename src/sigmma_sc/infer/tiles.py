@@ -70,6 +70,11 @@ def scored_tiles(data: TissueData, slides: Sequence[Slide], split: str, other: b
         everything = split == "all" or (other and (role == "unseen").all())
         chosen.append(np.flatnonzero(usable if everything else usable & (role == split)))
     if not any(map(len, chosen)):
+        new = [slide.name for slide in slides if not data.roles.has_roles(slide)]
+        if new:
+            raise SetupError(
+                f"{', '.join(new)}: new to the model, so without split={split!r}. split='all' takes every tile."
+            )
         raise SetupError(
             f"No tile belongs to split={split!r}: the model was trained with split={data.roles.split!r}, and a tile needs "
             f"{data.config.min_cells} cells and stained tissue. split='all' takes every tile that has them."

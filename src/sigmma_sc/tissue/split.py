@@ -5,14 +5,13 @@ A split is a small class. Config, training, benchmark and command line ask its o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sigmma_sc._checks import require_choice
+from sigmma_sc._checks import require_choice, require_new_name, require_registered
 from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
@@ -173,8 +172,8 @@ class Split:
         order = self._checked_order(groups, seed)
         if len(order) < 3:
             raise SetupError(
-                f"A slide has {int(usable.sum())} tiles with enough cells, too few for split={self.name!r}. Use a smaller "
-                "tile_size, a lower min_cells, more slides, or split='none'."
+                f"split={self.name!r} makes {len(order)} groups of the {int(usable.sum())} tiles of a slide with enough cells, "
+                "and needs 3. Make more groups, or use a smaller tile_size, a lower min_cells, more slides, or split='none'."
             )
         sizes = counts[np.searchsorted(groups, order)]
         reached = np.cumsum(sizes) / sizes.sum()
@@ -449,18 +448,8 @@ def register_split(split: Split) -> None:
     """
     if not isinstance(split, Split):
         raise SetupError(f"{split!r} is not an instance of sg.Split. Pass one: register_split(Mine()).")
-    name = getattr(split, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise SetupError(f"{type(split).__name__}.name={name!r} must consist of letters, digits, '-' and '_'.")
-    there = SPLITS.get(name)
-    # The same class is registered again when a cell of a notebook is run again.
-    if there is not None and _class_of(there) != _class_of(split):
-        raise SetupError(f"A split {name!r} is registered already, {_class_of(there)}. Give yours another name.")
-    SPLITS[name] = split
-
-
-def _class_of(split: Split) -> str:
-    return f"{type(split).__module__}.{type(split).__qualname__}"
+    require_new_name(getattr(split, "name", None), split, SPLITS, f"{type(split).__name__}.name")
+    SPLITS[split.name] = split
 
 
 def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str = "split") -> Split:
@@ -469,11 +458,7 @@ def get_split(split: str | Mapping[str, str | Sequence[str]] | Split, what: str 
         return split
     if isinstance(split, Mapping):
         return Samples.of(split)
-    if not isinstance(split, str) or split not in SPLITS:
-        raise SetupError(
-            f"{what}={split!r} is not one of {', '.join(map(repr, SPLITS))}. A new one has to be registered first, by "
-            "sg.register_split."
-        )
+    require_registered(split, SPLITS, what, "register_split")
     return SPLITS[split]
 
 
