@@ -89,15 +89,21 @@ class TestFunctions:
         assert table.loc["yours", ["architecture", "dim", "gated"]].tolist() == ["partial", 3, True]
         assert table.loc["uni", "dim"] == 1024
 
-    def test_failing_function_is_named(self):
+    def test_missing_weights_are_named_even_if_the_function_ignores_them(self):
+        register_encoder("mine", mean_colour, **PLAIN, weights="nowhere.pth")
+        with pytest.raises(EncoderError, match=r"weights='.*nowhere.pth' of image encoder 'mine' do not exist"):
+            get_encoder("mine")
+
+    def test_failing_function_is_named(self, tmp_path):
         def fails(weights):
             raise FileNotFoundError("no such file")
 
+        (tmp_path / "w.pth").touch()
         register_encoder("mine", fails, **PLAIN)
         with pytest.raises(
             EncoderError, match=r"'mine' cannot be built.*fails with weights='.*w.pth', FileNotFoundError"
         ):
-            get_encoder("mine", weights="w.pth")
+            get_encoder("mine", weights=tmp_path / "w.pth")
         register_encoder("none", lambda weights: None, **PLAIN)
         with pytest.raises(EncoderError, match=r"'none' cannot be built.*returns None. Have it return a torch module"):
             get_encoder("none")

@@ -47,6 +47,10 @@ def build_registered(name: str, entry: Entry, weights: str | Path | None) -> nn.
     ``None`` takes the registered one, or the one on the encoder's page.
     """
     path = entry.weights if weights is None else Path(weights).expanduser()
+    if entry.by_user and entry.build is not None and path is not None and not path.exists():
+        raise EncoderError(
+            f"weights={str(path)!r} of image encoder {name!r} do not exist. Give the path of a checkpoint."
+        )
     if entry.build is not None:
         return _by_function(name, entry.build, entry.architecture, path)
     for package in ("open_clip", "transformers"):
@@ -234,6 +238,7 @@ def require_known(architecture: str, fetch: bool = False) -> tuple[str | None, s
             f"No image encoder is called {architecture!r}. Registered: {', '.join(registered)}; or any name of "
             + "timm.list_models()"
             + (f", such as {', '.join(near)}." if near else ".")
+            + " Yours is known after sg.register_encoder, on the command line in a module that --import names."
         )
     base, _, tag = architecture.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]

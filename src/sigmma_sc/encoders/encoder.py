@@ -157,7 +157,7 @@ class ImageEncoder(nn.Module):
         if not isinstance(found, tuple) or len(found) != 2 or found != (len(crops), self.dim or found[1]):
             raise EncoderError(
                 f"Image encoder {self.name!r} maps {tuple(crops.shape)} to {found}; ({len(crops)}, {self.dim or 'D'}) is "
-                "needed. Pool its tokens or feature map first, e.g. with timm's num_classes=0."
+                "needed. Pool its tokens or feature map first, e.g. with timm's num_classes=0, or mend dim."
             )
         return out.float()
 

@@ -44,6 +44,15 @@ class NodeFeatures(ABC):
         Genes that every slide must have; ``None`` for no such genes.
     n_components
         Number of leading features that are components of one PCA. They are scaled together.
+
+    Examples
+    --------
+    >>> class Area(sg.NodeFeatures):
+    ...     def transform(self, slide, tiles):
+    ...         return np.log(slide.table.obs["cell_area"].to_numpy()[slide.rows, None])
+    >>> (slide,) = model.resolve()
+    >>> Area(covariates=False)(slide, slide.tiles).shape
+    (5000, 1)
     """
 
     per_tile: ClassVar[bool] = False
