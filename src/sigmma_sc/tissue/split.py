@@ -59,7 +59,7 @@ class Split:
     ...         return np.floor(tiles.origins[:, 0] / (3 * tiles.side)).astype(int)
     >>> slide = model.resolve()[0]
     >>> roles = Columns().roles(slide.tiles, model.data.usable(slide, slide.tiles), slide.sample, seed=0)
-    >>> sorted(set(roles))
+    >>> sorted(set(roles.tolist()))
     ['guard', 'test', 'train', 'unused', 'val']
     """
 
