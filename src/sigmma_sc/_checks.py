@@ -29,8 +29,8 @@ def require_registered(value: object, names: Iterable, what: str, register: str)
     options = list(names)
     if not isinstance(value, str) or value not in options:
         raise SetupError(
-            f"{what}={value!r} is not one of {', '.join(map(repr, options))}. Pass the name of yours after sg.{register}, "
-            "which on the command line a module calls that --import names."
+            f"{what}={value!r} is not one of {', '.join(map(repr, options))}. To add one, call sg.{register}. On the command "
+            "line, --import MODULE names a module that does."
         )
 
 

@@ -238,7 +238,7 @@ def require_known(architecture: str, fetch: bool = False) -> tuple[str | None, s
             f"No image encoder is called {architecture!r}. Registered: {', '.join(registered)}; or any name of "
             + "timm.list_models()"
             + (f", such as {', '.join(near)}." if near else ".")
-            + " Yours is known after sg.register_encoder, on the command line in a module that --import names."
+            + " To add one, call sg.register_encoder. On the command line, --import MODULE names a module that does."
         )
     base, _, tag = architecture.partition(".")
     tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{base}.*")]
