@@ -125,7 +125,7 @@ def _checked(roles: object, split: Split, n_tiles: int) -> NDArray[np.str_]:
     found = np.asarray(roles)
     known = np.isin(found.astype(str), ROLES)
     if found.shape != (n_tiles,) or not known.all():
-        wrong = found.shape if found.shape != (n_tiles,) else found[~known][0]
+        wrong = found.shape if found.shape != (n_tiles,) else found[~known].tolist()[0]
         raise SetupError(
             f"{type(split).__name__}.roles gives {wrong!r}. Return one of {', '.join(map(repr, ROLES))} for each of {n_tiles} tiles."
         )

@@ -200,7 +200,7 @@ class Towers(TwoTowers):
         return self._by_scale(cells), self._projected(self.cell_heads, tiles)
 
     def embed_cells_alone(self, part: Part, sample: bool | None = None) -> Scales:
-        """Cell embeddings of :meth:`embed_cells`, without the tiles': these cost a third of the time."""
+        """Cell embeddings of :meth:`embed_cells`, without pooling and projecting tiles."""
         if not isinstance(self.cell_tower, GraphTower):
             return {}
         return self._by_scale(self.cell_tower.cells(part, sample))
