@@ -93,7 +93,7 @@ nitpick_ignore_regex = [
     # extensions/own_names.py looks each of them up.
     (
         r"py:.*",
-        r"Ellipsis|(anndata|collections|distributed|lightning|matplotlib|np|numpy|os|pandas|pathlib|pd|scanpy|scipy|scvi|sklearn|spatialdata"
+        r"Ellipsis|(abc|anndata|collections|distributed|lightning|matplotlib|np|numpy|os|pandas|pathlib|pd|scanpy|scipy|scvi|sklearn|spatialdata"
         r"|spatialdata_io|squidpy|timm|torch|typing|xarray)\..*",
     ),
 ]

@@ -13,7 +13,7 @@ from sigmma_sc._checks import require_choice, require_positive, require_register
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
-from sigmma_sc.tissue.setup import Setup, Tissue, common_setup, objects_of, slides_of, store_setup
+from sigmma_sc.tissue.setup import Setup, common_setup, objects_of, slides_of, store_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
 
 
 class SIGMMA:

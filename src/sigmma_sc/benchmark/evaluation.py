@@ -23,7 +23,7 @@ from sigmma_sc.infer.scales import at_scale
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
 from sigmma_sc.tissue.counts import pooled_counts
-from sigmma_sc.tissue.setup import Tissue, common_setup, slides_of
+from sigmma_sc.tissue.setup import common_setup, slides_of
 from sigmma_sc.tissue.split import Blocks, SplitJson, get_split
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.tiling import Tiles
 
     Chosen = list[tuple[Slide, Tiles]]
+    from sigmma_sc.tissue.setup import Tissue
 
 N_LOOKUP = 50
 """Training tiles that BLEEP's inference averages."""

@@ -13,7 +13,7 @@ from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.config import Config
 from sigmma_sc.features.data import TissueData
 from sigmma_sc.model import SIGMMA
-from sigmma_sc.tissue.setup import Tissue, common_setup
+from sigmma_sc.tissue.setup import common_setup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.tiling import Tiles
 
     Embedding = dict[str, NDArray[np.float32]] | None
+    from sigmma_sc.tissue.setup import Tissue
 
 
 @dataclass(frozen=True)

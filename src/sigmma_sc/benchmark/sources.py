@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sigmma_sc.benchmark.config import DataSpec
 from sigmma_sc.errors import CoverageWarning, SetupError
 from sigmma_sc.model import SIGMMA
-from sigmma_sc.tissue.setup import Tissue, common_setup, get_table, objects_of
+from sigmma_sc.tissue.setup import common_setup, get_table, objects_of
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.tissue.setup import Tissue
 
 
 def load(spec: DataSpec) -> Tissue:

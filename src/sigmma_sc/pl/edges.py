@@ -9,7 +9,7 @@ import numpy as np
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import each_colour
 from sigmma_sc.pl._finish import finish
-from sigmma_sc.tissue.setup import Tissue, obs_of_slide
+from sigmma_sc.tissue.setup import obs_of_slide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.setup import Tissue
 
 SPATIAL = "#AAAAAA"
 CELL = "#333333"

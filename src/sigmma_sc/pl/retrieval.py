@@ -12,7 +12,7 @@ from sigmma_sc.metrics.retrieval import tile_ranks
 from sigmma_sc.pl._cells import colours_of, each_colour
 from sigmma_sc.pl._finish import finish
 from sigmma_sc.tissue.pixels import read_crops
-from sigmma_sc.tissue.setup import Tissue, obs_of_slide
+from sigmma_sc.tissue.setup import obs_of_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.infer.embed import SlideEmbedding
     from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.setup import Tissue
 
 FRAME = {"partner": "#0072B2", "other": "#BBBBBB"}
 PIXELS = 192

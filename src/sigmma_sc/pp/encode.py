@@ -10,7 +10,7 @@ import numpy as np
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_divides
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.setup import Tissue, common_setup, objects_of, slides_of, stored_setup
+from sigmma_sc.tissue.setup import common_setup, objects_of, slides_of, stored_setup
 from sigmma_sc.tissue.tiling import lattice_tiles
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.frame import Slide
 
     Stores = dict[str | None, tuple[str, dict[str, Any]]]
+    from sigmma_sc.tissue.setup import Tissue
 
 
 def encode_patches(

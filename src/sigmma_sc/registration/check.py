@@ -16,7 +16,7 @@ import numpy as np
 
 from sigmma_sc.errors import RegistrationWarning, SetupError
 from sigmma_sc.registration.haematoxylin import Match, measure_shift
-from sigmma_sc.tissue.setup import Tissue, slides_of, totals_of
+from sigmma_sc.tissue.setup import slides_of, totals_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.frame import Slide
 
     Totals = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+    from sigmma_sc.tissue.setup import Tissue
 
 REGISTERED = "registered"
 SHIFTED = "shifted"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.setup import Setup, Tissue, objects_of, stored_setup
+from sigmma_sc.tissue.setup import Setup, objects_of, stored_setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
 
 INHERITED = ("tile_size", "grids")
 

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from xarray import DataArray
 
-Tissue: TypeAlias = "SpatialData | dict[str, SpatialData]"
-"""One object, or objects by name."""
+    # An alias as a string could be resolved in no other module, by Sphinx or typing.get_type_hints.
+    Tissue: TypeAlias = SpatialData | dict[str, SpatialData]
+    """One object, or objects by name."""
 
 Value = TypeVar("Value")
 

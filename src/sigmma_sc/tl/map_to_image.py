@@ -13,7 +13,7 @@ from sigmma_sc._checks import require_choice, require_key, require_positive
 from sigmma_sc.errors import SetupError
 from sigmma_sc.infer.predict import retrieve, temperature_of
 from sigmma_sc.infer.scales import at_scale, joined
-from sigmma_sc.tissue.setup import Tissue, objects_of, obs_of_slide
+from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.infer.scales import Scales
     from sigmma_sc.model import SIGMMA
+    from sigmma_sc.tissue.setup import Tissue
 
 
 @dataclass(frozen=True)
