@@ -79,6 +79,23 @@ def test_close_ups_show_the_cells_of_their_window_in_the_colours_of_the_whole(ad
         sg.pl.niches(adata, ["meso"], windows=[(500, 500, 10)])
 
 
+def test_confidence_is_mapped_where_it_is_asked_for(adata, tmp_path):
+    with pytest.raises(MissingKeyError, match="sigmma_niche_meso_confidence"):
+        sg.pl.niches(adata, ["meso"], confidence=True, show=False)
+    shares = np.linspace(0, 1, 40, dtype=np.float32)
+    shares[-1] = np.nan
+    adata.obs["sigmma_niche_meso_confidence"] = shares
+    drawn = {"show": False, "save": tmp_path / "f.png", "confidence": True}
+    axes = sg.pl.niches(adata, ["meso"], windows=[(0, 0, 50)], **drawn)
+    assert [ax.get_title() for ax in axes] == ["meso", "meso confidence", "", ""]
+    missing, known = axes[1].collections
+    np.testing.assert_array_equal(known.get_array(), shares[:-1])
+    assert known.get_clim() == (0, 1)
+    np.testing.assert_allclose(missing.get_offsets().data, adata.obsm["spatial"][-1:])
+    inside = (adata.obsm["spatial"] <= 50).all(axis=1) & np.isfinite(shares)
+    np.testing.assert_array_equal(axes[3].collections[1].get_array(), shares[inside])
+
+
 def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):
     def series(*values):
         return pd.DataFrame({"x": values})

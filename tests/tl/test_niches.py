@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +9,10 @@ from anndata import AnnData
 
 import sigmma_sc as sg
 from sigmma_sc.errors import MissingKeyError, SetupError
+from sigmma_sc.metrics import niche_agreement
+from sigmma_sc.niches.consensus import consensus
+from sigmma_sc.niches.leiden import WeightedGraph
+from sigmma_sc.niches.neighbours import neighbour_graph
 
 FRESH = """
 import sys
@@ -45,6 +50,8 @@ def test_groups_far_apart_are_niches(three):
     sg.tl.niches(three, ["meso"], resolution=0.1)
     labels = three.obs["sigmma_niche_meso"]
     assert pd.isna(labels.iloc[0])
+    confidence = three.obs["sigmma_niche_meso_confidence"]
+    np.testing.assert_array_equal(confidence, [np.nan] + [1] * 240)
     assert list(labels.cat.categories) == ["0", "1", "2"]
     truth = pd.Series(np.repeat([0, 1, 2], 80), index=three.obs_names[1:])
     assert (pd.crosstab(labels.iloc[1:], truth) > 0).sum(axis=1).tolist() == [1, 1, 1]
@@ -53,27 +60,134 @@ def test_groups_far_apart_are_niches(three):
 def test_own_neighbour_graph_and_key_are_left_alone(three):
     three.uns["neighbors"] = {"mine": 1}
     sg.tl.niches(three, ["meso"], key_added="mine")
-    assert three.uns == {"neighbors": {"mine": 1}}
+    assert three.uns["neighbors"] == {"mine": 1}
     assert not three.obsp
-    assert list(three.obs) == ["mine_meso"]
+    assert list(three.obs) == ["mine_meso", "mine_meso_confidence"]
+
+
+def test_what_is_recorded_survives_a_file(three, tmp_path):
+    three.uns["sigmma"] = {"encoder": "own"}
+    sg.tl.niches(three, ["meso"], resolution=0.1)
+    sg.tl.niches(three, ["meso"], resolution="auto", key_added="mine", n_runs=3)
+    three.write_h5ad(tmp_path / "a.h5ad")
+    read = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert read.uns["sigmma"]["encoder"] == "own"
+    records = read.uns["sigmma"]["niches"]
+    assert set(records) == {"sigmma_niche_meso", "mine_meso"}
+    assert records["sigmma_niche_meso"]["resolution"] == 0.1
+    assert records["sigmma_niche_meso"]["table"]["n_niches"].tolist() == [3]
+    assert records["mine_meso"]["n_runs"] == 3
+    pd.testing.assert_frame_equal(
+        records["mine_meso"]["table"], three.uns["sigmma"]["niches"]["mine_meso"]["table"], check_dtype=False
+    )
+    assert read.obs["mine_meso_confidence"].dtype == np.float32
+
+
+def test_auto_finds_the_groups_and_says_so(three, caplog):
+    sg.tl.niches(three, ["meso"], resolution="auto", n_runs=3)
+    assert three.obs["sigmma_niche_meso"].nunique() == 3
+    record = three.uns["sigmma"]["niches"]["sigmma_niche_meso"]
+    chosen = record["table"].query("chosen")
+    assert chosen["resolution"].tolist() == [record["resolution"]]
+    assert chosen["n_niches"].tolist() == [3]
+    assert f"meso: resolution {record['resolution']} chosen by stability 1.00, 3 niches" in caplog.text
+
+
+def test_cells_at_a_border_keep_their_niche_less_often(rng):
+    """A strip without groups: Leiden cuts it in other places each time."""
+    strip = table(np.column_stack([np.linspace(0, 30, 600), rng.normal(size=600)]))
+    sg.tl.niches(strip, ["meso"], n_runs=8)
+    niche = strip.obs["sigmma_niche_meso"].cat.codes.to_numpy()
+    confidence = strip.obs["sigmma_niche_meso_confidence"].to_numpy()
+    assert set(np.round(8 * confidence, 5)) <= set(range(9))
+    near = [len(set(niche[max(0, k - 15) : k + 15])) > 1 for k in range(600)]
+    assert confidence[near].mean() < confidence[np.logical_not(near)].mean()
+
+
+@pytest.fixture
+def hierarchy(rng):
+    """Embeddings of three scales without any structure in common, and two cells without."""
+    adata = table(np.zeros((302, 4)))
+    for scale in ("micro", "meso", "macro"):
+        matrix = rng.normal(size=(302, 4)).astype(np.float32)
+        matrix[:2] = np.nan
+        adata.obsm[f"X_sigmma_{scale}"] = matrix
+    return adata
+
+
+@pytest.mark.parametrize("resolution", [1.5, "auto"])
+def test_nested_niches_hold_whole_finer_ones(hierarchy, resolution):
+    sg.tl.niches(hierarchy, resolution=resolution, nested=True, n_runs=2, min_size=25)
+    obs = hierarchy.obs
+    for finer, coarser in (("micro", "meso"), ("meso", "macro")):
+        shared = pd.crosstab(obs[f"sigmma_niche_{finer}"], obs[f"sigmma_niche_{coarser}"])
+        assert (shared > 0).sum(axis=1).tolist() == [1] * len(shared)
+        assert obs[f"sigmma_niche_{coarser}"].value_counts().min() >= 25
+        assert obs[f"sigmma_niche_{coarser}"].isna().tolist() == [True] * 2 + [False] * 300
+    sg.tl.niches(hierarchy, ["micro", "meso"], resolution=1.5, n_runs=2)
+    apart = pd.crosstab(obs["sigmma_niche_micro"], obs["sigmma_niche_meso"])
+    assert (apart > 0).sum(axis=1).min() > 1
+
+
+def test_niches_are_numbered_by_size_and_small_ones_joined(rng):
+    cells = rng.normal(size=(140, 5)) + 9 * np.eye(5)[np.repeat([0, 1, 2], [20, 80, 40])]
+    adata = table(cells)
+    sg.tl.niches(adata, ["meso"], resolution=0.1, n_neighbors=30)
+    assert adata.obs["sigmma_niche_meso"].value_counts(sort=False).tolist() == [80, 40, 20]
+    sg.tl.niches(adata, ["meso"], resolution=0.1, n_neighbors=30, min_size=30)
+    # Of 30 neighbours some of each cell of the smallest group are of another, so it joins that one.
+    assert adata.obs["sigmma_niche_meso"].value_counts().min() >= 40
+    assert adata.obs["sigmma_niche_meso"].notna().all()
+
+
+def test_a_small_niche_without_a_link_stays_and_is_logged(three, caplog):
+    sg.tl.niches(three, ["meso"], resolution=0.1, n_neighbors=5, min_size=100)
+    assert three.obs["sigmma_niche_meso"].nunique() == 3
+    assert "3 niches of fewer than 100 cells have no link to another niche and stay." in caplog.text
+
+
+def test_graphs_of_several_models_are_averaged(rng):
+    """One embedding parts left from right, the other front from back; both together part all four."""
+    where = np.arange(240) % 4
+    adata = table(rng.normal(size=(240, 3)) + 30 * np.eye(3)[where % 2])
+    adata.obsm["other"] = rng.normal(size=(240, 3)) + 30 * np.eye(3)[where // 2]
+    adata.obsm["other"][0] = np.nan
+    sg.tl.niches(adata, ["meso"], resolution=0.3, use_rep={"meso": "other"}, key_added="one")
+    assert (pd.crosstab(adata.obs["one_meso"], where // 2) > 0).sum(axis=1).tolist() == [1, 1]
+    sg.tl.niches(adata, ["meso"], resolution=1, use_rep={"meso": ["X_sigmma_meso", "other"]})
+    assert adata.obs["sigmma_niche_meso"].isna().tolist() == [True] + [False] * 239
+    graphs = [neighbour_graph(adata.obsm[key][1:]).connectivities for key in ("X_sigmma_meso", "other")]
+    mean = WeightedGraph.from_connectivities((graphs[0] + graphs[1]) / 2)
+    expected = consensus(mean, np.ones(239, int), 1.0, 5, 0).labels
+    assert niche_agreement(adata.obs["sigmma_niche_meso"].iloc[1:].to_numpy(), expected)["ari"] == 1
 
 
 def test_same_labels_each_time(three):
     sg.tl.niches(three, ["meso"], resolution=2, seed=4)
-    first = three.obs["sigmma_niche_meso"].copy()
+    first = three.obs.copy()
     sg.tl.niches(three, ["meso"], resolution=2, seed=4)
-    assert first.equals(three.obs["sigmma_niche_meso"])
+    assert first.equals(three.obs)
 
 
 def test_refusals(three):
     with pytest.raises(MissingKeyError, match="X_sigmma_micro"):
         sg.tl.niches(three)
-    for name, value in (("resolution", 0), ("n_neighbors", 1), ("n_neighbors", 1.5)):
+    for name, value in (
+        ("resolution", 0), ("resolution", "'best'"), ("n_neighbors", 1), ("n_neighbors", 1.5), ("n_runs", 1), ("seed", -1),
+        ("min_size", 0), ("min_size", 241),
+    ):  # fmt: skip
         with pytest.raises(SetupError, match=f"{name}={value}"):
-            sg.tl.niches(three, ["meso"], **{name: value})
+            sg.tl.niches(three, ["meso"], **{name: value.strip("'") if isinstance(value, str) else value})
+    with pytest.raises(MissingKeyError, match="other"):
+        sg.tl.niches(three, ["meso"], use_rep={"meso": ["X_sigmma_meso", "other"]})
+    with pytest.raises(MissingKeyError, match="scale='meso'"):
+        sg.tl.niches(three, ["meso"], use_rep={"micro": "X_sigmma_meso"})
+    with pytest.raises(SetupError, match="names no embedding"):
+        sg.tl.niches(three, ["meso"], use_rep={"meso": []})
     with pytest.raises(SetupError, match=r"need 2 cells with an embedding; obsm\['X_sigmma_meso'\] has 1"):
         sg.tl.niches(three[:2].copy(), ["meso"])
     assert not list(three.obs)
+    assert not three.uns
 
 
 def test_a_fresh_process_compiles_nothing_for_many_cells():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from numpy.typing import NDArray
 
 NUMBER_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
@@ -34,8 +35,10 @@ def niches(
     windows: Sequence[tuple[float, float, float]] = (),
     show: bool | None = None,
     save: str | Path | None = None,
+    *,
+    confidence: bool = False,
 ) -> list[Axes]:
-    """Map the niches of each scale, and reference labels.
+    """Map the niches of each scale, reference labels and the confidence of niches.
 
     Parameters
     ----------
@@ -58,6 +61,8 @@ def niches(
         Whether to show the figure; by default if it is not saved.
     save
         File to write the figure to.
+    confidence
+        Whether to map the confidence of each scale too, after its niches: the share of runs in which a cell keeps its niche.
 
     Returns
     -------
@@ -68,7 +73,7 @@ def niches(
     SetupError
         A window has no positive side, or holds no cell.
     MissingKeyError
-        The table has no such column or positions.
+        The table has no such column, confidence or positions.
 
     See Also
     --------
@@ -85,6 +90,8 @@ def niches(
 
     reference = [reference] if isinstance(reference, str) else list(reference)
     columns = reference + [f"{key}_{scale}" for scale in scales]
+    shares = [f"{key}_{scale}_confidence" for scale in scales] if confidence else []
+    columns += shares
     for column in columns:
         require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     require_key(basis, adata.obsm, "basis")
@@ -106,9 +113,13 @@ def niches(
     panel_points = 72 * side * min(1.0, width / height)
     size = size or (1.1 * panel_points * np.sqrt(height / width / len(xy))) ** 2
     for ax, column in zip(axes.flat, columns, strict=False):
-        _map(ax, xy, adata.obs[column].astype("category"), size)
-        _legend(ax, adata.obs[column].astype("category"))
-        ax.set_title(column.removeprefix(f"{key}_"), fontsize=12)
+        if column in shares:
+            dots = _map_shares(ax, xy, adata.obs[column].to_numpy(np.float64), size)
+            upper.colorbar(dots, ax=ax, shrink=0.6, pad=0.02)
+        else:
+            _map(ax, xy, adata.obs[column].astype("category"), size)
+            _legend(ax, adata.obs[column].astype("category"))
+        ax.set_title(column.removeprefix(f"{key}_").replace("_confidence", " confidence"), fontsize=12)
         for number, (x, y, wide_by) in enumerate(windows, start=1):
             ax.add_patch(plt.Rectangle((x, y), wide_by, wide_by, fill=False, lw=1.2, ec="black"))
             label = ax.annotate(str(number), (x, y), (-2, 2), textcoords="offset points", ha="right", fontsize=9)
@@ -119,7 +130,7 @@ def niches(
     for part in lower:
         close = part.subplots(len(windows), len(columns), squeeze=False)
         for row, window in enumerate(windows):
-            out += _close_up(close[row], window, adata, columns, xy, small)
+            out += _close_up(close[row], window, adata, columns, shares, xy, small)
             close[row, 0].set_ylabel(f"{row + 1}", rotation=0, labelpad=10, fontsize=11)
     finish(figure, show, save)
     return out
@@ -139,6 +150,7 @@ def _close_up(
     window: tuple[float, float, float],
     adata: AnnData,
     columns: Sequence[str],
+    shares: Sequence[str],
     xy: NDArray[np.float64],
     inches: float,
 ) -> list[Axes]:
@@ -147,7 +159,10 @@ def _close_up(
     here = _inside(xy, window)
     size = (0.8 * 72 * inches / np.sqrt(here.sum())) ** 2
     for ax, column in zip(axes, columns, strict=True):
-        _map(ax, xy[here], adata.obs[column].astype("category")[here], size)
+        if column in shares:
+            _map_shares(ax, xy[here], adata.obs[column].to_numpy(np.float64)[here], size)
+        else:
+            _map(ax, xy[here], adata.obs[column].astype("category")[here], size)
         ax.set(xlim=(x, x + side), ylim=(y + side, y))
         ax.spines[:].set_visible(True)
     return list(axes)
@@ -159,6 +174,29 @@ def _map(ax: Axes, xy: NDArray[np.float64], labels: pd.Series, size: float) -> N
     known = codes >= 0
     ax.scatter(xy[~known, 0], xy[~known, 1], s=size, c=MISSING, linewidths=0, rasterized=True)
     ax.scatter(xy[known, 0], xy[known, 1], s=size, c=palette[codes[known]], linewidths=0, rasterized=True)
+    _frame(ax)
+
+
+def _map_shares(ax: Axes, xy: NDArray[np.float64], shares: NDArray[np.float64], size: float) -> PathCollection:
+    """Shares between 0 and 1 in colour, grey for cells without one."""
+    known = np.isfinite(shares)
+    ax.scatter(xy[~known, 0], xy[~known, 1], s=size, c=MISSING, linewidths=0, rasterized=True)
+    dots = ax.scatter(
+        xy[known, 0],
+        xy[known, 1],
+        s=size,
+        c=shares[known],
+        vmin=0,
+        vmax=1,
+        cmap="viridis",
+        linewidths=0,
+        rasterized=True,
+    )
+    _frame(ax)
+    return dots
+
+
+def _frame(ax: Axes) -> None:
     ax.set(aspect="equal", xticks=[], yticks=[])
     ax.invert_yaxis()
     ax.spines[:].set_visible(False)
