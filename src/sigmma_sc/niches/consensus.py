@@ -79,15 +79,15 @@ def confidence(labels: NDArray, runs: NDArray, sizes: NDArray) -> NDArray[np.flo
     Fridlyand [2003]. Cells of a cluster without a niche do not keep theirs.
     """
     n_niches = int(labels.max()) + 1
-    kept = np.zeros(len(labels), np.float32)
+    n_kept = np.zeros(len(labels), np.int64)
     for run in runs:
         n_clusters = int(run.max()) + 1
         shared = np.bincount(labels * n_clusters + run, sizes, n_niches * n_clusters).reshape(n_niches, n_clusters)
         niche, cluster = linear_sum_assignment(shared, maximize=True)
         cluster_of = np.full(n_niches, -1)
         cluster_of[niche] = cluster
-        kept += cluster_of[labels] == run
-    return kept / len(runs)
+        n_kept += cluster_of[labels] == run
+    return (n_kept / len(runs)).astype(np.float32)
 
 
 def stability(runs: NDArray, sizes: NDArray) -> float:

@@ -83,4 +83,5 @@ class WeightedGraph:
 
 
 def _strength(heads: NDArray, tails: NDArray, weights: NDArray, n: int) -> NDArray[np.float64]:
-    return np.bincount(heads, weights, n) + np.bincount(tails, weights, n)
+    ends = np.concatenate([heads, tails])
+    return np.bincount(ends, np.concatenate([weights, weights]), n).astype(np.float64)

@@ -27,7 +27,8 @@ class _Found(NamedTuple):
 
     labels: NDArray[np.int64]  # (n,) of all cells, -1 without an embedding
     confidence: NDArray[np.float32]  # (n,), NaN without an embedding
-    record: dict[str, object]
+    resolution: float
+    table: pd.DataFrame  # of the resolutions compared
 
 
 def niches(
@@ -131,13 +132,8 @@ def niches(
         found[scale] = _cluster(graph, covered, finer, resolutions, n_runs, min_size, seed)
         finer = found[scale].labels if nested else None
         if resolution == "auto":
-            table = found[scale].record["table"].query("chosen").iloc[0]
-            logger.warning(
-                "%s: resolution %s chosen by stability %.2f, %d niches",
-                scale,
-                *table[["resolution", "stability", "n_niches"]],
-            )
-    _write(adata, found, key_added)
+            _log_choice(scale, found[scale])
+    _write(adata, found, n_runs, key_added)
 
 
 def _keys_of(
@@ -150,7 +146,8 @@ def _keys_of(
             keys[scale] = [_keys.obsm_cells(scale)]
         else:
             require_key(scale, use_rep, "scale", "Give its keys of obsm in use_rep, or change scales.")
-            keys[scale] = [use_rep[scale]] if isinstance(use_rep[scale], str) else list(use_rep[scale])
+            named = use_rep[scale]
+            keys[scale] = [named] if isinstance(named, str) else list(named)
         if not keys[scale]:
             raise SetupError(f"use_rep[{scale!r}] names no embedding. Give a key of obsm, or several.")
         for key in keys[scale]:
@@ -180,10 +177,10 @@ def _graph(adata: AnnData, keys: Sequence[str], covered: NDArray, n_neighbors: i
     """Mean of the neighbour graphs of the embeddings, cells with an embedding only."""
     from sigmma_sc.niches.neighbours import neighbour_graph
 
-    total = None
-    for key in keys:
-        graph = neighbour_graph(np.asarray(adata.obsm[key])[covered], n_neighbors, seed).connectivities
-        total = graph if total is None else total + graph
+    first, *others = keys
+    total = neighbour_graph(np.asarray(adata.obsm[first])[covered], n_neighbors, seed).connectivities
+    for key in others:
+        total = total + neighbour_graph(np.asarray(adata.obsm[key])[covered], n_neighbors, seed).connectivities
     return total / len(keys)
 
 
@@ -217,7 +214,7 @@ def _cluster(
     kept = np.full(len(covered), np.nan, np.float32)
     kept[covered] = confidence(numbered, best.runs, sizes)[node]
     chosen = float(table.loc[table["chosen"], "resolution"].iloc[0])
-    return _Found(labels, kept, {"resolution": chosen, "n_runs": int(n_runs), "table": table})
+    return _Found(labels, kept, chosen, table)
 
 
 def _nodes(finer: NDArray) -> NDArray:
@@ -228,7 +225,14 @@ def _nodes(finer: NDArray) -> NDArray:
     return np.unique(out, return_inverse=True)[1]
 
 
-def _write(adata: AnnData, found: Mapping[str, _Found], key_added: str) -> None:
+def _log_choice(scale: str, found: _Found) -> None:
+    row = found.table[found.table["chosen"]].iloc[0]
+    told = scale, found.resolution, row["stability"], row["n_niches"]
+    # A warning, because Python shows nothing below to a user who has set up no logging.
+    logger.warning("%s: resolution %s chosen by stability %.2f, %d niches", *told)
+
+
+def _write(adata: AnnData, found: Mapping[str, _Found], n_runs: int, key_added: str) -> None:
     records = dict(adata.uns.get(_keys.UNS, {}))
     records["niches"] = dict(records.get("niches", {}))
     for scale, one in found.items():
@@ -236,5 +240,5 @@ def _write(adata: AnnData, found: Mapping[str, _Found], key_added: str) -> None:
         names = [str(k) for k in range(one.labels.max() + 1)]
         adata.obs[column] = pd.Categorical.from_codes(one.labels, names)
         adata.obs[f"{column}_confidence"] = one.confidence
-        records["niches"][column] = one.record
+        records["niches"][column] = {"resolution": one.resolution, "n_runs": int(n_runs), "table": one.table}
     adata.uns[_keys.UNS] = records
