@@ -220,13 +220,16 @@ class NichePrototypes:
         scales = {}
         for name, p in self.scales.items():
             scales[name] = {"names": list(p.names), "centres": p.centres, "niche": p.niche, "limits": p.limits}
-        return {"by_sample": self.by_sample, "quantile": self.quantile, "scales": scales}
+        # Groups of a file come back in alphabetical order.
+        order = list(self.scales)
+        return {"by_sample": self.by_sample, "quantile": self.quantile, "order": order, "scales": scales}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> NichePrototypes:
         """Prototypes from the result of :meth:`to_dict`, also after a round trip through a file."""
         scales = {}
-        for name, part in stored["scales"].items():
+        for name in map(str, stored["order"]):
+            part = stored["scales"][name]
             scales[name] = ScalePrototypes(
                 tuple(str(niche) for niche in part["names"]),
                 np.asarray(part["centres"], np.float32),
