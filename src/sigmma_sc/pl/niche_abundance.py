@@ -95,7 +95,7 @@ def niche_abundance(
     ax.set(xlabel="niche", ylabel="share of a donor's cells", ylim=(0, 1.15 * top.max()))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
-    finish(ax.figure, show, save, own)
+    finish(ax.figure.figure, show, save, own)
     return ax
 
 
