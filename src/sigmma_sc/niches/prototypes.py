@@ -91,7 +91,7 @@ class NichePrototypes:
     >>> niche, score = prototypes.assign("meso", x)
     >>> niche.categories[-1]
     'unlike any'
-    >>> bool((niche == adata.obs["niche"]).mean() > 0.5)
+    >>> bool((niche.astype(str) == adata.obs["niche"].astype(str)).mean() > 0.5)
     True
     """
 
