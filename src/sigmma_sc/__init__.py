@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.features.registry import register_node_features
     from sigmma_sc.model import SIGMMA
+    from sigmma_sc.niches.prototypes import NichePrototypes
     from sigmma_sc.nn.objectives import register_objective
     from sigmma_sc.tissue.split import Split, register_split
 
@@ -19,6 +20,7 @@ __all__ = [
     "SIGMMA",
     "Config",
     "ImageEncoder",
+    "NichePrototypes",
     "NodeFeatures",
     "Split",
     "baselines",
@@ -45,6 +47,7 @@ _HOMES = {
     "get_encoder": "sigmma_sc.encoders.encoder",
     "list_encoders": "sigmma_sc.encoders.registry",
     "register_encoder": "sigmma_sc.encoders.registry",
+    "NichePrototypes": "sigmma_sc.niches.prototypes",
     "NodeFeatures": "sigmma_sc.features.node_features",
     "Split": "sigmma_sc.tissue.split",
     "register_node_features": "sigmma_sc.features.registry",

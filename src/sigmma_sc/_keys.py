@@ -18,6 +18,15 @@ def tile_squares(region: str) -> str:
     return f"{TILES}_{region}"
 
 
+UNLIKE_ANY = "unlike any"
+"""Niche of a cell that is far from all known niches."""
+
+
+def prototypes(key: str) -> str:
+    """Key in ``adata.uns["sigmma"]`` of the prototypes of the niches in columns that start with ``key``."""
+    return f"{key}_prototypes"
+
+
 REGION = "region"
 INSTANCE = "tile_id"
 

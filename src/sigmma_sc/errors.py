@@ -54,6 +54,10 @@ class CoverageWarning(UserWarning):
     """Some cells are outside the image and so have no embedding."""
 
 
+class CoreWarning(UserWarning):
+    """Some cells are in no core of a tissue microarray."""
+
+
 class CacheWarning(UserWarning):
     """A file of the cache cannot be used; its features are computed again."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sigmma_sc.features.data import TissueData
     from sigmma_sc.infer.embed import Embedder, SlideEmbedding
     from sigmma_sc.infer.reference import Reference
+    from sigmma_sc.niches.prototypes import NichePrototypes
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
@@ -119,6 +120,7 @@ class SIGMMA:
         self._slides = slides_of(sdata)
         self._state = Trained(TissueData(self.setup, self.image_encoder, self.config, cache_dir))
         self._reference: Reference | None = None
+        self._niches: NichePrototypes | None = None
 
     @staticmethod
     def setup_spatialdata(
@@ -288,7 +290,7 @@ class SIGMMA:
         slides = slides_of(self.sdata, setup)
         self._state = fit(self._state, slides, self._towers, options)
         self._slides = slides
-        self._reference = None  # its embeddings are those of the weights before
+        self._reference = self._niches = None  # their embeddings are those of the weights before
 
     @property
     def data(self) -> TissueData:
@@ -356,6 +358,29 @@ class SIGMMA:
         (120, True)
         """
         return self._state.history
+
+    @property
+    def niches(self) -> NichePrototypes | None:
+        """Niches of the model's embeddings, saved with it; ``None`` before they are set, and after :meth:`train`.
+
+        Setting anything but :class:`sigmma_sc.NichePrototypes` of the model's scales and width raises
+        :class:`~sigmma_sc.errors.SetupError`.
+
+        >>> x = {"meso": adata.obsm["X_sigmma_meso"]}
+        >>> model.niches = sg.NichePrototypes.fit(x, {"meso": adata.obs["niche"]})
+        >>> model.niches
+        NichePrototypes(meso: 6 niches, width 64)
+        >>> model.niches = None
+        """
+        return self._niches
+
+    @niches.setter
+    def niches(self, prototypes: NichePrototypes | None) -> None:
+        from sigmma_sc.niches.prototypes import require_prototypes
+
+        if prototypes is not None:
+            require_prototypes(prototypes, self._trained().embedded, self.config.n_latent)
+        self._niches = prototypes
 
     @property
     def device(self) -> torch.device:
@@ -843,6 +868,7 @@ class SIGMMA:
                 history=self.history,
                 epochs=self.epochs_trained,
                 reference=reference,
+                niches=self._niches,
             ),
         )
 
@@ -907,6 +933,7 @@ class SIGMMA:
             model.setup = data.setup = saved.setup
         model._state = replace(model._state, towers=towers, history=saved.history, epochs=saved.epochs)
         model._reference = saved.reference
+        model._niches = saved.niches
         for slide in model._slides:
             if any(slide.sdata is one for one in inheriting):
                 warn_unregistered(slide)

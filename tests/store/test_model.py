@@ -4,11 +4,12 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sigmma_sc import SIGMMA
-from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
+from sigmma_sc import SIGMMA, NichePrototypes
+from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.store.model import _from_elsewhere
 
 
@@ -111,3 +112,33 @@ def test_half_a_model_is_no_model(copied, tiny):
     (copied / "weights.safetensors").unlink()
     with pytest.raises(MissingKeyError, match="weights.safetensors is missing"):
         SIGMMA.load(copied, tiny)
+
+
+def test_niches_are_saved_with_the_model_and_gone_after_training_on(saved, tiny, tmp_path):
+    model = SIGMMA.load(saved[0], tiny)
+    assert model.niches is None
+    x = np.random.default_rng(0).normal(size=(300, 8))
+    labels = np.repeat(["a", "b", "c"], 100)
+    niches = NichePrototypes.fit({"micro": x, "meso": x + 1}, {"micro": labels, "meso": labels}, quantile=0.9)
+    model.niches = niches
+    model.save(tmp_path / "model")
+    again = SIGMMA.load(tmp_path / "model", tiny)
+    assert again.niches.quantile == 0.9
+    for scale, own in niches.scales.items():
+        other = again.niches.scales[scale]
+        assert other.names == own.names
+        for part in ("centres", "niche", "limits"):
+            assert np.array_equal(getattr(other, part), getattr(own, part))
+        assert other.centres.dtype == np.float32
+    with pytest.raises(SetupError, match="niches is a dict"):
+        again.niches = niches.to_dict()
+    narrow = NichePrototypes.fit({"micro": x[:, :5]}, {"micro": labels})
+    with pytest.raises(
+        SetupError, match="of scale 'micro' and width 5, the model embeds 'micro', 'meso', 'macro' in width 8"
+    ):
+        again.niches = narrow
+    assert list(again.niches.scales) == ["micro", "meso"]
+    again.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
+    assert again.niches is None
+    with pytest.raises(NotTrainedError):
+        SIGMMA(tiny).niches = niches

@@ -18,6 +18,7 @@ from sigmma_sc.benchmark.trial import PROTOCOLS, Expression, Head, Protocol, Ran
 from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.data import TissueData
+from sigmma_sc.features.roles import samples_of
 from sigmma_sc.infer.predict import retrieve
 from sigmma_sc.infer.scales import at_scale
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
@@ -92,7 +93,7 @@ def divide(tissue: Tissue, data: DataSpec, split: str, turn: int, seed: int) -> 
     setup = common_setup(tissue)
     tiles = TissueData(setup, get_encoder("stain-stats"), Config.of({**data.options, "seed": seed}, setup.grids))
     slides = slides_of(tissue)
-    resolved = get_split(split).in_turn(turn, data.donors).resolve([slide.sample for slide in slides], seed)
+    resolved = get_split(split).in_turn(turn, data.donors).resolve(samples_of(slides), seed)
     tiles.assign_roles(slides, resolved)
     return Division(tiles, slides, resolved.to_json())
 

@@ -67,9 +67,13 @@ class Roles:
             warnings.warn(f"split={resolved.name!r} {LEAK}", SplitWarning, stacklevel=5)
         roles = {}
         for slide in slides:
-            found = resolved.roles(slide.tiles, usable(slide, slide.tiles), slide.sample, seed)
-            roles[slide.name] = _checked(found, resolved, len(slide.tiles))
-        if not resolved.leaks and any(_leak(slide.tiles, roles[slide.name]) for slide in slides):
+            roles[slide.name] = _roles_of(slide, resolved, usable(slide, slide.tiles), seed)
+        # Tiles of two samples share no cell, however near their cores are.
+        if (
+            not resolved.leaks
+            and not resolved.by_sample
+            and any(_leak(slide.tiles, roles[slide.name]) for slide in slides)
+        ):
             warnings.warn(
                 f"split={resolved.name!r} puts test tiles next to training tiles, so that scores come out too high. Give the tiles "
                 "between them the role 'guard', as Split.draw does.",
@@ -117,7 +121,25 @@ class Roles:
 
 
 def _resolved(split: Split, slides: Sequence[Slide], seed: int) -> Split:
-    return split.resolve([slide.sample for slide in slides], seed)
+    return split.resolve(samples_of(slides), seed)
+
+
+def samples_of(slides: Sequence[Slide]) -> list[str]:
+    """Names of the samples of slides."""
+    return [name for slide in slides for name in slide.samples]
+
+
+def _roles_of(slide: Slide, split: Split, usable: NDArray[np.bool_], seed: int) -> NDArray[np.str_]:
+    """Role of each covering tile of a slide; each of several samples is split by itself, tiles between two are not used."""
+    tiles = slide.tiles
+    if not split.by_sample or slide.cell_samples is None:
+        return _checked(split.roles(tiles, usable, slide.sample, seed), split, len(tiles))
+    sample = slide.sample_of(tiles)
+    role = np.full(len(tiles), "unused", dtype="<U6")
+    for name in slide.samples:
+        here = np.flatnonzero(sample == name)
+        role[here] = _checked(split.roles(tiles.take(here), usable[here], name, seed), split, len(here))
+    return role
 
 
 def _checked(roles: object, split: Split, n_tiles: int) -> NDArray[np.str_]:

@@ -14,6 +14,7 @@ _HOME = {
     "expression_targets": "expression",
     "summarise_expression": "expression",
     "niche_agreement": "niches",
+    "niche_mixing": "mixing",
     "seam_ratio": "niches",
     "spatial_contiguity": "niches",
 }

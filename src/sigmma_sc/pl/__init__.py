@@ -4,6 +4,7 @@ from sigmma_sc.pl.attention import attention
 from sigmma_sc.pl.benchmark import benchmark
 from sigmma_sc.pl.composition import composition
 from sigmma_sc.pl.edges import edges
+from sigmma_sc.pl.niche_abundance import niche_abundance
 from sigmma_sc.pl.niches import niches
 from sigmma_sc.pl.registration import registration
 from sigmma_sc.pl.retrieval import retrieval
@@ -15,6 +16,7 @@ __all__ = [
     "benchmark",
     "composition",
     "edges",
+    "niche_abundance",
     "niches",
     "registration",
     "retrieval",

@@ -1,6 +1,7 @@
-"""Before training: check the registration, and compute patch features."""
+"""Before training: check the registration, split cores, and compute patch features."""
 
+from sigmma_sc.pp.cores import split_cores
 from sigmma_sc.pp.encode import encode_patches
 from sigmma_sc.pp.registration import check_registration
 
-__all__ = ["check_registration", "encode_patches"]
+__all__ = ["check_registration", "encode_patches", "split_cores"]

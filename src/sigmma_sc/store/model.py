@@ -14,6 +14,7 @@ from sigmma_sc._files import fresh_folder, recover
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
 from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
+from sigmma_sc.niches.prototypes import NichePrototypes
 from sigmma_sc.tissue.setup import Setup
 from sigmma_sc.train.history import history_from_json, history_to_json
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
-FORMAT = 6
+FORMAT = 7
 PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
 """Fields of a saved model that are JSON values as they are."""
 
@@ -51,6 +52,7 @@ class SavedModel:
     history: dict[str, pd.DataFrame]
     epochs: int
     reference: Reference | None  # tiles to predict expression from; None for a model without counts
+    niches: NichePrototypes | None  # niches of the model; None where none are set
 
 
 def is_writer() -> bool:
@@ -83,6 +85,7 @@ def write_model(path: Path, saved: SavedModel) -> None:
         "data": _without_arrays(saved.data, "data", tensors),
         "history": history_to_json(saved.history),
         "reference": None,
+        "niches": None if saved.niches is None else _without_arrays(saved.niches.to_dict(), "niches", tensors),
     }
     if saved.reference is not None:
         described["reference"] = {"genes": saved.reference.genes, "library": saved.reference.library}
@@ -103,6 +106,7 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
     if described["reference"] is not None:
         scales = tuple(name.removeprefix(IMAGE) for name in tensors if name.startswith(IMAGE))
         reference = restore_reference(described["reference"], tensors, tuple(s for s in setup.scales if s in scales))
+    niches = described["niches"]
     return SavedModel(
         **{name: described[name] for name in PLAIN},
         setup=setup,
@@ -110,6 +114,7 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
         towers=towers,
         history=history_from_json(described["history"]),
         reference=reference,
+        niches=None if niches is None else NichePrototypes.from_dict(_with_arrays(niches, tensors)),
     )
 
 

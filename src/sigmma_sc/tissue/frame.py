@@ -52,9 +52,11 @@ class Slide:
     rows: NDArray[np.int64]  # rows of the slide's cells in the table, ascending, (n_cells,)
     # Cell centroids in H&E px of level 0, (n_cells, 2) float64; the centre of a pixel is at +0.5.
     xy: NDArray[np.float64]
-    sample: str  # donor or section the slide belongs to
+    sample: str  # donor or section the slide belongs to; its own name where it holds several
     setup: Setup  # setup of the object, which names table, image and tile size
     adata: AnnData | None  # table of the cells; None for a slide of H&E alone
+    # Sample of each cell where the slide holds several, such as cores; "" for none, (n_cells,).
+    cell_samples: NDArray[np.str_] | None = None
 
     @property
     def under_image(self) -> NDArray[np.bool_]:
@@ -68,6 +70,24 @@ class Slide:
         if self.adata is None:
             raise SetupError(f"Slide {self.name!r} has no cells (table_key=None). Set up with table_key=….")
         return self.adata
+
+    @property
+    def samples(self) -> list[str]:
+        """Names of the samples on the slide."""
+        if self.cell_samples is None:
+            return [self.sample]
+        return [str(name) for name in np.unique(self.cell_samples) if name]
+
+    def sample_of(self, tiles: Tiles) -> NDArray[np.str_]:
+        """Sample of each tile, ``(n_tiles,)``; ``""`` where its cells are of several samples, or of none."""
+        if self.cell_samples is None:
+            return np.full(len(tiles), self.sample)
+        names = np.array(self.samples)
+        place = np.searchsorted(names, self.cell_samples[tiles.cells])
+        named = self.cell_samples[tiles.cells] != ""
+        holds = np.zeros((len(tiles), len(names)), bool)
+        holds[np.repeat(np.arange(len(tiles)), tiles.n_cells)[named], place[named]] = True
+        return np.where(holds.sum(axis=1) == 1, names[holds.argmax(axis=1)], "")
 
     @property
     def side(self) -> float:

@@ -237,6 +237,7 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     if not np.isfinite(xy).all():
         bad = table.obs_names[rows][~np.isfinite(xy).all(axis=1)]
         raise SetupError(f"{len(bad):,} cells of {region!r} have no finite position, e.g. {bad[0]!r}. Remove them.")
+    sample, cell_samples = _sample_of(table, rows, setup.sample_key, prefix + region)
     slide = Slide(
         name=prefix + region,
         sdata=sdata,
@@ -250,7 +251,8 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         height=level.sizes["y"],
         rows=rows,
         xy=xy,
-        sample=_sample_of(table, rows, setup.sample_key, prefix + region),
+        sample=sample,
+        cell_samples=cell_samples,
     )
     if not slide.under_image.any():
         low, high = xy.min(axis=0), xy.max(axis=0)
@@ -263,16 +265,20 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
     return slide
 
 
-def _sample_of(table: AnnData, rows: np.ndarray, sample_key: str | None, default: str) -> str:
+def _sample_of(
+    table: AnnData, rows: np.ndarray, sample_key: str | None, default: str
+) -> tuple[str, NDArray[np.str_] | None]:
+    """Sample of a slide, and that of each of its cells where these are of several, or of none."""
     if sample_key is None:
-        return default
-    names = table.obs[sample_key].iloc[rows].astype(str).unique()
-    if len(names) != 1:
-        raise SetupError(
-            f"obs[{sample_key!r}] gives one region {len(names)} samples ({', '.join(names[:4])}, …). A region must belong to one "
-            "donor or section. Give each of several cores on a slide its region."
-        )
-    return str(names[0])
+        return default, None
+    column = table.obs[sample_key].iloc[rows]
+    known = column.notna().to_numpy()
+    names = np.where(known, column.astype(str), "").astype(str)
+    if not known.any():
+        raise SetupError(f"obs[{sample_key!r}] names no sample of the cells of {default!r}.")
+    if known.all() and len(np.unique(names)) == 1:
+        return str(names[0]), None
+    return default, names
 
 
 def _check_channels(level: DataArray, image_key: str) -> None:

@@ -45,6 +45,8 @@ class Split:
         Whether test tiles may be next to training tiles. Training with such a split warns.
     guard
         Width of the band of unused tiles around held-out tiles, in tile sides.
+    by_sample
+        Whether each of several samples on one slide, such as cores, is split by itself.
     holds_out
         Whether there are test tiles.
     takes_turns
@@ -68,6 +70,7 @@ class Split:
     guard: ClassVar[float] = 1.0
     holds_out: ClassVar[bool] = True
     takes_turns: ClassVar[bool] = False
+    by_sample: ClassVar[bool] = False
 
     @property
     def validates(self) -> bool:
@@ -276,6 +279,7 @@ class Samples(Split):
     """Named samples are held out as a whole."""
 
     name = "samples"
+    by_sample = True
     # Names of samples; None for none. With val="blocks", blocks of the remaining samples validate.
     test: tuple[str, ...] | None = None
     val: tuple[str, ...] | Literal["blocks"] | None = None

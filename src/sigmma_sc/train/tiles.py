@@ -68,8 +68,12 @@ def _training_tiles(data: TissueData, slide: Slide, role: NDArray, stride: float
         return slide.tiles.take(np.zeros(0, np.int64))
     tiles = lattice_tiles(slide.xy, slide.width, slide.height, slide.side, stride / slide.microns_per_pixel)
     held_out = slide.tiles.origins[np.isin(role, ["val", "test"])]
-    guard = get_split(data.roles.split or NoSplit.name).guard
-    return tiles.take(np.flatnonzero(data.usable(slide, tiles) & ~near(tiles, held_out, guard)))
+    split = get_split(data.roles.split or NoSplit.name)
+    chosen = data.usable(slide, tiles) & ~near(tiles, held_out, split.guard)
+    if split.by_sample and slide.cell_samples is not None:
+        # Covering tiles at the edge of a held-out sample may have too few cells to be held out themselves.
+        chosen &= np.isin(slide.sample_of(tiles), slide.sample_of(slide.tiles)[role == "train"])
+    return tiles.take(np.flatnonzero(chosen))
 
 
 def training_sample(
