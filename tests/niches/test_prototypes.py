@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 from sigmma_sc import NichePrototypes
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.niches.prototypes import ScalePrototypes, fit_prototypes, require_prototypes
+from sigmma_sc.niches.standardise import standardise
 
 BY_HAND = NichePrototypes(
     {
@@ -106,7 +107,7 @@ def test_samples_that_are_moved_and_stretched_get_the_same_niches(blobs):
         obsm={"X_sigmma_meso": x},
         uns={"sigmma": {"n_offsets": 16}},
     )
-    found = fit_prototypes(table, ["meso"], "n", sample_key="slide")
+    found = fit_prototypes(table, {"meso": standardise(x, table.obs["slide"])}, "n", by_sample=True)
     expected, _ = found.assign("meso", x, ["s1"] * len(x))
     given, _ = found.assign("meso", np.r_[x, moved], ["a"] * len(x) + ["b"] * len(x))
     assert given.tolist() == expected.tolist() * 2

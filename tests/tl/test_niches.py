@@ -65,6 +65,31 @@ def test_own_neighbour_graph_and_key_are_left_alone(three):
     assert list(three.obs) == ["mine_meso", "mine_meso_confidence"]
 
 
+def test_prototypes_give_the_same_cells_the_same_niches(three):
+    found = sg.tl.niches(three, ["meso"])
+    labels, _ = found.assign("meso", three.obsm["X_sigmma_meso"])
+    given = labels != "unlike any"
+    assert given[three.obs["sigmma_niche_meso"].notna()].mean() > 0.9
+    assert (labels[given] == three.obs["sigmma_niche_meso"].to_numpy()[given]).all()
+    stored = sg.NichePrototypes.from_dict(three.uns["sigmma"]["sigmma_niche_prototypes"])
+    np.testing.assert_array_equal(stored.scales["meso"].centres, found.scales["meso"].centres)
+
+
+def test_samples_are_standardised_before_clustering(three):
+    """The same tissue twice, the second time moved and stretched: without samples each niche is found twice."""
+    x = np.asarray(three.obsm["X_sigmma_meso"])
+    both = table(np.concatenate([x, 5 * x + 1000]))
+    both.obs["slide"] = np.repeat(["a", "b"], len(x))
+    found = sg.tl.niches(both, ["meso"], resolution=0.1, sample_key="slide")
+    first, second = np.split(both.obs["sigmma_niche_meso"].to_numpy(), 2)
+    np.testing.assert_array_equal(first.astype(str), second.astype(str))
+    assert found.by_sample
+    sg.tl.niches(both, ["meso"], resolution=0.1, key_added="apart")
+    assert both.obs["apart_meso"].nunique() == 2 * both.obs["sigmma_niche_meso"].nunique()
+    with pytest.raises(MissingKeyError, match="slice"):
+        sg.tl.niches(both, ["meso"], sample_key="slice")
+
+
 def test_what_is_recorded_survives_a_file(three, tmp_path):
     three.uns["sigmma"] = {"encoder": "own"}
     sg.tl.niches(three, ["meso"], resolution=0.1)

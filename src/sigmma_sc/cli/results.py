@@ -49,7 +49,7 @@ def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] 
     adata = get_table(sdata, common_setup(sdata))
     scales = model.embedder.towers.embedded
     if scales:  # pseudobulk instead of the cell graph embeds no cells
-        tl.niches(adata, scales)
+        model.niches = tl.niches(adata, scales)
     # All tiles of a slide that the model was not trained on are test tiles.
     tests = any((roles == "test").any() for roles in model.data.roles.by_slide.values())
     split = "test" if tests else "all"

@@ -305,23 +305,18 @@ class NichePrototypes:
 
 def fit_prototypes(
     adata: AnnData,
-    scales: Sequence[str],
+    embeddings: Mapping[str, NDArray],
     key: str = "sigmma_niche",
-    sample_key: str | None = None,
+    by_sample: bool = False,
     quantile: float = 0.99,
     seed: int = 0,
 ) -> NichePrototypes:
     """Prototypes of the niches in ``obs[f"{key}_{scale}"]``, also stored in ``uns["sigmma"]``.
 
-    With ``sample_key`` the embeddings are standardised within each sample, as they have to be before clustering.
+    ``embeddings`` ``(n, d)`` of each scale are what was clustered; ``by_sample`` if each sample was standardised before.
     """
-    embeddings = {}
-    labels = {}
-    for scale in scales:
-        x = np.asarray(adata.obsm[_keys.obsm_cells(scale)])
-        embeddings[scale] = x if sample_key is None else standardise(x, adata.obs[sample_key])
-        labels[scale] = adata.obs[f"{key}_{scale}"]
-    found = NichePrototypes.fit(embeddings, labels, by_sample=sample_key is not None, quantile=quantile, seed=seed)
+    labels = {scale: adata.obs[f"{key}_{scale}"] for scale in embeddings}
+    found = NichePrototypes.fit(embeddings, labels, by_sample=by_sample, quantile=quantile, seed=seed)
     adata.uns.setdefault(_keys.UNS, {})[_keys.prototypes(key)] = found.to_dict()
     return found
 
@@ -343,6 +338,7 @@ def _fit(
 ) -> ScalePrototypes:
     from scipy.spatial.distance import cdist
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     centres = []
     limits = np.full(len(names), np.nan)
@@ -353,7 +349,9 @@ def _fit(
         if len(cells) > MOST_CELLS:
             cells = cells[np.sort(np.random.default_rng(seed).choice(len(cells), MOST_CELLS, replace=False))]
         n_centres = min(N_CENTRES, max(1, len(cells) // CELLS_PER_CENTRE), len(np.unique(cells, axis=0)))
-        found = KMeans(n_centres, n_init=1, random_state=seed).fit(cells).cluster_centers_.astype(np.float32)
+        # Threads would add up in the order in which they end, and the last bits would vary.
+        with threadpool_limits(1):
+            found = KMeans(n_centres, n_init=1, random_state=seed).fit(cells).cluster_centers_.astype(np.float32)
         limits[k] = np.quantile(cdist(cells, found.astype(np.float64)).min(axis=1), quantile)
         centres.append((k, found))
     niche = np.concatenate([np.full(len(found), k) for k, found in centres])

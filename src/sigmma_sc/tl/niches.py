@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
+    from sigmma_sc.niches.prototypes import NichePrototypes
+
 logger = logging.getLogger("sigmma_sc")
 
 
@@ -43,7 +45,8 @@ def niches(
     min_size: int = 1,
     nested: bool = False,
     use_rep: Mapping[str, str | Sequence[str]] | None = None,
-) -> None:
+    sample_key: str | None = None,
+) -> NichePrototypes:
     """Cluster the cells at each scale by a consensus of many runs of Leiden on one graph of nearest neighbours.
 
     The graph has UMAP's weights, as in scanpy. Up to 40,000 cells neighbours are exact, beyond that at least 99 % of them
@@ -79,10 +82,14 @@ def niches(
     use_rep
         Keys of ``obsm`` for each scale, instead of ``X_sigmma_<scale>``. Several keys are embeddings by several models,
         whose graphs are averaged; a cell without one of them gets no niche.
+    sample_key
+        Column of ``obs``: embeddings are standardised within each sample before they are clustered. For slides whose
+        staining or chemistry differs; page *Cohorts* says what it costs.
 
     Returns
     -------
-    Nothing. ``obs[f"{key_added}_{scale}"]`` are the niches, ``"0"`` the largest, missing for cells without an embedding.
+    The niches as prototypes, for :func:`sigmma_sc.tl.assign_niches` and ``model.niches``, in the first embedding of each
+    scale. They are also in ``uns["sigmma"][f"{key_added}_prototypes"]``. ``obs[f"{key_added}_{scale}"]`` are the niches, ``"0"`` the largest, missing for cells without an embedding.
     ``obs[f"{key_added}_{scale}_confidence"]``, float32, is the share of runs in which a cell keeps its niche
     [Dudoit and Fridlyand 2003]; NaN without an embedding. ``uns["sigmma"]["niches"][f"{key_added}_{scale}"]`` has the
     ``resolution``, ``n_runs`` and the table of the resolutions compared: ``n_niches``, ``stability`` (the mean adjusted Rand
@@ -91,25 +98,29 @@ def niches(
     Raises
     ------
     MissingKeyError
-        The table has no embeddings of a scale, or ``use_rep`` names none for it.
+        The table has no embeddings of a scale, ``use_rep`` names none for it, or there is no column ``sample_key``.
     SetupError
-        An argument is out of range, or fewer than two cells, or than ``min_size``, have an embedding.
+        An argument is out of range; fewer than two cells, or than ``min_size``, have an embedding; or a sample has fewer
+        than 50 of them.
 
     See Also
     --------
+    sigmma_sc.tl.assign_niches : The same niches for other cells.
     sigmma_sc.tl.rank_niche_genes : Genes of each niche.
     sigmma_sc.pl.niches : Map of the niches.
     sigmma_sc.metrics.niche_agreement : Agreement with known niches.
 
     Examples
     --------
-    >>> sg.tl.niches(adata, scales=["meso"])
+    >>> prototypes = sg.tl.niches(adata, scales=["meso"])
     >>> adata.obs["sigmma_niche_meso"].cat.categories[:2].tolist()
     ['0', '1']
     >>> adata.uns["sigmma"]["niches"]["sigmma_niche_meso"]["resolution"]
     0.5
-    >>> sg.tl.niches(adata, use_rep={"meso": ["X_sigmma_meso", "X_sigmma_micro"]}, scales=["meso"], key_added="joint")
+    >>> use_rep = {"meso": ["X_sigmma_meso", "X_sigmma_micro"]}
+    >>> joint = sg.tl.niches(adata, scales=["meso"], use_rep=use_rep, key_added="joint")
     """
+    from sigmma_sc.niches.prototypes import fit_prototypes
     from sigmma_sc.niches.resolution import GRID
 
     if resolution != "auto":
@@ -123,17 +134,24 @@ def niches(
     keys = _keys_of(adata, scales, use_rep)
     for scale in scales:
         _require_cells(adata, keys[scale], min_size)
+    if sample_key is not None:
+        require_key(sample_key, adata.obs, "column of obs")
+    embeddings = {}
+    for scale in scales:
+        embeddings[scale] = [_embedding(adata, key, sample_key) for key in keys[scale]]
     resolutions = GRID if resolution == "auto" else (float(resolution),)
     found: dict[str, _Found] = {}
     finer = None
     for scale in scales:
-        covered = _covered(adata, keys[scale])
-        graph = _graph(adata, keys[scale], covered, n_neighbors, seed)
+        covered = _finite(embeddings[scale])
+        graph = _graph([embedding[covered] for embedding in embeddings[scale]], n_neighbors, seed)
         found[scale] = _cluster(graph, covered, finer, resolutions, n_runs, min_size, seed)
         finer = found[scale].labels if nested else None
         if resolution == "auto":
             _log_choice(scale, found[scale])
     _write(adata, found, n_runs, key_added)
+    first = {scale: own[0] for scale, own in embeddings.items()}
+    return fit_prototypes(adata, first, key_added, by_sample=sample_key is not None, seed=seed)
 
 
 def _keys_of(
@@ -156,7 +174,7 @@ def _keys_of(
 
 
 def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:
-    n = int(_covered(adata, keys).sum())
+    n = int(_finite([np.asarray(adata.obsm[key]) for key in keys]).sum())
     shown = ", ".join(f"obsm[{key!r}]" for key in keys)
     if n < 2:
         raise SetupError(
@@ -167,21 +185,28 @@ def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:
         raise SetupError(f"min_size={min_size} is more than the {n} cells with an embedding in {shown}. Choose less.")
 
 
-def _covered(adata: AnnData, keys: Sequence[str]) -> NDArray[np.bool_]:
+def _embedding(adata: AnnData, key: str, sample_key: str | None) -> NDArray:
+    """Embedding of all cells, standardised within samples if asked for; NaN where a cell has none."""
+    from sigmma_sc.niches.standardise import standardise
+
+    embedding = np.asarray(adata.obsm[key])
+    return embedding if sample_key is None else standardise(embedding, adata.obs[sample_key])
+
+
+def _finite(embeddings: Sequence[NDArray]) -> NDArray[np.bool_]:
     """Which cells have all the embeddings."""
-    finite = [np.isfinite(np.asarray(adata.obsm[key])).all(axis=1) for key in keys]
-    return np.logical_and.reduce(finite)
+    return np.logical_and.reduce([np.isfinite(embedding).all(axis=1) for embedding in embeddings])
 
 
-def _graph(adata: AnnData, keys: Sequence[str], covered: NDArray, n_neighbors: int, seed: int) -> sparse.csr_matrix:
-    """Mean of the neighbour graphs of the embeddings, cells with an embedding only."""
+def _graph(embeddings: Sequence[NDArray], n_neighbors: int, seed: int) -> sparse.csr_matrix:
+    """Mean of the neighbour graphs of embeddings of the same cells."""
     from sigmma_sc.niches.neighbours import neighbour_graph
 
-    first, *others = keys
-    total = neighbour_graph(np.asarray(adata.obsm[first])[covered], n_neighbors, seed).connectivities
-    for key in others:
-        total = total + neighbour_graph(np.asarray(adata.obsm[key])[covered], n_neighbors, seed).connectivities
-    return total / len(keys)
+    first, *others = embeddings
+    total = neighbour_graph(first, n_neighbors, seed).connectivities
+    for other in others:
+        total = total + neighbour_graph(other, n_neighbors, seed).connectivities
+    return total / len(embeddings)
 
 
 def _cluster(
