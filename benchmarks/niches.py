@@ -42,14 +42,16 @@ VARIANTS = {
 }
 
 
-def cluster(matrix: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Leiden at each resolution."""
+def cluster(matrix: np.ndarray, seed: int, most: int) -> list[np.ndarray]:
+    """Leiden at each resolution, in rising order, up to the first with at least ``most`` clusters."""
     cells = AnnData(np.asarray(matrix, np.float32))
     neighbour_graph(cells.X, seed=seed).write(cells)
     found = []
     for resolution in RESOLUTIONS:
         sc.tl.leiden(cells, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
         found.append(cells.obs["leiden"].to_numpy())
+        if len(np.unique(found[-1])) >= most:
+            break
     return found
 
 
@@ -148,7 +150,8 @@ def score(matrices: dict[str, np.ndarray], labels: dict[str, np.ndarray], truth:
     """Agreement of every embedding's Leiden clusters, and of labels at hand, with each truth."""
     found = []
     for name, matrix in matrices.items():
-        clusterings = cluster(matrix, seed)
+        # Twice as many clusters as classes are further from the truth's number than one cluster is.
+        clusterings = cluster(matrix, seed, most=2 * truth.nunique().max())
         for what in truth:
             # The resolution whose number of clusters is nearest to the truth's: the same help for everyone.
             n = truth[what].nunique()

@@ -19,6 +19,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,10 @@ TRUTHS = ("niche", "compartment")
 LAYERS = (1, 2, 3, 4)  # hops that CellCharter concatenates
 NEIGHBOURS = (6, 10, 15, 30)  # BANKSY's k_geom; twice as many for its gradient
 LAMBDAS = (0.2, 0.8)  # BANKSY's weights for cell typing and for domains
-HOPS = (1, 2, 3)  # Novae's n_hops_local, with n_hops_view alike
+HOPS = (2,)  # Novae's n_hops_local and n_hops_view; 2 is its default
 COMPONENTS = 50  # of PCA, as for the methods of `niches.py`
 
-Embedding = tuple[str, np.ndarray, dict[str, np.ndarray]]
+Embedding = tuple[str, np.ndarray, dict[str, np.ndarray], float]  # name, matrix, labels, seconds of the processor
 
 
 def normalised(counts: AnnData) -> AnnData:
@@ -55,98 +56,113 @@ def n_classes(adata: AnnData) -> dict[str, int]:
     return {truth: adata.obs[truth].nunique() for truth in TRUTHS if truth in adata.obs}
 
 
-def cellcharter(counts: AnnData, seed: int) -> Iterator[Embedding]:
+def cellcharter(source: str, counts: AnnData, seed: int) -> Iterator[Embedding]:
     """PCA or scVI, averaged over each hop of a Delaunay graph without its longest edges; mixture of Gaussians."""
     import cellcharter as cc
     import scvi
     import squidpy as sq
     import torch
 
-    for source in ("PCA", "scVI"):
-        adata = normalised(counts)
-        if source == "PCA":
-            sc.pp.pca(adata, n_comps=COMPONENTS, random_state=seed)
-        else:
-            scvi.settings.seed = seed
-            scvi.model.SCVI.setup_anndata(counts)
-            model = scvi.model.SCVI(counts)
-            model.train(early_stopping=True, enable_progress_bar=False)
-            adata.obsm["X_scVI"] = model.get_latent_representation(counts)
-        sq.gr.spatial_neighbors(adata, coord_type="generic", delaunay=True)
-        cc.gr.remove_long_links(adata)
-        for n_layers in LAYERS:
-            cc.gr.aggregate_neighbors(adata, n_layers=n_layers, use_rep="X_pca" if source == "PCA" else "X_scVI")
-            labels = {}
-            for truth, n in n_classes(counts).items():
-                torch.manual_seed(seed)
-                mixture = cc.tl.Cluster(n_clusters=n, random_state=seed)
-                mixture.fit(adata)
-                labels[f"GMM [{truth}]"] = np.asarray(mixture.predict(adata))
-            yield f"CellCharter, {source}, {n_layers} hops", adata.obsm["X_cellcharter"], labels
+    start = time.process_time()
+    adata = normalised(counts)
+    if source == "PCA":
+        sc.pp.pca(adata, n_comps=COMPONENTS, random_state=seed)
+        adata.obsm["X"] = adata.obsm["X_pca"]
+    else:
+        scvi.settings.seed = seed
+        scvi.model.SCVI.setup_anndata(counts)
+        model = scvi.model.SCVI(counts)
+        model.train(early_stopping=True, enable_progress_bar=False)
+        adata.obsm["X"] = model.get_latent_representation(counts)
+    sq.gr.spatial_neighbors(adata, coord_type="generic", delaunay=True)
+    cc.gr.remove_long_links(adata)
+    shared = time.process_time() - start
+    for n_layers in LAYERS:
+        start = time.process_time()
+        cc.gr.aggregate_neighbors(adata, n_layers=n_layers, use_rep="X")
+        seconds = shared + time.process_time() - start
+        labels = {}
+        for truth, n in n_classes(counts).items():
+            torch.manual_seed(seed)  # the mixture does not use its own random_state
+            mixture = cc.tl.Cluster(n_clusters=n, random_state=seed)
+            mixture.fit(adata)
+            labels[f"GMM [{truth}]"] = np.asarray(mixture.predict(adata))
+        yield f"CellCharter, {source}, {n_layers} hops", adata.obsm["X_cellcharter"], labels, seconds
 
 
-def banksy(counts: AnnData, seed: int) -> Iterator[Embedding]:
-    """20 principal components of expression beside its mean over neighbours and the size of its gradient."""
+def banksy(centred: bool, counts: AnnData, seed: int) -> Iterator[Embedding]:
+    """20 principal components of expression beside its mean over neighbours and the size of its gradient.
+
+    By default pybanksy 1.3.5 does not take the mean off before the gradient, as its paper does. Its `variance_balance`
+    does so instead of what it is named after (`findings/banksy_variance_balance_is_centring.sh`).
+    """
     from banksy.embed_banksy import generate_banksy_matrix
     from banksy.initialize_banksy import initialize_banksy
     from sklearn.decomposition import PCA
 
-    adata = normalised(counts)
-    adata.X = adata.X.toarray()
     for n in NEIGHBOURS:
-        graphs = initialize_banksy(
-            adata,
-            ("x", "y", "spatial"),
-            num_neighbours=n,
-            plt_edge_hist=False,
-            plt_nbr_weights=False,
-            plt_theta=False,
-        )
-        generate_banksy_matrix(adata, graphs, list(LAMBDAS), max_m=1, verbose=False)
         for weight in LAMBDAS:
-            matrix = graphs["scaled_gaussian"][weight]["adata"].X
-            yield f"BANKSY, lambda {weight}, {n} neighbours", PCA(20, random_state=seed).fit_transform(matrix), {}
+            start = time.process_time()
+            adata = normalised(counts)
+            adata.X = adata.X.toarray()
+            graphs = initialize_banksy(
+                adata,
+                ("x", "y", "spatial"),
+                num_neighbours=n,
+                plt_edge_hist=False,
+                plt_nbr_weights=False,
+                plt_theta=False,
+            )
+            _, matrix = generate_banksy_matrix(adata, graphs, [weight], 1, variance_balance=centred, verbose=False)
+            embedding = PCA(20, random_state=seed).fit_transform(matrix.X)
+            name = f"BANKSY{', centred' if centred else ''}, {n} neighbours, lambda {weight}"
+            yield name, embedding, {}, time.process_time() - start
 
 
 def novae(counts: AnnData, seed: int) -> Iterator[Embedding]:
-    """Novae's own settings, trained on the section alone; prototypes merged until as many as the truth has classes."""
+    """Novae trained on the section alone; its prototypes are merged until as many are left as the truth has classes."""
     import lightning
     from novae import Novae, spatial_neighbors
 
     for hops in HOPS:
+        start = time.process_time()
         lightning.seed_everything(seed, verbose=False)
         adata = normalised(counts)
         spatial_neighbors(adata, radius=80)
         model = Novae(adata, n_hops_local=hops, n_hops_view=hops)
-        model.fit(max_epochs=20, enable_progress_bar=False)
+        model.fit(enable_progress_bar=False)
         model.compute_representations()
+        seconds = time.process_time() - start
         labels = {}
         for truth, n in n_classes(counts).items():
             key = model.assign_domains(adata, n_domains=n)
             labels[f"levels [{truth}]"] = adata.obs[key].astype(str).to_numpy(str)
-        yield f"Novae, {hops} hops", adata.obsm["novae_latent"], labels
+        yield f"Novae, {hops} hops", adata.obsm["novae_latent"], labels, seconds
 
 
-PEERS = {"CellCharter": cellcharter, "BANKSY": banksy, "Novae": novae}
+PEERS = {
+    "CellCharter, PCA": partial(cellcharter, "PCA"),
+    "CellCharter, scVI": partial(cellcharter, "scVI"),
+    "BANKSY": partial(banksy, False),
+    "BANKSY, centred": partial(banksy, True),
+    "Novae": novae,
+}
 
 
 def embed(path: Path, peer: str, out: Path) -> None:
-    """Write the embeddings of one package for one section, and what each has cost since the one before."""
+    """Write the embeddings of one package for one section, and what each cost."""
     counts = ad.read_h5ad(path)
     if len(np.unique(counts.obsm["spatial"], axis=0)) < counts.n_obs:
         raise ValueError(f"{path} has two cells at one place; add a small random distance before comparing packages")
     out.mkdir(parents=True, exist_ok=True)
     costs = []
-    start = time.process_time()
-    for name, matrix, labels in PEERS[peer](counts, seed=int(path.stem.rsplit("_", 1)[1])):
-        seconds = time.process_time() - start
+    for name, matrix, labels, seconds in PEERS[peer](counts, seed=int(path.stem.rsplit("_", 1)[1])):
         np.save(out / f"{name}.npy", np.asarray(matrix, np.float32))
         for clustering, found in labels.items():
             np.save(out / f"{name}, {clustering}.npy", np.asarray(found, str))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         costs.append({"method": name, "seconds": seconds, "peak_gb": peak, "zero_rows": (~matrix.any(1)).sum()})
         print(path.stem, costs[-1], flush=True)
-        start = time.process_time()
     pd.DataFrame(costs).to_csv(out / f"{peer}.csv", index=False)
 
 
