@@ -9,8 +9,8 @@ python benchmarks/niches.py --embeddings embeddings --variants
 
 Each section and package has a process of its own, so that its peak memory is known. One setting of a package gives
 `<setting>.npy`. Labels of the package's own clustering, at the number of classes of a truth, are in
-`<setting>, <clustering> [<truth>].npy`. Costs are in `<package>.csv`; a package
-that has this file for a section is not run again.
+`<setting>, <clustering> [<truth>].npy`. Costs are in `<package>.csv`. A package that has this file for a section is not
+run again.
 """
 
 from __future__ import annotations
