@@ -153,6 +153,9 @@ def novae(counts: AnnData, seed: int) -> Iterator[Embedding]:
         seconds = time.process_time() - start
         labels = {}
         for truth, n in n_classes(counts).items():
+            if adata.obs["novae_leaves"].nunique() < n:
+                print(f"Novae has fewer prototypes with cells than {truth} has classes: Leiden alone")
+                continue
             key = model.assign_domains(adata, n_domains=n)
             labels[f"levels [{truth}]"] = adata.obs[key].astype(str).to_numpy(str)
         yield f"Novae, {hops} hops", adata.obsm["novae_latent"], labels, seconds
