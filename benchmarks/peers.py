@@ -111,8 +111,8 @@ def cellcharter(name: str, adata: AnnData, use_rep: str, seed: int, spent: float
 def banksy(centred: bool, counts: AnnData, seed: int) -> Iterator[Embedding]:
     """20 principal components of expression beside its mean over neighbours and the size of its gradient.
 
-    By default pybanksy 1.3.5 does not take the mean off before the gradient, as its paper does. Its `variance_balance`
-    does so instead of what it is named after (`findings/banksy_variance_balance_is_centring.sh`).
+    pybanksy 1.3.5 takes the neighbours' mean off before the gradient only where `variance_balance` is set, which does
+    nothing else (`findings/banksy_variance_balance_is_centring.sh`).
     """
     from banksy.embed_banksy import generate_banksy_matrix
     from banksy.initialize_banksy import initialize_banksy
