@@ -22,6 +22,9 @@ SHARE = 0.8
 """Of the edges, kept in each run."""
 N_ITERATIONS = 1
 """Of Leiden in each run. A second takes two thirds longer, and the graph of the core groups is clustered until the end."""
+FINE = 20.0
+"""Resolution of the small groups of quick runs, over the highest that is compared. On simulated tissue stability did not
+change between 7 and 200."""
 N_STARTS = 10
 """Runs on the graph of the core groups; the one of highest modularity counts."""
 
@@ -48,6 +51,22 @@ def leiden_runs(graph: WeightedGraph, resolution: float, n_runs: int, seed: int)
         rng = np.random.default_rng([seed, run])
         kept = rng.random(len(graph.weights), np.float32) < SHARE
         runs[run] = graph.leiden(resolution, int(rng.integers(2**31)), N_ITERATIONS, kept)
+    return runs
+
+
+def quick_runs(graph: WeightedGraph, resolutions: tuple[float, ...], n_runs: int, seed: int) -> NDArray[np.int32]:
+    """Labels ``(n_resolutions, n_runs, n)`` of such runs, for little more than those of one resolution.
+
+    Each run first finds small groups, at :data:`FINE`, and clusters the graph of these at every resolution.
+    """
+    runs = np.empty((len(resolutions), n_runs, len(graph.strength)), np.int32)
+    for run in range(n_runs):
+        rng = np.random.default_rng([seed, run])
+        kept = rng.random(len(graph.weights), np.float32) < SHARE
+        groups = graph.leiden(FINE * max(resolutions), int(rng.integers(2**31)), N_ITERATIONS, kept)
+        contracted = graph.contract(groups, kept)
+        for place, resolution in enumerate(resolutions):
+            runs[place, run] = contracted.leiden(resolution, int(rng.integers(2**31)), -1)[groups]
     return runs
 
 

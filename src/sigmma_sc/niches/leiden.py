@@ -35,13 +35,15 @@ class WeightedGraph:
         weights = upper.data.astype(np.float64)
         return cls(upper.row, upper.col, weights, _strength(upper.row, upper.col, weights, connectivities.shape[0]))
 
-    def contract(self, groups: NDArray) -> WeightedGraph:
-        """Graph of the groups 0 … k - 1 ``(n,)`` of nodes, with the sums of their weights."""
+    def contract(self, groups: NDArray, kept: NDArray[np.bool_] | None = None) -> WeightedGraph:
+        """Graph of the groups 0 … k - 1 ``(n,)`` of nodes, with the sums of their weights, of all edges or the ``kept``."""
         n_groups = int(groups.max()) + 1
+        weights, strength = self._parts(kept)
         ends = np.sort(np.stack([groups[self.heads], groups[self.tails]]), axis=0)
-        sums = sparse.coo_matrix((self.weights, ends), (n_groups, n_groups)).tocsr()
+        sums = sparse.coo_matrix((weights, ends), (n_groups, n_groups)).tocsr()
+        sums.eliminate_zeros()
         between = sparse.triu(sums, k=1).tocoo()
-        return WeightedGraph(between.row, between.col, between.data, np.bincount(groups, self.strength, n_groups))
+        return WeightedGraph(between.row, between.col, between.data, np.bincount(groups, strength, n_groups))
 
     def modularity(self, labels: NDArray, resolution: float) -> float:
         """Modularity [Newman and Girvan 2004, with the resolution of Reichardt and Bornholdt 2006], up to a constant.
@@ -61,11 +63,7 @@ class WeightedGraph:
         """
         import igraph
 
-        weights = self.weights
-        strength = self.strength
-        if kept is not None:
-            weights = np.where(kept, self.weights, 0.0)
-            strength = strength - _strength(self.heads, self.tails, self.weights - weights, len(strength))
+        weights, strength = self._parts(kept)
         # igraph draws from a generator of the process: Python's own, which is given back to it.
         igraph.set_random_number_generator(random.Random(seed))
         try:
@@ -80,6 +78,14 @@ class WeightedGraph:
         finally:
             igraph.set_random_number_generator(random)
         return np.asarray(found.membership, np.int32)
+
+    def _parts(self, kept: NDArray[np.bool_] | None) -> tuple[NDArray, NDArray]:
+        """Weights of edges and strength of nodes, of all edges or the ``kept`` ones."""
+        if kept is None:
+            return self.weights, self.strength
+        weights = np.where(kept, self.weights, 0.0)
+        lost = _strength(self.heads, self.tails, self.weights - weights, len(self.strength))
+        return weights, self.strength - lost
 
 
 def _strength(heads: NDArray, tails: NDArray, weights: NDArray, n: int) -> NDArray[np.float64]:

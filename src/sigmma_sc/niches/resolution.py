@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sigmma_sc.niches.consensus import Consensus, consensus
+from sigmma_sc.niches.consensus import Consensus, consensus, core_groups, join, quick_runs, stability
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,15 +23,27 @@ TOLERANCE = 0.02
 def compare(
     graph: WeightedGraph, sizes: NDArray, resolutions: tuple[float, ...], n_runs: int, seed: int
 ) -> tuple[Consensus, pd.DataFrame]:
-    """Consensus at the resolution of :func:`most_stable`, and resolution, n_niches, stability and chosen of each."""
-    every = [consensus(graph, sizes, resolution, n_runs, seed) for resolution in resolutions]
-    n_niches = np.array([one.labels.max() + 1 for one in every])
-    stability = np.array([one.stability for one in every])
-    chosen = most_stable(n_niches, stability)
-    table = pd.DataFrame({"resolution": resolutions, "n_niches": n_niches, "stability": stability})
-    table["chosen"] = np.arange(len(every)) == chosen
+    """Consensus at the resolution of :func:`most_stable`, and resolution, n_niches, stability and chosen of each.
+
+    Resolutions are compared by quick runs. Those at the chosen one are as if it had been given.
+    """
+    n_niches = np.zeros(len(resolutions), np.int64)
+    agreement = np.zeros(len(resolutions))
+    chosen = 0
+    compared = len(resolutions) > 1
+    if compared:
+        for place, runs in enumerate(quick_runs(graph, resolutions, n_runs, seed)):
+            n_niches[place] = join(graph, core_groups(runs), resolutions[place], seed).max() + 1
+            agreement[place] = stability(runs, sizes)
+        chosen = most_stable(n_niches, agreement)
+    best = consensus(graph, sizes, resolutions[chosen], n_runs, seed)
+    n_niches[chosen] = best.labels.max() + 1
+    if not compared:
+        agreement[chosen] = best.stability
+    table = pd.DataFrame({"resolution": resolutions, "n_niches": n_niches, "stability": agreement})
+    table["chosen"] = np.arange(len(resolutions)) == chosen
     table.index = table.index.astype(str)
-    return every[chosen], table
+    return best, table
 
 
 def most_stable(n_niches: NDArray, stability: NDArray) -> int:
