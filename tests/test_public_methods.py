@@ -97,7 +97,7 @@ ROWS = {
     "is_trained": Row(lambda model, sdata, folder: model.is_trained, None),
     "epochs_trained": Row(lambda model, sdata, folder: model.epochs_trained, None),
     "embedder": Row(embedded),
-    "niches": Row(lambda model, sdata, folder: model.niches and model.niches.to_dict(), None),
+    "niches": Row(lambda model, sdata, folder: {} if model.niches is None else model.niches.to_dict(), None),
     "history": Row(lambda model, sdata, folder: model.history, None),
     "device": Row(lambda model, sdata, folder: model.device.type),
     "to_device": Row(moved),
