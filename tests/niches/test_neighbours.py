@@ -87,9 +87,21 @@ class TestLists:
         assert all(len(set(row)) == 15 for row in indices)
 
     def test_all_lists_hold_all(self, monkeypatch):
-        monkeypatch.setattr(neighbours, "N_PROBES", 10**6)
+        monkeypatch.setattr(neighbours, "RECALL", 1.0)
         cells = embedding(1500)
         np.testing.assert_array_equal(nearest(cells, 15)[0], brute(cells, 15)[0])
+
+    def test_as_few_lists_are_searched_as_hold_the_neighbours(self):
+        cells = embedding(1500)
+        centres = neighbours._centres(cells, 0)
+        n_probes = neighbours._n_probes(cells, centres, 15, 0)
+        home = cdist(cells, centres).argmin(axis=1)
+        order = cdist(cells, centres).argsort(axis=1)
+        found = []
+        for n in (n_probes - 1, n_probes):
+            searched = [np.isin(home[near], lists[:n]) for near, lists in zip(brute(cells, 15)[0], order, strict=True)]
+            found.append(np.mean(searched))
+        assert found[0] < neighbours.RECALL <= found[1]
 
     def test_few_comparisons_are_made(self, monkeypatch):
         pairs = []
@@ -131,9 +143,11 @@ class TestLists:
         assert indices[599].tolist() == [599, *range(400, 414)]
         assert (distances == 0).all()
 
-    def test_cells_alone_in_their_lists_are_compared_with_all(self):
+    def test_cells_alone_in_their_lists_find_most_of_their_neighbours(self):
         cells = np.concatenate([embedding(1500), 1000 * np.eye(20, 64, dtype=np.float32)])
-        np.testing.assert_array_equal(nearest(cells, 15)[0][-20:], brute(cells, 15)[0][-20:])
+        found = nearest(cells, 15)[0][-20:]
+        shared = [np.intersect1d(a, b).size for a, b in zip(found, brute(cells, 15)[0][-20:], strict=True)]
+        assert np.mean(np.array(shared) >= 12) > 0.6  # all but 0.5 % of the cells: seven of these twenty
 
 
 class TestThreads:
