@@ -62,7 +62,7 @@ def niches(
         Names of the scales to cluster, fine to coarse if they are ``nested``.
     resolution
         Resolution of Leiden; higher values give more niches. ``"auto"`` compares 0.1, 0.2, 0.3, 0.5, 0.7, 1 and 1.5, and
-        logs its choice: the highest of those whose runs agree nearly best, within an adjusted Rand index of 0.02, after
+        logs its choice: the highest of those whose runs agree nearly best, within an adjusted Rand index of 0.05, after
         chooseR [Patterson-Cross et al. 2021]. A single niche does not count. For each resolution, these runs cluster small
         groups of cells, which saves time.
     n_neighbors
