@@ -187,7 +187,7 @@ class NichePrototypes:
         MissingKeyError
             There are no prototypes of this scale.
         SetupError
-            The embedding has another width, or samples are given or lacking against :attr:`by_sample`.
+            The embedding has another width, or samples are given or lacking against ``by_sample``.
         """
         require_key(scale, self.scales, "scale")
         own = self.scales[scale]
