@@ -81,6 +81,7 @@ def test_refusals_and_the_warning():
         sg.pp.split_cores(sdata, gap=50, min_cells=300, overwrite=True)
 
 
+@pytest.mark.slow
 def test_whole_cores_of_one_image_are_held_out(cores):
     model = SIGMMA(cores, n_latent=8)
     model.train(max_epochs=1, batch_size=32, split="sample", stride=64, enable_progress_bar=False)

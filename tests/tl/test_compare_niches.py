@@ -43,7 +43,7 @@ def table(cells=CELLS, condition=CONDITION, seed=0, raised=None):
 def test_abundance_is_welchs_test_of_centred_log_ratios_less_their_median_difference():
     found = sg.tl.compare_niches(table(), "condition", "donor", expression=False)
     logs = np.log2(CELLS + 0.5)
-    ratios = logs.sub(logs.mean(axis=1), axis=0).to_numpy()
+    ratios = logs.sub(logs.mean(axis=1), axis=0).to_numpy(copy=True)
     difference = ratios[3:].mean(axis=0) - ratios[:3].mean(axis=0)
     ratios[3:] -= np.median(difference)
     rows = found.abundance.set_index("niche")
