@@ -49,7 +49,7 @@ def test_labels_of_a_whole_slide_are_read_at_a_few_cells_only(rng, pyramid):
     labels = Labels2DModel.parse(raster, ("y", "x"), scale_factors=pyramid)
     place = rng.choice((SIDE // SQUARE) ** 2, 20_000, replace=False)
     xy = np.column_stack([place % (SIDE // SQUARE), place // (SIDE // SQUARE)]) * SQUARE + SQUARE / 2
-    image = Image2DModel.parse(da.zeros((3, SIDE, SIDE), np.uint8, chunks=(3, CHUNK, CHUNK)), ("c", "y", "x"))
+    image = Image2DModel.parse(da.zeros((3, SIDE, SIDE), dtype=np.uint8, chunks=(3, CHUNK, CHUNK)), ("c", "y", "x"))
     table = table_of(["labels"] * len(xy), place + 1, spatial=xy * 0.5)
     sdata = SpatialData.init_from_elements({"he": image, "labels": labels, "table": table})
     computed.clear()
