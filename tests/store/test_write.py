@@ -26,7 +26,12 @@ def test_write_embeddings(trained, tmp_path):
     np.testing.assert_array_equal(image.X, tiles.obsm["image_macro"])
     with pytest.raises(ExistsError, match="X_sigmma_micro"):
         model.write_embeddings()
+    table.uns["sigmma"]["niches"] = {"sigmma_niche_meso": {"resolution": 0.5}}
+    table.uns["sigmma"]["image_encoder"] = "another"
     model.write_embeddings(overwrite=True)
+    # The columns of niches stay in obs, and so does what tells how they were found.
+    assert table.uns["sigmma"]["niches"] == {"sigmma_niche_meso": {"resolution": 0.5}}
+    assert table.uns["sigmma"]["image_encoder"] == "stain-stats"
     sdata.write(tmp_path / "out.zarr")
     again = sd.read_zarr(tmp_path / "out.zarr")
     np.testing.assert_array_equal(again["table"].obsm["X_sigmma_micro"], table.obsm["X_sigmma_micro"])

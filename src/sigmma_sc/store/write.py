@@ -65,11 +65,12 @@ def by_object(embeddings: Sequence[SlideEmbedding]) -> list[list[SlideEmbedding]
 
 
 def write_cells(table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any]) -> None:
-    """Cell embeddings of every scale, rows in the order of the table."""
+    """Cell embeddings of every scale, rows in the order of the table. What else ``uns`` tells, as of niches, stays."""
     for scale, matrix in cells.items():
         table.obsm[_keys.obsm_cells(scale)] = matrix
     table.obs[_keys.COVERED] = ~np.isnan(next(iter(cells.values()))[:, 0])
-    table.uns[_keys.UNS] = _plain(params)
+    kept = {key: value for key, value in table.uns.get(_keys.UNS, {}).items() if key not in params}
+    table.uns[_keys.UNS] = kept | _plain(params)
 
 
 def write_tiles(
