@@ -101,9 +101,7 @@ def niches(
     across = 2 if len(columns) == 4 else min(3, len(columns))
     n_rows, n_cols = (len(columns), 1) if wide else (-(-len(columns) // across), across)
     side = 11.0 if wide else 4.6
-    for window in windows:
-        if window[2] <= 0 or not _inside(xy, window).any():
-            raise SetupError(f"Window {tuple(map(float, window))} holds no cell; obsm[{basis!r}] spans {_span(xy)}.")
+    _require_cells(windows, xy, basis)
     small = side * n_cols / len(columns)
     heights = ((side * height / width + 0.35) * n_rows, (small + 0.2) * len(windows))
     figure = plt.figure(figsize=(side * n_cols, sum(heights)), layout="constrained")
@@ -120,10 +118,7 @@ def niches(
             _map(ax, xy, adata.obs[column].astype("category"), size)
             _legend(ax, adata.obs[column].astype("category"))
         ax.set_title(column.removeprefix(f"{key}_").replace("_confidence", " confidence"), fontsize=12)
-        for number, (x, y, wide_by) in enumerate(windows, start=1):
-            ax.add_patch(plt.Rectangle((x, y), wide_by, wide_by, fill=False, lw=1.2, ec="black"))
-            label = ax.annotate(str(number), (x, y), (-2, 2), textcoords="offset points", ha="right", fontsize=9)
-            label.set_bbox(NUMBER_BOX)
+        _frames(ax, windows)
     for ax in axes.flat[len(columns) :]:
         ax.remove()
     out = list(axes.flat[: len(columns)])
@@ -134,6 +129,22 @@ def niches(
             close[row, 0].set_ylabel(f"{row + 1}", rotation=0, labelpad=10, fontsize=11)
     finish(figure, show, save)
     return out
+
+
+def _require_cells(windows: Sequence[tuple[float, float, float]], xy: NDArray[np.float64], basis: str) -> None:
+    for window in windows:
+        if window[2] <= 0 or not _inside(xy, window).any():
+            raise SetupError(f"Window {tuple(map(float, window))} holds no cell; obsm[{basis!r}] spans {_span(xy)}.")
+
+
+def _frames(ax: Axes, windows: Sequence[tuple[float, float, float]]) -> None:
+    """Outline and number of each close-up on a map of the whole."""
+    from matplotlib.patches import Rectangle
+
+    for number, (x, y, side) in enumerate(windows, start=1):
+        ax.add_patch(Rectangle((x, y), side, side, fill=False, lw=1.2, ec="black"))
+        label = ax.annotate(str(number), (x, y), (-2, 2), textcoords="offset points", ha="right", fontsize=9)
+        label.set_bbox(NUMBER_BOX)
 
 
 def _inside(xy: NDArray[np.float64], window: tuple[float, float, float]) -> NDArray[np.bool_]:
