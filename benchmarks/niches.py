@@ -36,6 +36,7 @@ NEIGHBOURS = (5, 10, 20, 30, 100)
 WIDTHS = (5, 10, 20, 40, 60)  # standard deviation of the Gaussian, µm
 VARIANTS = {
     "SIGMMA": {},
+    "SIGMMA, one mean over edges": {"relational_edges": False},
     "SIGMMA, no added edges": {"edges": "none"},
     "SIGMMA, meso loss alone": {"loss_weights": (0, 1, 0)},
     "SIGMMA, macro loss alone": {"loss_weights": (0, 0, 1)},

@@ -14,7 +14,7 @@ from sigmma_sc.errors import SetupError
 COUNTS = {"n_latent": 1, "n_neighs": 1, "min_cells": 1, "lora_rank": 1, "last_k": 1, "mc_samples": 0, "seed": 0}
 """Options that are whole numbers, with their least values."""
 
-FLAGS = ("cell_covariates", "symmetric_edges", "learn_temperature")
+FLAGS = ("cell_covariates", "symmetric_edges", "relational_edges", "learn_temperature")
 
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 0.5
@@ -23,7 +23,9 @@ MAX_TEMPERATURE = 0.5
 LARGEST_SEED = 2**32 - 1
 """Largest seed of the generators of NumPy and scikit-learn."""
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"regime": "full", "cell_covariates": False, "standardise": "training"}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {"regime": "full", "cell_covariates": False, "standardise": "training", "relational_edges": False}
+}
 """Options by name of a preset: ``"paper"`` is the method as published, as far as it is known."""
 
 
@@ -55,6 +57,9 @@ class Config:
         those of all training tiles for every slide, which keeps differences between slides.
     symmetric_edges
         Whether to sample one edge for both directions of a pair; by default directions are sampled independently.
+    relational_edges
+        Whether added edges have a mean and a weight matrix of their own (our choice), as each relation has in R-GCN
+        (Schlichtkrull et al. 2018). Otherwise a cell takes one mean over spatial and added edges (the paper).
     edge_temperature
         Temperature τ of the edge sampler. A pair (first, last) decreases τ geometrically from first to last during one call
         of ``train`` (our choice).
@@ -122,6 +127,7 @@ class Config:
     cell_covariates: bool = True
     standardise: Literal["slide", "training"] = "slide"
     symmetric_edges: bool = False
+    relational_edges: bool = True
     edge_temperature: float | tuple[float, float] = 1.0
     n_neighs: int = 6
     radius: float | None = None

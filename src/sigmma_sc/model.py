@@ -50,7 +50,8 @@ class SIGMMA:
         Width of the shared space and of the cell embeddings (our choice; the paper is silent).
     preset
         ``"paper"`` for the method as published, as far as it is known. The whole image encoder is trained, node features
-        have no covariates, and slides are not standardised one by one. Options that are given override it.
+        have no covariates, slides are not standardised one by one, and spatial and added edges share one mean. Options that
+        are given override it.
     cache_dir
         Folder that keeps the encoder's patch features from one session to the next, as float16. Several models may share
         it, also at the same time. Features are found by image, encoder and crop (page *Method*).

@@ -105,6 +105,7 @@ def test_the_average_of_moments(rng):
 def test_the_papers_settings_are_one_argument_away():
     paper = Config.of({}, (4, 2, 1), "paper")
     assert (paper.regime, paper.cell_covariates, paper.standardise) == ("full", False, "training")
+    assert not paper.relational_edges
     assert Config.of({"regime": "frozen"}, (4, 2, 1), "paper").regime == "frozen"
     with pytest.raises(SetupError, match="preset='papr' is not one of 'paper'"):
         Config.of({}, (4, 2, 1), "papr")

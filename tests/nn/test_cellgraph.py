@@ -36,12 +36,19 @@ def dense(tower, x, layout, sample=None):
     return out
 
 
+def mean_of(weights, h):
+    """Mean of rows of h by weights of rows."""
+    total = sum((w * h[u] for u, w in weights.items()), torch.zeros(h.shape[1], dtype=h.dtype))
+    return total / sum(weights.values(), torch.zeros((), dtype=h.dtype)).clamp_min(1)
+
+
 def reference(tower, x, indptr, blocks, source, target, drawn=None):
     """The method written out cell by cell and pair by pair; every pair weighs its probability, or what was drawn."""
     n, tile = len(x), np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     edges = [{} for _ in range(n)]
     for s, t in zip(source, target, strict=True):
         edges[t][s] = 1.0
+    spatial = [set(e) for e in edges]
     h, cells, pooled, sets = x, [], [], []
     for k, layer in enumerate(tower.layers):
         if k:
@@ -60,9 +67,12 @@ def reference(tower, x, indptr, blocks, source, target, drawn=None):
             edges = new
         rows = []
         for v in range(n):
-            total = sum((w * h[u] for u, w in edges[v].items()), torch.zeros(h.shape[1], dtype=h.dtype))
-            mean = total / sum(edges[v].values(), torch.zeros((), dtype=h.dtype)).clamp_min(1)
-            rows.append(torch.nn.functional.gelu(layer.root(h[v]) + layer.neighbours(mean)))
+            near = {u: w for u, w in edges[v].items() if layer.added is None or u in spatial[v]}
+            update = layer.root(h[v]) + layer.neighbours(mean_of(near, h))
+            if layer.added is not None:
+                others = {u: w for u, w in edges[v].items() if u not in spatial[v]}
+                update = update + layer.added(mean_of(others, h))
+            rows.append(torch.nn.functional.gelu(update))
         h = torch.stack(rows)
         cells.append(h)
         sets.append(edges)
@@ -86,11 +96,12 @@ def scattered(tower):
 SIZES = [0, 1, 30, 2, 17, 30, 1]
 
 
+@pytest.mark.parametrize("relational", [False, True])
 @pytest.mark.parametrize("max_pairs", [1, 60, 2**18])
-def test_tower_equals_the_method_written_out(max_pairs):
+def test_tower_equals_the_method_written_out(max_pairs, relational):
     x, indptr, blocks, source, target, _ = batch_of(SIZES)
     torch.manual_seed(0)
-    tower, x = scattered(CellGraphTower(6, 8)).eval().double(), x.double()
+    tower, x = scattered(CellGraphTower(6, 8, relational=relational)).eval().double(), x.double()
     with torch.no_grad():
         layout = cell_layout(indptr, blocks, source, target, max_pairs=max_pairs)
         cells, tiles = tower(x, layout)
@@ -112,13 +123,15 @@ def test_tower_equals_the_method_written_out(max_pairs):
         torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("relational", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_gradients_equal_those_of_the_method_written_out(training, monkeypatch):
+def test_gradients_equal_those_of_the_method_written_out(training, relational, monkeypatch):
     """Of all parameters and of the input, with the draws given."""
     x, indptr, blocks, source, target, tile = batch_of([0, 1, 9, 12], seed=2)
     layout = cell_layout(indptr, blocks, source, target)
     torch.manual_seed(0)
-    tower = scattered(CellGraphTower(6, 5, dropout=0.0, edge_temperature=0.7)).train(training).double()
+    tower = CellGraphTower(6, 5, dropout=0.0, edge_temperature=0.7, relational=relational)
+    tower = scattered(tower).train(training).double()
     x = x.double()
     # Uniform noise by pair: whatever bucket asks, it gets that of its pairs.
     n = len(x)
@@ -243,6 +256,12 @@ def test_symmetric_edges_are_drawn_for_both_directions():
     assert (weights != weights.T).any()
     tower(x, layout)[1][2].square().sum().backward()
     assert tower.samplers[1].source.weight.grad.abs().max() > 0
+
+
+def test_relations_need_added_edges():
+    layers = CellGraphTower(6, 8, relational=True).layers
+    assert [layer.added is None for layer in layers] == [True, False, False]
+    assert all(layer.added is None for layer in CellGraphTower(6, 8, edges="none", relational=True).layers)
 
 
 def test_sampling_may_be_asked_for_and_may_be_left_out():

@@ -56,17 +56,27 @@ class WeightedSAGE(nn.Module):
     The paper has a mean, which leaves cells without neighbours open. An edge of weight one half passes half of its message, which
     is the mean over draws of that edge. A small number beside the sum would pass all of it. The gradient of an edge to a cell
     without neighbours would then be the inverse of that number.
+
+    ``relational``: added edges have a mean and a W_nbr of their own, as each relation has in R-GCN (Schlichtkrull et al. 2018).
     """
 
-    def __init__(self, n_input: int, n_output: int):
+    def __init__(self, n_input: int, n_output: int, relational: bool = False):
         super().__init__()
         self.root = nn.Linear(n_input, n_output)
         self.neighbours = nn.Linear(n_input, n_output, bias=False)
+        self.added = nn.Linear(n_input, n_output, bias=False) if relational else None
 
-    def forward(self, h: Tensor, messages: Tensor) -> Tensor:
-        """Update ``h`` ``(n_cells, d)`` by Σ w_uv [h_u, 1], ``(n_cells, d + 1)``."""
-        mean = messages[:, :-1] / messages[:, -1:].clamp_min(1)
-        return nn.functional.gelu(self.root(h) + self.neighbours(mean))
+    def forward(self, h: Tensor, messages: Tensor, added: Tensor | None = None) -> Tensor:
+        """Update ``h`` ``(n_cells, d)`` by Σ w_uv [h_u, 1], ``(n_cells, d + 1)``, of edges and of added ones apart."""
+        update = self.root(h) + self.neighbours(_mean(messages))
+        if self.added is not None and added is not None:
+            update = update + self.added(_mean(added))
+        return nn.functional.gelu(update)
+
+
+def _mean(messages: Tensor) -> Tensor:
+    """Mean ``(n_cells, d)`` of messages from their sum and the sum of their weights ``(n_cells, d + 1)``."""
+    return messages[:, :-1] / messages[:, -1:].clamp_min(1)
 
 
 class AttentionPool(nn.Module):
@@ -89,6 +99,7 @@ class CellGraphTower(nn.Module):
     Cells are rows of flat matrices; only pairs are dense, block by block (see :mod:`sigmma_sc.nn.pairs`). ``"sampled"``
     edges are added stochastically, ``"full"`` links every pair of a block (Table 4's fully connected local graph),
     ``"none"`` adds nothing to the micro graph. ``edge_temperature``, τ of the edge sampler, may be set between steps.
+    ``relational``: added edges have weights of their own, see :class:`WeightedSAGE`.
     """
 
     def __init__(
@@ -100,11 +111,16 @@ class CellGraphTower(nn.Module):
         edge_temperature: float = 1.0,
         dropout: float = 0.1,
         symmetric: bool = False,
+        relational: bool = False,
     ):
         super().__init__()
         self.edges, self.edge_temperature = edges, edge_temperature
+        self.relational = relational and edges != "none"
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList([WeightedSAGE(n_input if k == 0 else n_hidden, n_hidden) for k in range(n_scales)])
+        self.layers = nn.ModuleList()
+        for k in range(n_scales):
+            # The first layer has spatial edges alone.
+            self.layers.append(WeightedSAGE(n_hidden if k else n_input, n_hidden, self.relational and k > 0))
         n_samplers = n_scales - 1 if edges == "sampled" else 0
         self.samplers = nn.ModuleList([EdgeSampler(n_hidden, symmetric=symmetric) for _ in range(n_samplers)])
         self.pools = nn.ModuleList([AttentionPool(n_hidden) for _ in range(n_scales)])
@@ -147,6 +163,7 @@ class CellGraphTower(nn.Module):
         h = self.dropout(x)
         kind = at_least_single(x.dtype)
         graph: dict[Bucket, Tensor] = {b: layout.spatial(b, kind) for b in layout.buckets if b.shell == 0}
+        spatial = graph.copy()
         adds = self.edges != "none"
         candidates = {b: layout.candidates(b).to(kind) for b in layout.buckets} if adds else {}
         samplers = [sampler for sampler in self.samplers if isinstance(sampler, EdgeSampler)]
@@ -154,6 +171,7 @@ class CellGraphTower(nn.Module):
             active = layout.active_buckets(k if adds else 0)
             # The ones beside the embeddings sum up to the weight of a cell's edges.
             source = layout.to_slots(torch.cat([h, h.new_ones(len(h), 1)], 1), active)
+            nothing = h.new_zeros(1, h.shape[1] + 1)
             if k > 0 and samplers:
                 sampler = samplers[k - 1]
                 draws = self.training if sample is None else sample
@@ -162,9 +180,18 @@ class CellGraphTower(nn.Module):
                     graph[bucket] = sampler(hidden, graph.get(bucket), candidates[bucket], temperature)
             elif k > 0 and adds:
                 graph |= {bucket: candidates[bucket] for bucket in source}
-            messages = {bucket: w.to(source[bucket].dtype) @ source[bucket] for bucket, w in graph.items()}
-            h = layer(h, layout.from_slots(messages, h.new_zeros(1, h.shape[1] + 1)))
+            if self.relational and k > 0:
+                added = {bucket: w - spatial[bucket] if bucket in spatial else w for bucket, w in graph.items()}
+                sums = [layout.from_slots(_messages(edges, source), nothing) for edges in (spatial, added)]
+            else:
+                sums = [layout.from_slots(_messages(graph, source), nothing)]
+            h = layer(h, *sums)
             yield h, graph
+
+
+def _messages(graph: dict[Bucket, Tensor], source: dict[Bucket, Tensor]) -> dict[Bucket, Tensor]:
+    """Sum over the edges of each slot of what their sources send, ``(n, size, d)`` of each bucket."""
+    return {bucket: w.to(source[bucket].dtype) @ source[bucket] for bucket, w in graph.items()}
 
 
 class GraphTower(nn.Module):
@@ -185,6 +212,7 @@ class GraphTower(nn.Module):
             config.edge_temperatures[0],
             config.dropout,
             config.symmetric_edges,
+            config.relational_edges,
         )
 
     def fit(self, features: Tensor, n_components: int = 0) -> None:
