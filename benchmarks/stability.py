@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--setup", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--options", nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--epochs", type=int, default=60)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     sdata = section(arguments)
