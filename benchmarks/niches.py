@@ -33,6 +33,7 @@ from sigmma_sc.niches.neighbours import neighbour_graph
 TRUTHS = ("niche", "compartment")
 RESOLUTIONS = np.round(np.geomspace(0.02, 2, 16), 3)
 NEIGHBOURS = (5, 10, 20, 30, 100)
+SMOOTHED = (5, 10)  # neighbours over which SIGMMA's embeddings are averaged too
 WIDTHS = (5, 10, 20, 40, 60)  # standard deviation of the Gaussian, µm
 VARIANTS = {
     "SIGMMA": {},
@@ -65,11 +66,11 @@ def components(counts: AnnData, seed: int) -> np.ndarray:
     return adata.obsm["X_pca"]
 
 
-def averaged(pca: np.ndarray, xy: np.ndarray, n: int) -> np.ndarray:
-    """Mean of the components over a cell and its n nearest, the common way to let a cell see its neighbourhood."""
-    adata = AnnData(pca, obsm={"spatial": xy})
+def averaged(matrix: np.ndarray, xy: np.ndarray, n: int) -> np.ndarray:
+    """Mean over a cell and its n nearest, the common way to give a cell its neighbourhood."""
+    adata = AnnData(obsm={"spatial": xy}, shape=(len(matrix), 0))
     sq.gr.spatial_neighbors(adata, n_neighs=n, coord_type="generic")
-    return (pca + adata.obsp["spatial_connectivities"] @ pca) / (n + 1)
+    return (matrix + adata.obsp["spatial_connectivities"] @ matrix) / (n + 1)
 
 
 def smoothed(pca: np.ndarray, xy: np.ndarray, width: float) -> np.ndarray:
@@ -143,7 +144,10 @@ def embeddings(
         model = SIGMMA(sdata, seed=seed, **VARIANTS[name])
         model.train(max_epochs=epochs, split="none", enable_progress_bar=False)
         for scale in model.module.embedded:
-            out[f"{name}, {scale}"] = model.get_latent_representation(scale=scale)
+            cells = model.get_latent_representation(scale=scale)
+            out[f"{name}, {scale}"] = cells
+            for n in SMOOTHED:
+                out[f"{name}, {scale}, mean of {n} neighbours"] = averaged(cells, table.obsm["spatial"], n)
     return out, table.obs
 
 
