@@ -79,10 +79,10 @@ def measure_shift(
     counts = []
     density = [np.empty(0)]
     around = [np.full(1, GLASS)]
-    for corner, cells in _windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
+    for corner, cells in cell_windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
         stain, optical = image.stains(corner - reach, 2 * (half + reach), coarse)
         column, row = (np.floor(xy[cells] / image.px).astype(np.int64) - corner).T
-        curves.append(_curve(stain, row, column, half, None if totals is None else _centred_ranks(totals(cells))))
+        curves.append(shift_curve(stain, row, column, half, None if totals is None else centred_ranks(totals(cells))))
         counts.append(len(cells))
         density.append(optical[row + reach, column + reach])
         # Pixels beyond the edge are left out: they are read as pure white, brighter than any glass.
@@ -146,10 +146,15 @@ class Zoom:
         from scipy.ndimage import uniform_filter
 
         pixels = self.pixels(corner, side)
-        stain = haematoxylin(pixels).astype(np.float32)
         optical = optical_density(pixels)
-        stain = stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
-        return stain, uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
+        return self.nuclei(pixels, coarse), uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
+
+    def nuclei(self, pixels: NDArray[np.uint8], coarse: float = 1.0) -> NDArray[np.float32]:
+        """Haematoxylin of pixels ``(h, w, 3)`` above its surroundings, ``(h, w)``."""
+        from scipy.ndimage import uniform_filter
+
+        stain = haematoxylin(pixels).astype(np.float32)
+        return stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
 
 
 def haematoxylin(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -159,7 +164,7 @@ def haematoxylin(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return rgb2hed(pixels)[..., 0]
 
 
-def _windows(
+def cell_windows(
     xy: NDArray[np.float64], cells: NDArray[np.int64], half: int, n_windows: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Corners of squares of ``2 * half`` px around random cells, and the cells in each that no earlier one held."""
@@ -180,7 +185,9 @@ def _windows(
         yield corner, inside
 
 
-def _curve(stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDArray | None) -> NDArray[np.float64]:
+def shift_curve(
+    stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDArray | None
+) -> NDArray[np.float64]:
     """Sum over cells of weight · stain at every shift, ``(2 * reach + 1,) * 2``."""
     from scipy.signal import correlate
 
@@ -189,7 +196,7 @@ def _curve(stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDA
     return correlate(stain, points, mode="valid", method="fft")
 
 
-def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     from scipy.stats import rankdata
 
     return rankdata(values) / len(values) - (len(values) + 1) / (2 * len(values))

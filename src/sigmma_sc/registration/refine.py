@@ -40,6 +40,6 @@ def refine(
         return 10 * beyond * radius / step - explain(squares, colours, moved).score
 
     simplex = np.vstack([np.zeros(4), step * np.eye(4)]) - step / 5
-    options = {"initial_simplex": simplex, "xatol": tolerance, "fatol": 1e-6, "maxfev": 400}
+    options = {"initial_simplex": simplex, "xatol": tolerance, "fatol": 1e-5, "maxfev": 300}
     found = minimize(loss, np.zeros(4), method="Nelder-Mead", options=options)
     return Candidate(nudged(pose, found.x, middle, radius), -float(found.fun))

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 N_COMPONENTS = 15
 """Number of principal components that colour is regressed on."""
 
-MAX_GENES = 2000
-"""Number of genes, the most abundant, whose components are computed: rare ones add noise and time."""
+MAX_GENES = 600
+"""Number of genes, those of the largest variance, whose components are computed: others add noise and time."""
 
 LEAST_SHARE = 0.25
 """A square with less than this share of the median square's cells is left out: its mean is noise."""
@@ -71,7 +71,9 @@ def expression_squares(slide: Slide, side: float, n_components: int = N_COMPONEN
     """
     xy = slide.xy * slide.microns_per_pixel
     cell = np.floor((xy - xy.min(axis=0)) / side).astype(np.int64)
-    _, square, weight = np.unique(cell[:, 1] * (cell[:, 0].max() + 1) + cell[:, 0], return_inverse=True, return_counts=True)
+    _, square, weight = np.unique(
+        cell[:, 1] * (cell[:, 0].max() + 1) + cell[:, 0], return_inverse=True, return_counts=True
+    )
     kept = weight >= LEAST_SHARE * np.median(weight)
     pooled = _pooled(slide, square, len(weight))[kept]
     mean = np.stack([np.bincount(square, axis) / weight for axis in xy.T], axis=-1)[kept]
@@ -91,14 +93,15 @@ def _pooled(slide: Slide, square: NDArray[np.int64], n_squares: int) -> csr_matr
 
 
 def _components(pooled: csr_matrix, n_components: int) -> NDArray[np.float64]:
-    """Standardised principal components of log-normalised counts, and of the logarithm of the totals."""
+    """Standardised principal components of log-normalised counts."""
     from sklearn.decomposition import PCA
 
     totals = np.asarray(pooled.sum(axis=1)).ravel()
-    per_gene = np.asarray(pooled.sum(axis=0)).ravel()
-    common = np.sort(np.argsort(-per_gene, kind="stable")[:MAX_GENES])
-    common = common[per_gene[common] > 0]
-    logs = log_normalise(pooled, float(np.median(totals)))[:, common].toarray()
+    logs = log_normalise(pooled, float(np.median(totals)))
+    mean = np.asarray(logs.mean(axis=0)).ravel()
+    variance = np.asarray(logs.multiply(logs).mean(axis=0)).ravel() - mean**2
+    varied = np.sort(np.argsort(-variance, kind="stable")[:MAX_GENES])
+    logs = logs[:, varied].toarray()
     n_components = max(1, min(n_components, min(logs.shape) - 1))
     solver = "covariance_eigh" if logs.shape[0] > logs.shape[1] else "full"
     components = PCA(n_components, svd_solver=solver).fit_transform(logs.astype(np.float64))
