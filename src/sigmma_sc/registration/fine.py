@@ -130,7 +130,7 @@ def window_curves(
     from scipy.ndimage import gaussian_filter
 
     microns = slide.microns_per_pixel
-    image = Zoom.of(slide, 1.0)
+    image = Zoom.of(slide, 1.0, exact=True)
     own = slide.xy * microns
     xy = apply_affine(pose, own) / microns / image.px
     under = np.flatnonzero(((xy >= 0) & (xy < image.size)).all(axis=1))

@@ -92,8 +92,8 @@ def measure_shift(
     on_tissue = is_tissue(np.concatenate(density), np.concatenate(around))
     sigma = coarse * SMOOTHING / image.microns
     total = np.sum(curves, axis=0) if curves else np.zeros((len(shifts), len(shifts)))
-    score, best, best_score = _peak(total, shifts, sigma)
-    peaks = [_peak(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
+    score, best, best_score = peak_of(total, shifts, sigma)
+    peaks = [peak_of(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
     apart = [np.hypot(s[0] - best[0], s[1] - best[1]) for s, height in peaks if height >= OWN_PEAK]
     return Match(
         on_image=float(under.mean()),
@@ -119,9 +119,13 @@ class Zoom:
     microns: float
 
     @classmethod
-    def of(cls, slide: Slide, microns: float) -> Zoom:
-        """Choose level and block for pixels of at most ``microns`` µm, or level 0 if its pixels are larger."""
-        levels = image_levels(slide.sdata, slide.image_key)
+    def of(cls, slide: Slide, microns: float, exact: bool = False) -> Zoom:
+        """Choose level and block for pixels of at most ``microns`` µm, or level 0 if its pixels are larger.
+
+        ``exact`` takes level 0 always. Coarser levels may begin a pixel later: where a side is odd, xarray's coarsen, by
+        which spatialdata makes them, drops the first pixel, and other writers the last.
+        """
+        levels = image_levels(slide.sdata, slide.image_key)[: 1 if exact else None]
         scales = level_scales(levels)
         number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
         block = max(1, int(microns / (scales[number] * slide.microns_per_pixel)))
@@ -197,12 +201,13 @@ def shift_curve(
 
 
 def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks of values as shares of their number, less the mean rank, ``(n,)``."""
     from scipy.stats import rankdata
 
     return rankdata(values) / len(values) - (len(values) + 1) / (2 * len(values))
 
 
-def _peak(curve: NDArray, shifts: NDArray, sigma: float) -> tuple[float, tuple[float, float], float]:
+def peak_of(curve: NDArray, shifts: NDArray, sigma: float) -> tuple[float, tuple[float, float], float]:
     """Score at zero, shift of the peak and its score, in standard deviations of shifts far from the peak."""
     from scipy.ndimage import gaussian_filter
 
