@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from sigmma_sc.registration.coarse import Candidate
     from sigmma_sc.registration.colour import ColourMap
 
-LEAST_HELD_OUT = 15
-"""Least number of squares held out, on tissue, for their R² to count."""
-
 LEAST_R2 = 0.1
 """Least R² of colour in squares held out. The right poses of four tissues reach 0.3 or more, and wrong ones stay below 0.05."""
 
@@ -85,7 +82,7 @@ def evidence(
             f"the best pose does not explain windows held out of the search (R² {told:.2f}, at least {LEAST_R2} needed)"
         )
     elif far_share > MOST_OF_FAR or told_far > MOST_OF_FAR * told:
-        reason = f"a pose far from the best explains the colour {max(far_share, told_far / told):.0%} as well"
+        reason = f"a pose elsewhere explains the colour {max(far_share, told_far / told):.0%} as well as the best"
     return Certificate(
         verdict=CANNOT_TELL if reason else REGISTERED,
         reason=reason or f"expression explains the colour of windows held out of the search (R² {told:.2f})",

@@ -21,6 +21,9 @@ BLOCK = 3.0
 HELD_OUT = 0.25
 """Share of the blocks that is held out."""
 
+LEAST_SQUARES = 15
+"""Least number of squares held out, on tissue, that R² is measured on."""
+
 
 def blocks_of(xy: NDArray[np.float64], side: float) -> NDArray[np.int64]:
     """Number of the block of ``side`` µm that each place is in, ``(n,)``, from 0 on."""
@@ -38,12 +41,12 @@ def held_out(blocks: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
 def predicted_share(squares: Squares, held: NDArray[np.bool_], colours: ColourMap, pose: NDArray[np.float64]) -> float:
     """R² of colour in squares held out, predicted by a regression on the others under the same pose; negative if worse.
 
-    Squares off the tissue do not count; 0 if there are none left.
+    Squares off the tissue do not count; 0 if too few are left.
     """
     y, share = colours.at(apply_affine(pose, squares.xy))
     weight = tissue_weight(share).astype(float)
     fitted, unseen = weight * ~held, weight * held
-    if not (fitted.any() and unseen.any()):
+    if not fitted.any() or unseen.sum() < LEAST_SQUARES:
         return 0.0
     beta, x_mean, y_mean = regression(squares.values, y, fitted)
     left = y - y_mean - (squares.values - x_mean) @ beta

@@ -23,7 +23,7 @@ from sigmma_sc.registration.colour import read_colours
 from sigmma_sc.registration.fine import prefers_affine, window_curves
 from sigmma_sc.registration.haematoxylin import peak_of
 from sigmma_sc.registration.held_out import BLOCK, blocks_of, held_out
-from sigmma_sc.registration.pose import scale_of, to_pixels
+from sigmma_sc.registration.pose import to_pixels
 from sigmma_sc.registration.refine import refine
 from sigmma_sc.registration.residuals import Residuals, residuals_of_blocks, residuals_of_windows
 from sigmma_sc.registration.squares import N_COMPONENTS, Squares, expression_squares
@@ -31,7 +31,7 @@ from sigmma_sc.registration.squares import N_COMPONENTS, Squares, expression_squ
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sigmma_sc.registration.colour import ColourMap, ColourRaster
+    from sigmma_sc.registration.colour import ColourRaster
     from sigmma_sc.tissue.frame import Slide
 
 KNOWN_SCALE = (0.97, 1.03)
@@ -84,7 +84,7 @@ class Registered:
 
 
 @dataclass(frozen=True)
-class _Scales:
+class SquareSizes:
     """Sizes of squares for one section, µm."""
 
     coarse: float
@@ -92,7 +92,7 @@ class _Scales:
     pitch: float  # distance of bins or spots, NaN for cells
 
     @classmethod
-    def of(cls, slide: Slide) -> _Scales:
+    def of(cls, slide: Slide) -> SquareSizes:
         """Coarse squares divide the section into some 450; fine ones hold a few cells, or one spot."""
         xy = slide.xy * slide.microns_per_pixel
         pitch = lattice_pitch(slide.xy) * slide.microns_per_pixel
@@ -128,7 +128,7 @@ def find_pose(
     """
     if slide.table.n_vars == 0:
         raise SetupError(f"The table of slide {slide.name!r} has no genes, by which its cells could be registered.")
-    sizes = _Scales.of(slide)
+    sizes = SquareSizes.of(slide)
     raster = read_colours(slide)
     if raster.tissue.mean() < LEAST_TISSUE:
         return _refused(f"only {raster.tissue.mean():.1%} of the image is tissue, the rest is glass")
@@ -137,7 +137,7 @@ def find_pose(
         return _refused(f"{len(squares)} squares of {sizes.fine:.0f} µm that hold cells are too few")
     blocks = blocks_of(squares.xy, BLOCK * sizes.coarse)
     held = held_out(blocks, seed)
-    found = _candidates(squares.take(~held), raster, sizes, scales)
+    found = candidates(squares.take(~held), raster, sizes, scales)
     if not found:
         return _refused("no pose puts half of the cells on tissue")
     colours = raster.smoothed(sizes.fine)
@@ -158,7 +158,9 @@ def _refused(reason: str) -> Registered:
     return Registered(None, refusal(f"cannot tell: {reason}"), "expression", False, None, [])
 
 
-def _candidates(squares: Squares, raster: ColourRaster, sizes: _Scales, scales: tuple[float, float]) -> list[Candidate]:
+def candidates(
+    squares: Squares, raster: ColourRaster, sizes: SquareSizes, scales: tuple[float, float]
+) -> list[Candidate]:
     """Distinct poses, best first: searched on coarse squares, refined on them, then on fine squares."""
     coarse = raster.smoothed(sizes.coarse)
     large = squares.smoothed(sizes.coarse)
@@ -210,7 +212,7 @@ def _by_expression(
     squares: Squares,
     raster: ColourRaster,
     pose: NDArray[np.float64],
-    sizes: _Scales,
+    sizes: SquareSizes,
     scales: tuple[float, float],
     seed: int,
     certificate: Certificate,
@@ -223,8 +225,7 @@ def _by_expression(
     colours = raster.smoothed(squares.side)
     blocks = blocks_of(squares.xy, BLOCK * sizes.coarse)
     halves = halves_error(squares, blocks, colours, pose, scales, seed)
-    # Neighbouring squares are not independent where cells' expression spreads over several.
-    curvature = curvature_error(squares, colours, pose, len(squares) * min(1.0, (squares.side / sizes.coarse) ** 2))
+    curvature = curvature_error(squares, colours, pose, len(squares))
     error = 2 * max(halves, curvature)
     residuals = residuals_of_blocks(squares, blocks, colours, pose)
     if not error < sizes.coarse / 2:

@@ -51,7 +51,7 @@ def residuals_of_windows(curves: WindowCurves) -> Residuals:
     for number, curve in enumerate(curves.curves):
         _, best, height = peak_of(curve, shifts, 0.0)
         column, row = np.round(np.array(best) / curves.pitch).astype(np.int64) + far
-        if height >= PEAK and 0 < min(row, column) and max(row, column) < 2 * far:
+        if height >= PEAK and min(row, column) > 0 and max(row, column) < 2 * far:
             across = _vertex(*curve[row, column - 1 : column + 2], sign=-1)
             down = _vertex(*curve[row - 1 : row + 2, column], sign=-1)
             kept.append(number)
