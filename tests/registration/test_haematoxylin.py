@@ -1,6 +1,6 @@
 import numpy as np
 
-from sigmma_sc.registration.haematoxylin import _centred_ranks, _curve
+from sigmma_sc.registration.haematoxylin import centred_ranks, shift_curve
 
 
 def test_curve_is_the_sum_of_the_stain_at_every_shift(rng):
@@ -12,8 +12,8 @@ def test_curve_is_the_sum_of_the_stain_at_every_shift(rng):
         [(weight * stain[row + reach + dy, column + reach + dx]).sum() for dx in range(-reach, reach + 1)]
         for dy in range(-reach, reach + 1)
     ]
-    np.testing.assert_allclose(_curve(stain, row, column, half, weight), expected, atol=1e-5)
+    np.testing.assert_allclose(shift_curve(stain, row, column, half, weight), expected, atol=1e-5)
 
 
 def test_ranks_are_centred():
-    np.testing.assert_allclose(_centred_ranks(np.array([5.0, 1.0, 1.0, 9.0])), [0.125, -0.25, -0.25, 0.375])
+    np.testing.assert_allclose(centred_ranks(np.array([5.0, 1.0, 1.0, 9.0])), [0.125, -0.25, -0.25, 0.375])

@@ -79,10 +79,10 @@ def measure_shift(
     counts = []
     density = [np.empty(0)]
     around = [np.full(1, GLASS)]
-    for corner, cells in _windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
+    for corner, cells in cell_windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
         stain, optical = image.stains(corner - reach, 2 * (half + reach), coarse)
         column, row = (np.floor(xy[cells] / image.px).astype(np.int64) - corner).T
-        curves.append(_curve(stain, row, column, half, None if totals is None else _centred_ranks(totals(cells))))
+        curves.append(shift_curve(stain, row, column, half, None if totals is None else centred_ranks(totals(cells))))
         counts.append(len(cells))
         density.append(optical[row + reach, column + reach])
         # Pixels beyond the edge are left out: they are read as pure white, brighter than any glass.
@@ -92,8 +92,8 @@ def measure_shift(
     on_tissue = is_tissue(np.concatenate(density), np.concatenate(around))
     sigma = coarse * SMOOTHING / image.microns
     total = np.sum(curves, axis=0) if curves else np.zeros((len(shifts), len(shifts)))
-    score, best, best_score = _peak(total, shifts, sigma)
-    peaks = [_peak(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
+    score, best, best_score = peak_of(total, shifts, sigma)
+    peaks = [peak_of(c, shifts, sigma)[1:] for c, n in zip(curves, counts, strict=True) if n >= OWN_CELLS]
     apart = [np.hypot(s[0] - best[0], s[1] - best[1]) for s, height in peaks if height >= OWN_PEAK]
     return Match(
         on_image=float(under.mean()),
@@ -119,9 +119,13 @@ class Zoom:
     microns: float
 
     @classmethod
-    def of(cls, slide: Slide, microns: float) -> Zoom:
-        """Choose level and block for pixels of at most ``microns`` µm, or level 0 if its pixels are larger."""
-        levels = image_levels(slide.sdata, slide.image_key)
+    def of(cls, slide: Slide, microns: float, exact: bool = False) -> Zoom:
+        """Choose level and block for pixels of at most ``microns`` µm, or level 0 if its pixels are larger.
+
+        ``exact`` takes level 0 always. Coarser levels may begin a pixel later: where a side is odd, xarray's coarsen, by
+        which spatialdata makes them, drops the first pixel, and other writers the last.
+        """
+        levels = image_levels(slide.sdata, slide.image_key)[: 1 if exact else None]
         scales = level_scales(levels)
         number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
         block = max(1, int(microns / (scales[number] * slide.microns_per_pixel)))
@@ -146,10 +150,15 @@ class Zoom:
         from scipy.ndimage import uniform_filter
 
         pixels = self.pixels(corner, side)
-        stain = haematoxylin(pixels).astype(np.float32)
         optical = optical_density(pixels)
-        stain = stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
-        return stain, uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
+        return self.nuclei(pixels, coarse), uniform_filter(optical, max(1, round(coarse * 10.0 / self.microns)))
+
+    def nuclei(self, pixels: NDArray[np.uint8], coarse: float = 1.0) -> NDArray[np.float32]:
+        """Haematoxylin of pixels ``(h, w, 3)`` above its surroundings, ``(h, w)``."""
+        from scipy.ndimage import uniform_filter
+
+        stain = haematoxylin(pixels).astype(np.float32)
+        return stain - uniform_filter(stain, max(1, round(coarse * SURROUNDINGS / self.microns)))
 
 
 def haematoxylin(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -159,7 +168,7 @@ def haematoxylin(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     return rgb2hed(pixels)[..., 0]
 
 
-def _windows(
+def cell_windows(
     xy: NDArray[np.float64], cells: NDArray[np.int64], half: int, n_windows: int, seed: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Corners of squares of ``2 * half`` px around random cells, and the cells in each that no earlier one held."""
@@ -180,7 +189,9 @@ def _windows(
         yield corner, inside
 
 
-def _curve(stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDArray | None) -> NDArray[np.float64]:
+def shift_curve(
+    stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDArray | None
+) -> NDArray[np.float64]:
     """Sum over cells of weight · stain at every shift, ``(2 * reach + 1,) * 2``."""
     from scipy.signal import correlate
 
@@ -189,13 +200,14 @@ def _curve(stain: NDArray, row: NDArray, column: NDArray, half: int, weight: NDA
     return correlate(stain, points, mode="valid", method="fft")
 
 
-def _centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def centred_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks of values as shares of their number, less the mean rank, ``(n,)``."""
     from scipy.stats import rankdata
 
     return rankdata(values) / len(values) - (len(values) + 1) / (2 * len(values))
 
 
-def _peak(curve: NDArray, shifts: NDArray, sigma: float) -> tuple[float, tuple[float, float], float]:
+def peak_of(curve: NDArray, shifts: NDArray, sigma: float) -> tuple[float, tuple[float, float], float]:
     """Score at zero, shift of the peak and its score, in standard deviations of shifts far from the peak."""
     from scipy.ndimage import gaussian_filter
 
