@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+from spatialdata.transformations import Affine, get_transformation, set_transformation
 
 from sigmma_sc import cli
 from sigmma_sc.cli.results import require_free
@@ -165,6 +166,24 @@ def test_check_tells_by_words_and_exit_code(store, tmp_path, capsys):
     moved.write(tmp_path / "moved.zarr")
     assert run("check", tmp_path / "moved.zarr") == 1
     assert "shifted" in said(capsys)
+
+
+def test_register_writes_a_certified_pose_to_the_store(tmp_path, capsys):
+    sdata = simulate_tissue(n_cells=2000, seed=1)
+    image = sdata["he_image"]
+    right = get_transformation(image).to_affine_matrix(("x", "y"), ("x", "y"))
+    moved = Affine(right @ [[-1, 0, 1500], [0, 1, 40], [0, 0, 1]], ("x", "y"), ("x", "y"))
+    set_transformation(image, moved)
+    sdata.write(tmp_path / "cells.zarr")
+    assert run("register", tmp_path / "cells.zarr") == 0
+    assert "registered (moved by" in said(capsys)
+    again = sd.read_zarr(tmp_path / "cells.zarr")
+    found = get_transformation(again["he_image"], get_all=True)
+    np.testing.assert_allclose(found["global"].to_affine_matrix(("x", "y"), ("x", "y"))[:, :2], right[:, :2], atol=0.02)
+    np.testing.assert_allclose(found["global_unregistered"].to_affine_matrix(("x", "y"), ("x", "y")), moved.matrix)
+    assert again.attrs["sigmma_registration"]["cell_circles"]["written"]
+    assert run("register", tmp_path / "cells.zarr") == 2
+    assert "registered before" in said(capsys)
 
 
 @pytest.mark.parametrize(

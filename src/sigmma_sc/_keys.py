@@ -3,6 +3,15 @@
 SETUP = "sigmma"
 """``sdata.attrs`` key of the stored setup."""
 
+REGISTRATION = "sigmma_registration"
+"""``sdata.attrs`` key of what the registration of each slide found."""
+
+
+def unregistered(coordinate_system: str) -> str:
+    """Coordinate system in which a registered image keeps its transformation from before."""
+    return f"{coordinate_system}_unregistered"
+
+
 UNS = "sigmma"
 """``adata.uns`` key of the parameters that made the embeddings."""
 

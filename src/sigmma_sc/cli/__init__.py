@@ -97,6 +97,43 @@ def check(
 
 
 @app.command()
+def register(
+    store: option.Store,
+    image: option.Image = ["he_image"],  # noqa: B006
+    table: option.TableName = "table",
+    coordinate_system: option.System = ["global"],  # noqa: B006
+    microns_per_pixel: option.Microns = None,
+    overwrite: option.Again = False,
+) -> None:
+    """Find where each image belongs on its cells, and write certified poses to the store.
+
+    The exit code is 1 if a pose cannot be told. The image then keeps its transformation.
+    """
+    from sigmma_sc import pp
+
+    sdata = _read(store)
+    with warnings.catch_warnings():
+        # The verdict is printed below.
+        warnings.simplefilter("ignore")
+        report = pp.register(
+            sdata,
+            _by_region(image),
+            table,
+            _by_region(coordinate_system),
+            microns_per_pixel=microns_per_pixel,
+            overwrite=overwrite,
+        )
+    if report.written.any():
+        sdata.write_transformations()
+        sdata.write_attrs()
+    for slide, row in report.iterrows():
+        moved = f" (moved by {row.moved:.0f} µm)" if row.written else ""
+        console.print(f"[bold]{slide}[/bold]: {row.verdict}{moved}\n  {row.advice}")
+    if (report.verdict != "registered").any():
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(  # noqa: PLR0913 - typer reads an option from each parameter
     store: option.Store,
     out: option.Out,

@@ -37,6 +37,7 @@ Options = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
+Again = Annotated[bool, typer.Option("--overwrite", help="Register images again that were registered before.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Folder that keeps patch features between runs.")]
 Checkpoints = Annotated[
     Path | None,

@@ -117,8 +117,11 @@ def stored_setup(sdata: SpatialData) -> Setup | None:
     return None if stored is None else Setup.from_json(stored)
 
 
-def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[Slide]:
-    """One :class:`Slide` for each region of the table, or for each image where there is no table."""
+def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "", aligned: bool = True) -> list[Slide]:
+    """One :class:`Slide` for each region of the table, or for each image where there is no table.
+
+    Cells need not be under their image if ``aligned=False``.
+    """
     if not isinstance(setup.image_key, (str, dict)):
         raise SetupError(f"image_key={setup.image_key!r} must be the name of an image, or a dict by region.")
     if setup.table_key is None:
@@ -129,7 +132,7 @@ def resolve_slides(sdata: SpatialData, setup: Setup, prefix: str = "") -> list[S
     regions = table.uns["spatialdata_attrs"]["region"]
     regions = [regions] if isinstance(regions, str) else list(regions)
     _check_regions(setup, regions, "Name the regions that the table annotates.")
-    return [_cell_slide(sdata, setup, table, region, prefix) for region in regions]
+    return [_cell_slide(sdata, setup, table, region, prefix, aligned) for region in regions]
 
 
 def _check_regions(setup: Setup, regions: list[str], fix: str) -> None:
@@ -220,7 +223,7 @@ def _image_slide(sdata: SpatialData, setup: Setup, region: str, image_key: str, 
     )
 
 
-def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, prefix: str) -> Slide:
+def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, prefix: str, aligned: bool) -> Slide:
     image_key = _of(setup.image_key, region, "image_key")
     system = _of(setup.coordinate_system, region, "coordinate_system")
     level = image_levels(sdata, image_key)[0]
@@ -254,15 +257,21 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         sample=sample,
         cell_samples=cell_samples,
     )
-    if not slide.under_image.any():
-        low, high = xy.min(axis=0), xy.max(axis=0)
-        raise SetupError(
-            f"No cell of region {region!r} is under image {image_key!r}. In its pixels, cells span x {low[0]:.0f} to "
-            f"{high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}, the image {slide.width} × {slide.height}. Check the image's "
-            f"transformation to {system!r} (is the H&E alignment file missing?) and the coordinate_system."
-        )
-    _warn_identity(slide, image_to_cs, cells_to_cs)
+    if aligned:
+        _require_under_image(slide)
+        _warn_identity(slide, image_to_cs, cells_to_cs)
     return slide
+
+
+def _require_under_image(slide: Slide) -> None:
+    if not slide.under_image.any():
+        low, high = slide.xy.min(axis=0), slide.xy.max(axis=0)
+        raise SetupError(
+            f"No cell of region {slide.region!r} is under image {slide.image_key!r}. In its pixels, cells span x {low[0]:.0f} to "
+            f"{high[0]:.0f} and y {low[1]:.0f} to {high[1]:.0f}, the image {slide.width} × {slide.height}. Check the image's "
+            f"transformation to {slide.coordinate_system!r} (is the H&E alignment file missing?) and the coordinate_system, or "
+            "find where it belongs with sg.pp.register(sdata)."
+        )
 
 
 def _sample_of(
@@ -310,8 +319,8 @@ def _warn_identity(slide: Slide, image_to_cs: np.ndarray, cells_to_cs: np.ndarra
     if cells_to_cs is not None and np.allclose(image_to_cs, np.eye(3)) and not np.allclose(cells_to_cs, np.eye(3)):
         warnings.warn(
             f"The H&E {slide.image_key!r} has an identity transform to {slide.coordinate_system!r} while the cells of "
-            f"{slide.region!r} do not. Probably the alignment file was missing when the slide was read. Set the alignment with "
-            "spatialdata.transformations.set_transformation, then look at sg.pp.check_registration(sdata).",
+            f"{slide.region!r} do not. Probably the alignment file was missing when the slide was read. Find the alignment with "
+            "sg.pp.register(sdata), or set it with spatialdata.transformations.set_transformation.",
             RegistrationWarning,
             stacklevel=5,
         )

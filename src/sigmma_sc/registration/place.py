@@ -1,0 +1,80 @@
+"""Write a pose into the object, as the transformation of the image, and keep the one before."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sigmma_sc import _keys
+from sigmma_sc.errors import ExistsError, SetupError
+from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered
+from sigmma_sc.tissue.frame import MAX_ANISOTROPY, affine_to, apply_affine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from sigmma_sc.tissue.frame import Slide
+
+
+def require_free(slides: Sequence[Slide], overwrite: bool) -> None:
+    """Raise before the search if a pose could not be written: an image of several regions, or one registered before."""
+    seen: set[tuple[int, str]] = set()
+    for slide in slides:
+        image = id(slide.sdata), slide.image_key
+        if image in seen:
+            raise SetupError(
+                f"Image {slide.image_key!r} belongs to several regions, and has one transformation. Register one region: give "
+                "each an image of its own, or a table of one region."
+            )
+        seen.add(image)
+        if not overwrite and _keys.unregistered(slide.coordinate_system) in _transformations(slide):
+            raise ExistsError(
+                f"Image {slide.image_key!r} was registered before: its first transformation is kept as "
+                f"{_keys.unregistered(slide.coordinate_system)!r}. Pass overwrite=True to register it again."
+            )
+
+
+def scales_of(slide: Slide) -> tuple[float, float]:
+    """Range of scales to search: wide where the image has an identity transform, which says nothing of its pixels."""
+    identity = np.allclose(affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, "image"), np.eye(3))
+    stated = slide.setup.microns_per_pixel is not None
+    return UNKNOWN_SCALE if identity and not stated else KNOWN_SCALE
+
+
+def moved(slide: Slide, found: Registered) -> float:
+    """Root mean square distance in µm between the cells' places on the image before and after; NaN without a pose."""
+    if found.matrix is None:
+        return float("nan")
+    apart = (apply_affine(found.matrix, slide.xy) - slide.xy) * slide.microns_per_pixel
+    return float(np.sqrt((apart**2).sum(axis=1).mean()))
+
+
+def place(slide: Slide, found: Registered) -> None:
+    """Make a certified pose the transformation of the image; the first one stays under a name of its own."""
+    from spatialdata.transformations import Affine, set_transformation
+
+    if found.matrix is None or not found.certified:
+        raise SetupError(f"The pose of slide {slide.name!r} is not certified: {found.certificate.reason}.")
+    image = slide.sdata.images[slide.image_key]
+    system = slide.coordinate_system
+    # The pose moves cells in the image. The image moves the other way.
+    matrix = affine_to(image, system, f"image {slide.image_key!r}") @ np.linalg.inv(found.matrix)
+    singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
+    if singular[0] > MAX_ANISOTROPY * singular[1]:
+        raise SetupError(
+            f"The pose of slide {slide.name!r} stretches the image by {singular[0] / singular[1]:.3f} along one axis. At most "
+            f"{MAX_ANISOTROPY} is allowed. Check that the pixels of the image are square."
+        )
+    before = _transformations(slide)
+    if _keys.unregistered(system) not in before:
+        set_transformation(image, before[system], _keys.unregistered(system))
+    set_transformation(image, Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y")), system)
+
+
+def _transformations(slide: Slide) -> dict[str, NDArray]:
+    from spatialdata.transformations import get_transformation
+
+    return get_transformation(slide.sdata.images[slide.image_key], get_all=True)

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+import spatialdata as sd
+from spatialdata.transformations import Affine, Identity, Sequence, get_transformation, set_transformation
+
+import sigmma_sc as sg
+from sigmma_sc import SIGMMA
+from sigmma_sc.errors import ExistsError, MissingKeyError, RegistrationWarning, SetupError
+from sigmma_sc.metrics import niche_agreement
+from sigmma_sc.pp.alignment import DEFAULTS
+from sigmma_sc.tissue.frame import affine_to, apply_affine
+from sigmma_sc.tissue.setup import resolve_slides
+
+SYSTEM, BEFORE = "global", "global_unregistered"
+
+
+def spoilt(sdata, degrees=10.0, shift=(150.0, -80.0), mirrored=True):
+    """Turn, mirror and move the image under its cells; returns the affine of the image that was right."""
+    image = sdata["he_image"]
+    right = affine_to(image, SYSTEM, "image")
+    angle = np.deg2rad(degrees)
+    turn = np.array([[np.cos(angle), -np.sin(angle), shift[0]], [np.sin(angle), np.cos(angle), shift[1]], [0, 0, 1]])
+    if mirrored:
+        turn = turn @ np.diag([-1.0, 1.0, 1.0])
+    moved = Affine(turn, input_axes=("x", "y"), output_axes=("x", "y"))
+    set_transformation(image, Sequence([moved, get_transformation(image, SYSTEM)]), SYSTEM)
+    return right
+
+
+def off_by(sdata, right):
+    """Largest distance in µm between where cells are on the image and where they belong."""
+    (slide,) = resolve_slides(sdata, DEFAULTS, aligned=False)
+    now = affine_to(sdata["he_image"], SYSTEM, "image")
+    truth = apply_affine(np.linalg.inv(right) @ now, slide.xy)
+    return np.hypot(*(truth - slide.xy).T).max() * 0.5
+
+
+@pytest.fixture(scope="module")
+def registered():
+    """A section whose image was mirrored, turned and moved, after registration, and the right affine."""
+    sdata = sg.datasets.simulate_tissue(n_cells=3000, seed=1)
+    set_transformation(sdata["he_image"], Identity(), "another")
+    right = spoilt(sdata)
+    before = affine_to(sdata["he_image"], SYSTEM, "image")
+    assert off_by(sdata, right) > 500
+    return sdata, right, before, sg.pp.register(sdata)
+
+
+def test_an_image_is_put_on_its_cells(registered):
+    sdata, right, _, found = registered
+    (row,) = found.itertuples()
+    assert (row.Index, row.verdict, row.written, row.by) == ("cell_circles", "registered", True, "nuclei")
+    assert off_by(sdata, right) < 1 <= 2 * row.error + 1
+    assert row.moved > 500
+    SIGMMA.setup_spatialdata(sdata)
+    assert sg.pp.check_registration(sdata).verdict.tolist() == ["registered"]
+
+
+def test_what_was_there_is_kept(registered):
+    sdata, _, before, _ = registered
+    transforms = get_transformation(sdata["he_image"], get_all=True)
+    np.testing.assert_allclose(affine_to(sdata["he_image"], BEFORE, "image"), before)
+    assert set(transforms) == {SYSTEM, BEFORE, "another"}
+    assert isinstance(transforms["another"], Identity)
+
+
+def test_it_is_written_and_read(registered, tmp_path):
+    sdata, right, before, found = registered
+    sdata.write(tmp_path / "cells.zarr")
+    again = sd.read_zarr(tmp_path / "cells.zarr")
+    assert off_by(again, right) == pytest.approx(off_by(sdata, right), abs=1e-6)
+    np.testing.assert_allclose(affine_to(again["he_image"], BEFORE, "image"), before)
+    told = again.attrs["sigmma_registration"]["cell_circles"]
+    assert told["written"]
+    assert told["error"] == pytest.approx(found.error.iloc[0])
+
+
+def test_again_only_if_asked(registered):
+    sdata, right, before, _ = registered
+    with pytest.raises(ExistsError, match="kept as 'global_unregistered'. Pass overwrite=True"):
+        sg.pp.register(sdata)
+    again = sg.pp.register(sdata, overwrite=True)
+    # It is where it belongs: nothing is written, and the first transformation is still the one that is kept.
+    assert not again.written.any()
+    assert off_by(sdata, right) < 1
+    np.testing.assert_allclose(affine_to(sdata["he_image"], BEFORE, "image"), before)
+
+
+def test_shuffled_cells_are_refused_and_nothing_is_written():
+    sdata = sg.datasets.simulate_tissue(n_cells=2000, seed=2)
+    table = sdata["table"]
+    table.X = table.X[np.random.default_rng(0).permutation(table.n_obs)]
+    before = get_transformation(sdata["he_image"], get_all=True)
+    with pytest.warns(RegistrationWarning, match="cannot tell|does not explain|no better than|elsewhere"):
+        found = sg.pp.register(sdata)
+    assert found.verdict.tolist() == ["cannot tell"]
+    assert not found.written.any()
+    assert get_transformation(sdata["he_image"], get_all=True) == before
+
+
+def test_mistakes_are_named_before_any_search(monkeypatch):
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_pose", lambda *a, **k: pytest.fail("searched"))
+    sdata = sg.datasets.simulate_tissue(n_cells=500)
+    with pytest.raises(MissingKeyError, match="nothing"):
+        sg.pp.register(sdata, image_key="nothing")
+    several = sg.datasets.simulate_tissue(n_cells=300, n_slides=2)
+    regions = several["table"].uns["spatialdata_attrs"]["region"]
+    for name in list(several.images)[1:]:
+        set_transformation(several[list(several.images)[0]], Identity(), name.split("_")[0])
+    with pytest.raises(SetupError, match="belongs to several regions"):
+        sg.pp.register(
+            several,
+            image_key=dict.fromkeys(regions, list(several.images)[0]),
+            coordinate_system={region: region.split("_")[0] for region in regions},
+            microns_per_pixel=0.5,
+        )
+
+
+@pytest.mark.slow
+def test_niches_of_a_turned_slide_are_those_of_the_slide():
+    labels = []
+    for turned in (False, True):
+        sdata = sg.datasets.simulate_tissue(n_cells=4000, seed=3)
+        if turned:
+            spoilt(sdata, 10.0, (60.0, 40.0), mirrored=False)
+            assert sg.pp.register(sdata).written.all()
+        SIGMMA.setup_spatialdata(sdata)
+        model = SIGMMA(sdata)
+        model.train(max_epochs=40, split="none", enable_progress_bar=False)
+        model.write_embeddings()
+        sg.tl.niches(sdata["table"], scales=["meso"])
+        labels.append(sdata["table"].obs["sigmma_niche_meso"].to_numpy())
+    assert niche_agreement(*labels)["ari"] >= 0.8
