@@ -110,7 +110,7 @@ def register(
     """
     import pandas as pd
 
-    given = {
+    given: dict[str, Any] = {
         "image_key": image_key,
         "table_key": table_key,
         "coordinate_system": coordinate_system,

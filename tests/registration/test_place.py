@@ -1,0 +1,68 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
+
+from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import SetupError
+from sigmma_sc.pp.alignment import DEFAULTS
+from sigmma_sc.registration.certificate import refusal
+from sigmma_sc.registration.place import moved, place, scales_of
+from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered
+from sigmma_sc.tissue.setup import resolve_slides
+
+AXES = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
+
+
+def slide_of(sdata, **setup):
+    (slide,) = resolve_slides(sdata, replace(DEFAULTS, **setup), aligned=False)
+    return slide
+
+
+@pytest.fixture
+def sdata():
+    return simulate_tissue(n_cells=300)
+
+
+def certified(matrix):
+    told = replace(refusal("as found"), verdict="registered", error=1.0)
+    return Registered(np.array(matrix, dtype=float), told, "nuclei", False, None, [])
+
+
+def test_the_image_moves_the_other_way(sdata):
+    before = slide_of(sdata)
+    place(before, certified([[0, -1, 300], [1, 0, 20], [0, 0, 1]]))
+    after = slide_of(sdata)
+    # A quarter turn and a shift by (300, 20) px, worked out by hand.
+    np.testing.assert_allclose(after.xy, np.column_stack([300 - before.xy[:, 1], 20 + before.xy[:, 0]]), atol=1e-9)
+
+
+def test_the_distance_is_in_microns(sdata):
+    slide = slide_of(sdata)
+    assert slide.microns_per_pixel == 0.5
+    assert moved(slide, certified([[1, 0, 30], [0, 1, 40], [0, 0, 1]])) == pytest.approx(25)
+    assert np.isnan(moved(slide, Registered(None, refusal("glass"), "expression", False, None, [])))
+
+
+def test_a_pose_that_is_not_certified_is_not_written(sdata):
+    before = get_transformation(sdata["he_image"], get_all=True)
+    found = Registered(np.eye(3), refusal("cannot tell: glass"), "expression", False, None, [])
+    with pytest.raises(SetupError, match="not certified: cannot tell: glass"):
+        place(slide_of(sdata), found)
+    assert get_transformation(sdata["he_image"], get_all=True) == before
+
+
+def test_pixels_stay_square(sdata):
+    with pytest.raises(SetupError, match="stretches the image by 1.050"):
+        place(slide_of(sdata), certified(np.diag([1.05, 1.0, 1.0])))
+
+
+def test_an_identity_says_nothing_of_the_pixels(sdata):
+    assert scales_of(slide_of(sdata)) == KNOWN_SCALE
+    set_transformation(sdata["he_image"], Identity(), "global")
+    set_transformation(sdata["cell_circles"], Scale([2.0, 2.0], ("x", "y")), "global")
+    assert scales_of(slide_of(sdata)) == UNKNOWN_SCALE
+    assert scales_of(slide_of(sdata, microns_per_pixel=0.5)) == KNOWN_SCALE
+    set_transformation(sdata["he_image"], Affine(np.diag([2.0, 2.0, 1.0]), **AXES), "global")
+    assert scales_of(slide_of(sdata)) == KNOWN_SCALE
