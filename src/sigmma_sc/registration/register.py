@@ -56,6 +56,9 @@ N_REFINED = 12
 N_FINALISTS = 5
 """Number of poses of the coarse search that are refined, and of those refined again on fine squares."""
 
+BIAS = 0.1
+"""Error that halves of a section share, in squares: bins of a kidney are 2 µm from their nuclei by squares of 24 µm."""
+
 LEAST_TISSUE = 0.02
 """Least share of an image that is tissue."""
 
@@ -226,7 +229,7 @@ def _by_expression(
     blocks = blocks_of(squares.xy, BLOCK * sizes.coarse)
     halves = halves_error(squares, blocks, colours, pose, scales, seed)
     curvature = curvature_error(squares, colours, pose, len(squares))
-    error = 2 * max(halves, curvature)
+    error = 2 * max(halves, curvature) + BIAS * squares.side
     residuals = residuals_of_blocks(squares, blocks, colours, pose)
     if not error < sizes.coarse / 2:
         certificate = replace(
