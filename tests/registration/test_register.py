@@ -67,6 +67,7 @@ def test_the_pose_does_not_depend_on_where_the_cells_start(slide, start):
     assert found.landscape[0].score > 2 * found.landscape[1].score
 
 
+@pytest.mark.slow
 def test_an_unknown_pixel_size_is_found(slide):
     wrong = moved(slide, 95, 1.2, False, (300, 0))
     found = find_pose(wrong, UNKNOWN_SCALE)
@@ -74,6 +75,7 @@ def test_an_unknown_pixel_size_is_found(slide):
     assert error(slide, wrong, found) < 0.5
 
 
+@pytest.mark.slow
 def test_bins_are_registered_by_expression(slide):
     """Counts of cells in bins of 8 µm; each bin stands for the cells in it, whose centres are elsewhere."""
     step = 8 / slide.microns_per_pixel

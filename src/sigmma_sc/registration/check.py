@@ -57,8 +57,8 @@ FINE_PITCH = 20.0
 """Largest pitch of bins, µm, that can show a shift of the size of a cell."""
 
 FIX = (
-    "Set the image's alignment with spatialdata.transformations.set_transformation (Xenium: the *imagealignment.csv "
-    "beside the H&E), and check again."
+    "Find the image's alignment with sg.pp.register(sdata), or set it with spatialdata.transformations.set_transformation "
+    "(Xenium: the *imagealignment.csv beside the H&E), and check again."
 )
 
 
