@@ -52,8 +52,8 @@ def residuals_of_windows(curves: WindowCurves) -> Residuals:
         _, best, height = peak_of(curve, shifts, 0.0)
         column, row = np.round(np.array(best) / curves.pitch).astype(np.int64) + far
         if height >= PEAK and min(row, column) > 0 and max(row, column) < 2 * far:
-            across = _vertex(*curve[row, column - 1 : column + 2], sign=-1)
-            down = _vertex(*curve[row - 1 : row + 2, column], sign=-1)
+            across = _vertex(*-curve[row, column - 1 : column + 2])
+            down = _vertex(*-curve[row - 1 : row + 2, column])
             kept.append(number)
             places.append((column + across - far, row + down - far))
     shift = np.array(places, float).reshape(-1, 2) * curves.pitch
@@ -92,7 +92,7 @@ def residuals_of_blocks(
     return Residuals(middle[kept], shift)
 
 
-def _vertex(before: NDArray, at: NDArray, after: NDArray, sign: int = 1) -> NDArray:
-    """Offset from -0.5 to 0.5 of the lowest point of parabolas through three values each; the highest for ``sign`` -1."""
-    curvature = sign * (before - 2 * at + after)
-    return np.where(curvature > 0, sign * (before - after) / np.maximum(2 * curvature, 1e-12), 0.0).clip(-0.5, 0.5)
+def _vertex(before: NDArray, at: NDArray, after: NDArray) -> NDArray:
+    """Offset from -0.5 to 0.5 of the lowest point of parabolas through three values each."""
+    curvature = before - 2 * at + after
+    return np.where(curvature > 0, (before - after) / np.maximum(2 * curvature, 1e-12), 0.0).clip(-0.5, 0.5)
