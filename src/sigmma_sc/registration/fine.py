@@ -33,9 +33,6 @@ GAIN = 0.01
 N_SPLITS = 4
 """Number of random halvings of the windows."""
 
-PEAK = 7.0
-"""Least height of a window's own peak, in standard deviations of its curve, for a local residual."""
-
 
 @dataclass(frozen=True)
 class WindowCurves:

@@ -158,7 +158,7 @@ def find_pose(
 
 
 def _refused(reason: str) -> Registered:
-    return Registered(None, refusal(f"cannot tell: {reason}"), "expression", False, None, [])
+    return Registered(None, refusal(reason), "expression", False, None, [])
 
 
 def candidates(
