@@ -118,16 +118,20 @@ def test_mistakes_are_named_before_any_search(monkeypatch):
 
 @pytest.mark.slow
 def test_niches_of_a_turned_slide_are_those_of_the_slide():
-    labels = []
-    for turned in (False, True):
-        sdata = sg.datasets.simulate_tissue(n_cells=4000, seed=3)
-        if turned:
-            spoilt(sdata, 10.0, (60.0, 40.0), mirrored=False)
-            assert sg.pp.register(sdata).written.all()
-        SIGMMA.setup_spatialdata(sdata)
-        model = SIGMMA(sdata)
-        model.train(max_epochs=40, split="none", enable_progress_bar=False)
-        model.write_embeddings()
-        sg.tl.niches(sdata["table"], scales=["meso"])
-        labels.append(sdata["table"].obs["sigmma_niche_meso"].to_numpy())
-    assert niche_agreement(*labels)["ari"] >= 0.8
+    right, turned = (sg.datasets.simulate_tissue(n_cells=3000, seed=3) for _ in range(2))
+    SIGMMA.setup_spatialdata(right)
+    model = SIGMMA(right)
+    model.train(max_epochs=10, split="none", enable_progress_bar=False)
+    model.write_embeddings()
+    prototypes = sg.tl.niches(right["table"], scales=["meso"], resolution=0.5)
+    spoilt(turned, 10.0, (60.0, 40.0), mirrored=False)
+    assert sg.pp.register(turned).written.all()
+    SIGMMA.setup_spatialdata(turned)
+    # The same model, because training amplifies the last bits of positions, as it does those of a seed.
+    model.write_embeddings(turned)
+    sg.tl.assign_niches(turned["table"], prototypes)
+    known, found = (sdata["table"].obs["sigmma_niche_meso"].astype(str) for sdata in (right, turned))
+    # A cell in a hundred is unlike any by definition.
+    alike = found != "unlike any"
+    assert alike.mean() > 0.97
+    assert niche_agreement(known[alike], found[alike])["ari"] >= 0.9
