@@ -129,9 +129,11 @@ def register(
         elif not found.certified:
             warnings.warn(f"Slide {slide.name!r}: {row['advice']}", RegistrationWarning, stacklevel=2)
         rows[slide.name] = row
-    # JSON has no NaN.
-    plain = {name: {key: v for key, v in row.items() if v == v} for name, row in rows.items()}
-    sdata.attrs[_keys.REGISTRATION] = {**sdata.attrs.get(_keys.REGISTRATION, {}), **plain}
+    known = dict(sdata.attrs.get(_keys.REGISTRATION, {}))
+    for name, row in rows.items():
+        # JSON has no NaN.
+        known[name] = {key: value for key, value in row.items() if value == value}
+    sdata.attrs[_keys.REGISTRATION] = known
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
 
