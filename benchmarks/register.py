@@ -30,6 +30,7 @@ from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
 
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.pp.alignment import DEFAULTS
 from sigmma_sc.registration.coarse import Candidate, distinct, turns
 from sigmma_sc.registration.colour import read_colours
 from sigmma_sc.registration.explain import explain
@@ -40,7 +41,7 @@ from sigmma_sc.registration.register import KNOWN_SCALE, N_FINALISTS, Registered
 from sigmma_sc.registration.squares import expression_squares
 from sigmma_sc.tissue.frame import Slide, apply_affine, image_levels
 from sigmma_sc.tissue.pixels import level_scales
-from sigmma_sc.tissue.setup import Setup, resolve_slides, totals_of
+from sigmma_sc.tissue.setup import resolve_slides, totals_of
 
 TARGETS = {
     "pancreas_xenium": 1.5,
@@ -51,30 +52,18 @@ TARGETS = {
 }
 """Error in µm within which a registration is right."""
 
-DEFAULTS = {
-    "image_key": "he_image",
-    "table_key": "table",
-    "coordinate_system": "global",
-    "layer": None,
-    "features_key": None,
-    "sample_key": None,
-    "microns_per_pixel": None,
-    "tile_size": 128.0,
-    "grids": (4, 2, 1),
-}
-
 
 def slides(folder: Path, name: str) -> list[Slide]:
     """Slides of a set, without the check of their alignment."""
     if name == "simulated":
         return [simulated(seed) for seed in range(20)]
     sdata = spatialdata.read_zarr(folder / f"{name}.zarr")
-    return resolve_slides(sdata, Setup(**{**DEFAULTS, **SETUPS[name]}))
+    return resolve_slides(sdata, replace(DEFAULTS, **SETUPS[name]))
 
 
 def simulated(seed: int) -> Slide:
     """A simulated section of 3,000 cells."""
-    return resolve_slides(simulate_tissue(n_cells=3000, seed=seed), Setup(**DEFAULTS))[0]
+    return resolve_slides(simulate_tissue(n_cells=3000, seed=seed), DEFAULTS)[0]
 
 
 def moved(slide: Slide, seed: int) -> tuple[Slide, np.ndarray]:

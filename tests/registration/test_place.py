@@ -8,7 +8,7 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pp.alignment import DEFAULTS
 from sigmma_sc.registration.certificate import refusal
-from sigmma_sc.registration.place import moved, place, scales_of
+from sigmma_sc.registration.place import moved, place, placed, scales_of
 from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered
 from sigmma_sc.tissue.setup import resolve_slides
 
@@ -32,7 +32,7 @@ def certified(matrix):
 
 def test_the_image_moves_the_other_way(sdata):
     before = slide_of(sdata)
-    place(before, certified([[0, -1, 300], [1, 0, 20], [0, 0, 1]]))
+    place(before, placed(before, certified([[0, -1, 300], [1, 0, 20], [0, 0, 1]])))
     after = slide_of(sdata)
     # A quarter turn and a shift by (300, 20) px, worked out by hand.
     np.testing.assert_allclose(after.xy, np.column_stack([300 - before.xy[:, 1], 20 + before.xy[:, 0]]), atol=1e-9)
@@ -49,13 +49,13 @@ def test_a_pose_that_is_not_certified_is_not_written(sdata):
     before = get_transformation(sdata["he_image"], get_all=True)
     found = Registered(np.eye(3), refusal("cannot tell: glass"), "expression", False, None, [])
     with pytest.raises(SetupError, match="not certified: cannot tell: glass"):
-        place(slide_of(sdata), found)
+        placed(slide_of(sdata), found)
     assert get_transformation(sdata["he_image"], get_all=True) == before
 
 
 def test_pixels_stay_square(sdata):
     with pytest.raises(SetupError, match="stretches the image by 1.050"):
-        place(slide_of(sdata), certified(np.diag([1.05, 1.0, 1.0])))
+        placed(slide_of(sdata), certified(np.diag([1.05, 1.0, 1.0])))
 
 
 def test_an_identity_says_nothing_of_the_pixels(sdata):

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import RegistrationWarning
-from sigmma_sc.registration.place import moved, place, require_free, scales_of
+from sigmma_sc.registration.place import moved, place, placed, require_free, scales_of
 from sigmma_sc.registration.register import Registered, find_pose
-from sigmma_sc.tissue.setup import Setup, resolve_slides, stored_setup
+from sigmma_sc.tissue.setup import Setup, prefixed, resolve_slides, stored_setup
 
 if TYPE_CHECKING:
     import pandas as pd
-    from spatialdata import SpatialData
 
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
 
 DEFAULTS = Setup("he_image", "table", "global", None, None, None, None, 128.0, (4, 2, 1))
 """Setup of an object that was never set up, as the defaults of ``setup_spatialdata``."""
 
 
 def register(
-    sdata: SpatialData,
+    sdata: Tissue,
     image_key: str | dict[str, str] | None = None,
     table_key: str | None = None,
     coordinate_system: str | dict[str, str] | None = None,
@@ -46,7 +46,7 @@ def register(
     Parameters
     ----------
     sdata
-        Object with images and a table of cells with raw counts. It need not be set up. If it is, what is not given here is
+        Object, or objects by name, with images and a table of cells with raw counts. It need not be set up. If it is, what is not given here is
         taken from its setup.
     image_key
         Name of the H&E image, or names by region; ``"he_image"`` by default.
@@ -118,22 +118,28 @@ def register(
         "microns_per_pixel": microns_per_pixel,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    slides = resolve_slides(sdata, replace(stored_setup(sdata) or DEFAULTS, **given), aligned=False)
+    slides = []
+    for prefix, one in prefixed(sdata):
+        slides += resolve_slides(one, replace(stored_setup(one) or DEFAULTS, **given), prefix, aligned=False)
     require_free(slides, overwrite)
     rows: dict[str, dict[str, Any]] = {}
+    matrices = []
     for slide in slides:
         found = find_pose(slide, scales_of(slide), seed=seed)
         row = _row(slide, found)
         if row["written"]:
-            place(slide, found)
+            matrices.append((slide, placed(slide, found)))
         elif not found.certified:
             warnings.warn(f"Slide {slide.name!r}: {row['advice']}", RegistrationWarning, stacklevel=2)
         rows[slide.name] = row
-    known = dict(sdata.attrs.get(_keys.REGISTRATION, {}))
-    for name, row in rows.items():
+    # After the last search, so that an error leaves every image as it was.
+    for slide, matrix in matrices:
+        place(slide, matrix)
+    for slide in slides:
         # JSON has no NaN.
-        known[name] = {key: value for key, value in row.items() if value == value}
-    sdata.attrs[_keys.REGISTRATION] = known
+        told = {key: value for key, value in rows[slide.name].items() if value == value}
+        known = slide.sdata.attrs.get(_keys.REGISTRATION, {})
+        slide.sdata.attrs[_keys.REGISTRATION] = {**known, slide.name: told}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
 

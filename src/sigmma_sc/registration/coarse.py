@@ -44,32 +44,28 @@ class Candidate:
     score: float
 
 
-def search(
-    squares: Squares, colours: ColourMap, scales: tuple[float, float], n_best: int, max_turn: float = MAX_TURN
-) -> list[Candidate]:
-    """Best poses over eight turns and mirrorings, ``max_turn`` about each, a range of scales, and every shift.
+def search(squares: Squares, colours: ColourMap, scales: tuple[float, float], n_best: int) -> list[Candidate]:
+    """Best poses over eight turns and mirrorings, 15° about each, a range of scales, and every shift.
 
     Poses differ by more than a square of ``colours`` (root mean square over the section), best first.
     """
     image = _Image.of(colours)
     middle, radius = spread(squares.xy)
     found: list[Candidate] = []
-    for angle, scale, mirrored in turns(radius, colours.side, scales, max_turn):
+    for angle, scale, mirrored in turns(radius, colours.side, scales):
         pose = similarity(angle, scale, mirrored, middle, (0.0, 0.0))
         found += image.best_shifts(squares, pose, colours.side)
     return distinct(found, squares.xy, colours.side, n_best)
 
 
-def turns(
-    radius: float, side: float, scales: tuple[float, float], max_turn: float = MAX_TURN
-) -> Iterator[tuple[float, float, bool]]:
+def turns(radius: float, side: float, scales: tuple[float, float]) -> Iterator[tuple[float, float, bool]]:
     """Angle, scale and mirroring, so close that cells at ``radius`` are at most 0.4 squares from the next pose."""
     step = 0.8 * side / radius
     low, high = np.log(scales)
     n_scales = 1 + int((high - low) / step)
     scale_steps = np.exp(np.linspace(low, high, 2 * n_scales + 1)[1::2])
-    n_turns = 1 + int(2 * max_turn / step)
-    angles = np.linspace(-max_turn, max_turn, 2 * n_turns + 1)[1::2]
+    n_turns = 1 + int(2 * MAX_TURN / step)
+    angles = np.linspace(-MAX_TURN, MAX_TURN, 2 * n_turns + 1)[1::2]
     for mirrored, quarter, scale, angle in product((False, True), range(4), scale_steps, angles):
         yield quarter * np.pi / 2 + angle, scale, mirrored
 

@@ -52,22 +52,28 @@ def moved(slide: Slide, found: Registered) -> float:
     return float(np.sqrt((apart**2).sum(axis=1).mean()))
 
 
-def place(slide: Slide, found: Registered) -> None:
-    """Make a certified pose the transformation of the image; the first one stays under a name of its own."""
-    from spatialdata.transformations import Affine, set_transformation
-
+def placed(slide: Slide, found: Registered) -> NDArray[np.float64]:
+    """Affine ``(3, 3)`` from the image to the coordinate system under a certified pose, or :class:`SetupError`."""
     if found.matrix is None or not found.certified:
         raise SetupError(f"The pose of slide {slide.name!r} is not certified: {found.certificate.reason}.")
-    image = slide.sdata.images[slide.image_key]
-    system = slide.coordinate_system
+    before = affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, f"image {slide.image_key!r}")
     # The pose moves cells in the image. The image moves the other way.
-    matrix = affine_to(image, system, f"image {slide.image_key!r}") @ np.linalg.inv(found.matrix)
+    matrix = before @ np.linalg.inv(found.matrix)
     singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if singular[0] > MAX_ANISOTROPY * singular[1]:
         raise SetupError(
             f"The pose of slide {slide.name!r} stretches the image by {singular[0] / singular[1]:.3f} along one axis. At most "
             f"{MAX_ANISOTROPY} is allowed. Check that the pixels of the image are square."
         )
+    return matrix
+
+
+def place(slide: Slide, matrix: NDArray[np.float64]) -> None:
+    """Make an affine the transformation of the image; the first one stays under a name of its own."""
+    from spatialdata.transformations import Affine, set_transformation
+
+    image = slide.sdata.images[slide.image_key]
+    system = slide.coordinate_system
     before = _transformations(slide)
     if _keys.unregistered(system) not in before:
         set_transformation(image, before[system], _keys.unregistered(system))

@@ -66,7 +66,7 @@ def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
     """Check a setup against an object, or objects by name, and store it; an error stores nothing."""
     _check_numbers(setup)
     slides = []
-    for prefix, sdata in _prefixed(tissue):
+    for prefix, sdata in prefixed(tissue):
         slides += resolve_slides(sdata, setup, prefix)
     for sdata in objects_of(tissue).values():
         sdata.attrs[_keys.SETUP] = setup.to_json()
@@ -76,7 +76,7 @@ def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
 def slides_of(tissue: Tissue, default: Setup | None = None) -> list[Slide]:
     """Slides of an object, or of objects by name, in order; ``default`` is the setup of objects never set up."""
     slides = []
-    for prefix, sdata in _prefixed(tissue):
+    for prefix, sdata in prefixed(tissue):
         setup = stored_setup(sdata) or default
         if setup is None:
             raise SetupError(f"{prefix or 'The object'} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
@@ -89,7 +89,7 @@ def objects_of(tissue: Tissue) -> dict[str, SpatialData]:
     return tissue if isinstance(tissue, dict) else {"sdata": tissue}
 
 
-def _prefixed(tissue: Tissue) -> list[tuple[str, SpatialData]]:
+def prefixed(tissue: Tissue) -> list[tuple[str, SpatialData]]:
     """Objects, each with the prefix of the names of its slides."""
     if not isinstance(tissue, dict):
         return [("", tissue)]
