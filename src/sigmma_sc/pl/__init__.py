@@ -6,6 +6,7 @@ from sigmma_sc.pl.composition import composition
 from sigmma_sc.pl.edges import edges
 from sigmma_sc.pl.niche_abundance import niche_abundance
 from sigmma_sc.pl.niches import niches
+from sigmma_sc.pl.register import register
 from sigmma_sc.pl.registration import registration
 from sigmma_sc.pl.retrieval import retrieval
 from sigmma_sc.pl.signature import signature
@@ -18,6 +19,7 @@ __all__ = [
     "edges",
     "niche_abundance",
     "niches",
+    "register",
     "registration",
     "retrieval",
     "signature",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sigmma_sc import _keys
 from sigmma_sc.errors import RegistrationWarning
 from sigmma_sc.registration.place import moved, place, placed, require_free, scales_of
+from sigmma_sc.registration.record import record_of
 from sigmma_sc.registration.register import Registered, find_pose
 from sigmma_sc.tissue.setup import Setup, prefixed, resolve_slides, stored_setup
 
@@ -76,8 +77,8 @@ def register(
     ``nuclei``: height of the peak of haematoxylin at the cells. ``residual``: median shift in µm of single windows that
     remains, as in a deformed section.
 
-    The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``, and the rows in
-    ``sdata.attrs["sigmma_registration"]``. Write both to the store with ``sdata.write_transformations(image_key)`` and
+    The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``. The rows, with what
+    :func:`sigmma_sc.pl.register` shows, are kept in ``sdata.attrs["sigmma_registration"]``. Write both to the store with ``sdata.write_transformations(image_key)`` and
     ``sdata.write_attrs()``.
 
     Raises
@@ -96,8 +97,8 @@ def register(
 
     See Also
     --------
+    sigmma_sc.pl.register : Before and after, poses elsewhere, residuals.
     sigmma_sc.pp.check_registration : Check an alignment.
-    sigmma_sc.pl.registration : Cells on the image.
 
     Examples
     --------
@@ -123,6 +124,7 @@ def register(
         slides += resolve_slides(one, replace(stored_setup(one) or DEFAULTS, **given), prefix, aligned=False)
     require_free(slides, overwrite)
     rows: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     matrices = []
     for slide in slides:
         found = find_pose(slide, scales_of(slide), seed=seed)
@@ -132,6 +134,7 @@ def register(
         elif not found.certified:
             warnings.warn(f"Slide {slide.name!r}: {row['advice']}", RegistrationWarning, stacklevel=2)
         rows[slide.name] = row
+        records[slide.name] = record_of(slide, found)
     # After the last search, so that an error leaves every image as it was.
     for slide, matrix in matrices:
         place(slide, matrix)
@@ -139,7 +142,7 @@ def register(
         # JSON has no NaN.
         told = {key: value for key, value in rows[slide.name].items() if value == value}
         known = slide.sdata.attrs.get(_keys.REGISTRATION, {})
-        slide.sdata.attrs[_keys.REGISTRATION] = {**known, slide.name: told}
+        slide.sdata.attrs[_keys.REGISTRATION] = {**known, slide.name: told | records[slide.name]}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
 
