@@ -162,7 +162,8 @@ def _sections(before: Axes, after: Axes, places: _Places) -> None:
     ):
         microns = xy[some] * slide.microns_per_pixel
         ax.imshow(picture, extent=(0, size[0], size[1], 0))
-        ax.scatter(*microns.T, s=np.clip(1e4 / len(microns), 0.4, 20), c=colour, linewidths=0, rasterized=True)
+        size_of_dot = float(np.clip(1e4 / len(microns), 0.4, 20))
+        ax.scatter(microns[:, 0], microns[:, 1], s=size_of_dot, c=colour, linewidths=0, rasterized=True)
         low = np.minimum(microns.min(axis=0), 0)
         high = np.maximum(microns.max(axis=0), size)
         ax.set(xlim=(low[0], high[0]), ylim=(high[1], low[1]), xlabel="µm", aspect="equal")
@@ -180,7 +181,8 @@ def _closely(before: Axes, after: Axes, places: _Places, window: float, seed: in
     pixels = one.pixels()
     for ax, xy, colour in zip((before, after), (places.before, places.after), (BEFORE, AFTER), strict=True):
         ax.imshow(pixels, extent=(0, one.extent, one.extent, 0))
-        ax.scatter(*one.within(xy).T, s=22, c=colour, edgecolors="black", linewidths=0.5)
+        points = one.within(xy)
+        ax.scatter(points[:, 0], points[:, 1], s=22, c=colour, edgecolors="black", linewidths=0.5)
         ax.set(xlim=(0, one.extent), ylim=(one.extent, 0), xticks=[], yticks=[], xlabel=f"{one.extent:.0f} µm")
 
 
