@@ -99,7 +99,7 @@ def test_shuffled_cells_are_refused_and_nothing_is_written():
 
 
 def test_mistakes_are_named_before_any_search(monkeypatch):
-    monkeypatch.setattr("sigmma_sc.pp.alignment.find_pose", lambda *a, **k: pytest.fail("searched"))
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda *a, **k: pytest.fail("searched"))
     sdata = sg.datasets.simulate_tissue(n_cells=500)
     with pytest.raises(MissingKeyError, match="nothing"):
         sg.pp.register(sdata, image_key="nothing")

@@ -2,14 +2,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from spatialdata.transformations import Affine, Identity, Scale, get_transformation, set_transformation
+from spatialdata.transformations import get_transformation
 
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pp.alignment import DEFAULTS
 from sigmma_sc.registration.certificate import refusal
-from sigmma_sc.registration.place import moved, place, placed, scales_of
-from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered
+from sigmma_sc.registration.place import moved, place, placed
+from sigmma_sc.registration.register import Registered
 from sigmma_sc.tissue.setup import resolve_slides
 
 AXES = {"input_axes": ("x", "y"), "output_axes": ("x", "y")}
@@ -56,13 +56,3 @@ def test_a_pose_that_is_not_certified_is_not_written(sdata):
 def test_pixels_stay_square(sdata):
     with pytest.raises(SetupError, match="stretches the image by 1.050"):
         placed(slide_of(sdata), certified(np.diag([1.05, 1.0, 1.0])))
-
-
-def test_an_identity_says_nothing_of_the_pixels(sdata):
-    assert scales_of(slide_of(sdata)) == KNOWN_SCALE
-    set_transformation(sdata["he_image"], Identity(), "global")
-    set_transformation(sdata["cell_circles"], Scale([2.0, 2.0], ("x", "y")), "global")
-    assert scales_of(slide_of(sdata)) == UNKNOWN_SCALE
-    assert scales_of(slide_of(sdata, microns_per_pixel=0.5)) == KNOWN_SCALE
-    set_transformation(sdata["he_image"], Affine(np.diag([2.0, 2.0, 1.0]), **AXES), "global")
-    assert scales_of(slide_of(sdata)) == KNOWN_SCALE

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import RegistrationWarning
-from sigmma_sc.registration.place import moved, place, placed, require_free, scales_of
+from sigmma_sc.registration.place import moved, place, placed, require_free
 from sigmma_sc.registration.record import record_of
-from sigmma_sc.registration.register import Registered, find_pose
+from sigmma_sc.registration.register import Registered
+from sigmma_sc.registration.size import find_at_likely_sizes, identity
 from sigmma_sc.tissue.setup import Setup, prefixed, resolve_slides, stored_setup
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ def register(
     layer
         Layer with the raw counts; ``X`` by default.
     microns_per_pixel
-        Size of a pixel of level 0 in µm, or sizes by region, if the transformations do not determine it. Scales within 2 %
-        of it are searched. Without it, and with an identity transformation, scales from 0.8 to 1.25 are.
+        Size of a pixel of level 0 in µm, or sizes by region. Scales within 2 % of it are searched. Without it, the
+        transformation of the image determines the size. An identity does not: then scales from 0.8 to 1.25 are searched
+        about the unit of the system, and about the size at which the image holds as much tissue as the cells cover.
     overwrite
         Register an image again that was registered before.
     seed
@@ -126,8 +128,8 @@ def register(
     rows: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}
     matrices = []
-    for slide in slides:
-        found = find_pose(slide, scales_of(slide), seed=seed)
+    for given_slide in slides:
+        slide, found = find_at_likely_sizes(given_slide, seed)
         row = _row(slide, found)
         if row["written"]:
             matrices.append((slide, placed(slide, found)))
@@ -155,8 +157,10 @@ def _row(slide: Slide, found: Registered) -> dict[str, Any]:
     if found.certified and not written:
         advice = f"{told.reason}. The cells are there already, within {distance:.1f} µm."
     if not found.certified:
+        unsized = slide.setup.microns_per_pixel is None and identity(slide)
+        size = "Give the size of its pixels as microns_per_pixel, if you know it. " if unsized else ""
         advice = (
-            f"{told.reason}. The image keeps its transformation. Align it by landmarks, e.g. with "
+            f"{told.reason}. The image keeps its transformation. {size}Align it by landmarks, e.g. with "
             "spatialdata.transformations.align_elements_using_landmarks."
         )
     return {

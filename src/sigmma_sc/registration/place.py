@@ -8,7 +8,7 @@ import numpy as np
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import ExistsError, SetupError
-from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered
+from sigmma_sc.registration.register import Registered
 from sigmma_sc.tissue.frame import MAX_ANISOTROPY, affine_to, apply_affine
 
 if TYPE_CHECKING:
@@ -35,13 +35,6 @@ def require_free(slides: Sequence[Slide], overwrite: bool) -> None:
                 f"Image {slide.image_key!r} was registered before: its first transformation is kept as "
                 f"{_keys.unregistered(slide.coordinate_system)!r}. Pass overwrite=True to register it again."
             )
-
-
-def scales_of(slide: Slide) -> tuple[float, float]:
-    """Range of scales to search: wide where the image has an identity transform, which says nothing of its pixels."""
-    identity = np.allclose(affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, "image"), np.eye(3))
-    stated = slide.setup.microns_per_pixel is not None
-    return UNKNOWN_SCALE if identity and not stated else KNOWN_SCALE
 
 
 def moved(slide: Slide, found: Registered) -> float:
