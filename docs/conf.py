@@ -102,6 +102,7 @@ nitpick_ignore_regex = [
 TUTORIALS = {
     "quick_start": "the whole job on simulated tissue, in two minutes and without a download",
     "paad_niches": "a Xenium section, from the registration check to niches at three scales and their genes",
+    "another_scanner": "an H&E without an alignment, put on its cells and certified",
     "several_slides": "five sections in one object: training, testing on the fifth, niches across them, labels from slide to slide",
     "from_he_alone": "expression and niches of tissue without transcripts, and how right they were",
     "own_encoder_and_cells": "UNI and others by name, from a file, a module of your own; scVI and others for the cells",
