@@ -174,9 +174,12 @@ def test_register_writes_a_certified_pose_to_the_store(tmp_path, capsys):
     right = get_transformation(image).to_affine_matrix(("x", "y"), ("x", "y"))
     moved = Affine(right @ [[-1, 0, 1500], [0, 1, 40], [0, 0, 1]], ("x", "y"), ("x", "y"))
     set_transformation(image, moved)
+    sdata["other"] = sdata["he_image"]
     sdata.write(tmp_path / "cells.zarr")
+    others = {file: file.stat().st_mtime_ns for file in (tmp_path / "cells.zarr" / "images" / "other").rglob("*")}
     assert run("register", tmp_path / "cells.zarr") == 0
     assert "registered (moved by" in said(capsys)
+    assert others == {file: file.stat().st_mtime_ns for file in others}
     again = sd.read_zarr(tmp_path / "cells.zarr")
     found = get_transformation(again["he_image"], get_all=True)
     np.testing.assert_allclose(found["global"].to_affine_matrix(("x", "y"), ("x", "y"))[:, :2], right[:, :2], atol=0.02)

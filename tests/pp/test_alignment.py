@@ -79,7 +79,10 @@ def test_again_only_if_asked(registered):
     sdata, right, before, _ = registered
     with pytest.raises(ExistsError, match="kept as 'global_unregistered'. Pass overwrite=True"):
         sg.pp.register(sdata)
-    again = sg.pp.register(sdata, overwrite=True)
+    # Objects by name have their name before that of the slide.
+    again = sg.pp.register({"a": sdata}, overwrite=True)
+    assert list(again.index) == ["a/cell_circles"]
+    assert {"cell_circles", "a/cell_circles"} == set(sdata.attrs["sigmma_registration"])
     # It is where it belongs: nothing is written, and the first transformation is still the one that is kept.
     assert not again.written.any()
     assert off_by(sdata, right) < 1

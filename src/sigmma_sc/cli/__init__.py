@@ -112,19 +112,21 @@ def register(
     from sigmma_sc import pp
 
     sdata = _read(store)
+    images = _by_region(image)
     with warnings.catch_warnings():
         # The verdict is printed below.
         warnings.simplefilter("ignore")
         report = pp.register(
             sdata,
-            _by_region(image),
+            images,
             table,
             _by_region(coordinate_system),
             microns_per_pixel=microns_per_pixel,
             overwrite=overwrite,
         )
+    for region in report.index[report.written]:
+        sdata.write_transformations(images[region] if isinstance(images, dict) else images)
     if report.written.any():
-        sdata.write_transformations()
         sdata.write_attrs()
     for slide, row in report.iterrows():
         moved = f" (moved by {row.moved:.0f} µm)" if row.written else ""
