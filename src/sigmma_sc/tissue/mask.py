@@ -1,10 +1,13 @@
 """Where tissue is: pixels that are stained, on a coarse level of the image."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sigmma_sc.tissue.blank import black_padding, padding_width
+from sigmma_sc.tissue.channels import has_alpha
 from sigmma_sc.tissue.frame import Slide, image_levels
 from sigmma_sc.tissue.pixels import level_scales, to_uint8
 
@@ -39,7 +42,8 @@ class TissueMask:
 def tissue_mask(slide: Slide) -> TissueMask:
     """Find stained pixels by their optical density, which is higher than that of glass.
 
-    The coarsest level of at most 8 µm per pixel is read, chunk by chunk, and averaged down to about 8 µm.
+    The coarsest level of at most 8 µm per pixel is read, chunk by chunk, and averaged down to about 8 µm. Black padding
+    and transparent pixels are no tissue, and say nothing of the glass.
     """
     import dask.array as da
 
@@ -47,11 +51,33 @@ def tissue_mask(slide: Slide) -> TissueMask:
     microns = level_scales(levels) * slide.microns_per_pixel
     number = max(0, int(np.searchsorted(microns, RESOLUTION * (1 + 1e-6), side="right")) - 1)
     factor = max(1, min(round(RESOLUTION / microns[number]), *levels[number].shape[1:]))
-    planes = da.asarray(levels[number].data)[:3].map_blocks(to_uint8, dtype=np.uint8)
+    planes = da.asarray(levels[number].data)[: 4 if has_alpha(levels[number]) else 3]
+    planes = planes.rechunk({0: -1})
+    seen = planes.map_blocks(
+        partial(_seen, width=padding_width(microns[number])), chunks=((4,), *planes.chunks[1:]), dtype=np.uint8
+    )
     # Single precision saves memory: a slide 30 mm wide has many pixels of 8 µm.
-    small = da.coarsen(np.mean, planes, {1: factor, 2: factor}, trim_excess=True, dtype=np.float32).compute()
-    density = optical_density(small.transpose(1, 2, 0))
-    return TissueMask(is_tissue(density, density), factor * microns[number] / slide.microns_per_pixel)
+    small = da.coarsen(np.mean, seen, {1: factor, 2: factor}, trim_excess=True, dtype=np.float32).compute()
+    shown = small[3] / 255
+    # Each colour is that of the pixels that show something.
+    density = optical_density((small[:3] / np.maximum(shown, 1 / 255)).transpose(1, 2, 0))
+    full = shown > 0.5
+    tissue = is_tissue(density, density[full]) & full if full.any() else full
+    return TissueMask(tissue, factor * microns[number] / slide.microns_per_pixel)
+
+
+def _seen(planes: NDArray, width: int) -> NDArray[np.uint8]:
+    """Red, green and blue ``(4, h, w)`` of RGB or RGBA planes, 0 where a pixel shows nothing, and 255 where one does."""
+    out = np.empty((4, *planes.shape[1:]), np.uint8)
+    for plane, channel in zip(out, planes[:3], strict=False):
+        plane[:] = to_uint8(channel)
+    out[3] = 255
+    padding = black_padding(out[:3].transpose(1, 2, 0), width)
+    if padding is not None:
+        out[:, padding] = 0
+    if len(planes) == 4:
+        out[:, to_uint8(planes[3]) < 128] = 0
+    return out
 
 
 def optical_density(pixels: NDArray) -> NDArray[np.floating]:

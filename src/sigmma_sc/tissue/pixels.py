@@ -11,7 +11,9 @@ import zarr
 from PIL import Image
 
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.blank import GLASS, padding_width, without_padding
 from sigmma_sc.tissue.blocks import Block, plan_blocks
+from sigmma_sc.tissue.channels import has_alpha
 from sigmma_sc.tissue.frame import Slide, image_levels
 
 if TYPE_CHECKING:
@@ -21,9 +23,6 @@ if TYPE_CHECKING:
     import xarray as xr
     from numpy.typing import NDArray
 
-
-GLASS = 255
-"""Value of pixels beyond the edge of the image: empty glass."""
 
 GROUP = 128
 """Number of crops yielded at once."""
@@ -38,8 +37,9 @@ def read_crops(
     """Read square crops ``(n, 3)`` as (x, y, side) in px of level 0, resampled to ``size``² with antialiasing.
 
     The pyramid level is the coarsest that still holds at least one pixel for each output pixel. Crops are at fractional
-    positions and are never rounded to pixels. A crop on whole pixels of its level that needs no resampling is copied. A
-    crop's pixels do not depend on what else is read with it, nor on how the image is stored.
+    positions and are never rounded to pixels. A crop on whole pixels of its level that needs no resampling is copied.
+    Black padding and transparent pixels are glass, see :mod:`sigmma_sc.tissue.blank`. A crop's pixels do not depend on
+    what else is read with it, nor on how the image is stored.
 
     Each level is read once, in blocks of whole chunks, from left to right and from top to bottom. A stored chunk is
     decoded once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. Dask's
@@ -61,7 +61,8 @@ def read_crops(
     with ThreadPoolExecutor() as workers:
         for number in np.unique(level_of):
             members = np.flatnonzero(level_of == number)
-            for block, corner, canvas in _canvases(levels[number].data, low[members], high[members], workers):
+            width = padding_width(slide.microns_per_pixel * scales[number])
+            for block, corner, canvas in _canvases(levels[number], low[members], high[members], workers):
                 waiting = members[block.windows]
                 while len(waiting):
                     if not filled:
@@ -70,7 +71,7 @@ def read_crops(
                     now, waiting = np.split(waiting, [len(index) - filled])
                     places = slice(filled, filled + len(now))
                     at = low[now] - corner, high[now] - corner, inner[now], boxes[now, 2], pixels[places]
-                    list(workers.map(partial(_cut, canvas), *(np.array_split(part, TASKS) for part in at)))
+                    list(workers.map(partial(_cut, canvas, width), *(np.array_split(part, TASKS) for part in at)))
                     index[places] = now
                     filled += len(now)
                     if filled == len(index):
@@ -111,13 +112,15 @@ def _windows(
 
 
 def _canvases(
-    data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor
+    level: xr.DataArray, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor
 ) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.uint8]]]:
     """Decode a level ``(c, y, x)`` block by block, the next one in the background.
 
     Yields the block, the upper left corner of the canvas (x, y) in px, and the pixels ``(h, w, 3)`` of the block and of
     the neighbours above and to the left that its windows need. The next block overwrites them.
     """
+    data = level.data
+    planes_read = _planes_read(level)
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
     width, height = reach + np.max([block.high - block.low for block in blocks], axis=0)
@@ -127,11 +130,13 @@ def _canvases(
     above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
     before = None
     with ThreadPoolExecutor(1) as ahead:
-        turn = ahead.submit(_decode, data, blocks[0].need_low, blocks[0].need_high, workers)
+        turn = ahead.submit(_decode, data, blocks[0].need_low, blocks[0].need_high, workers, planes_read)
         for n, block in enumerate(blocks):
             planes = turn.result()
             if n + 1 < len(blocks):
-                turn = ahead.submit(_decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers)
+                turn = ahead.submit(
+                    _decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers, planes_read
+                )
             across = slice(block.low[0], block.high[0])
             canvas = buffer[: reach + block.high[1] - block.low[1], : reach + block.high[0] - block.low[0]]
             # No window needs a neighbour that was skipped, so any values may fill its place.
@@ -149,16 +154,20 @@ def _canvases(
 
 def _cut(
     canvas: NDArray[np.uint8],
+    width: int,
     low: NDArray[np.int64],
     high: NDArray[np.int64],
     inner: NDArray[np.float64],
     side: NDArray[np.float64],
     out: NDArray[np.uint8],
 ) -> None:
-    """Resample boxes, each at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``."""
+    """Resample boxes, each at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``.
+
+    Black padding of ``width`` px is glass.
+    """
     for (left, top), (right, bottom), (x, y), length, crop in zip(low, high, inner, side, out, strict=True):
         # Resampled from its window alone, so that a crop's pixels do not depend on what else is read with it.
-        around = canvas[top:bottom, left:right]
+        around = without_padding(canvas[top:bottom, left:right], width)
         if around.shape == crop.shape and not (x or y):
             crop[:] = around
         else:
@@ -167,25 +176,32 @@ def _cut(
 
 
 def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
-    """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window; beyond the image it is glass."""
+    """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window; transparent ones and those beyond the image are glass."""
     out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
     with ThreadPoolExecutor() as workers:
         low = np.array([x0, y0])
-        _paint(out, _decode(level.data, low, np.array([x1, y1]), workers), low)
+        _paint(out, _decode(level.data, low, np.array([x1, y1]), workers, _planes_read(level)), low)
     return out
 
 
-def _decode(data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor) -> NDArray:
-    """Planes ``(3, h, w)`` of the part of a window, corners (x, y), that is on a level ``(c, y, x)``."""
+def _planes_read(level: xr.DataArray) -> int:
+    """Number of channels that are read: red, green, blue, and alpha if there is one."""
+    return 4 if has_alpha(level) else 3
+
+
+def _decode(
+    data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor, planes_read: int
+) -> NDArray:
+    """Planes ``(planes_read, h, w)`` of the part of a window, corners (x, y), that is on a level ``(c, y, x)``."""
     import dask.array as da
 
     left, top = low.clip(0, data.shape[:0:-1])
     right, bottom = high.clip(0, data.shape[:0:-1])
-    window = slice(0, 3), slice(top, bottom), slice(left, right)
+    window = slice(0, planes_read), slice(top, bottom), slice(left, right)
     stored = _stored(data)
     if stored is not None:
         return np.asarray(stored[window])
-    planes = _Planes(np.empty((3, bottom - top, right - left), np.uint8))
+    planes = _Planes(np.empty((planes_read, bottom - top, right - left), np.uint8))
     # The scheduler is given, because in a task of a Dask worker the default one is the cluster's. Its workers may all be
     # waiting here. dask's stub allows names of schedulers alone, but an executor is documented.
     da.store(data[window], planes, lock=False, scheduler=workers)  # type: ignore[arg-type]
@@ -193,14 +209,20 @@ def _decode(data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], wor
 
 
 def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> None:
-    """Fill a window ``(h, w, 3)`` with upper left corner ``low`` (x, y) with its planes from :func:`_decode`."""
+    """Fill a window ``(h, w, 3)`` with upper left corner ``low`` (x, y) with its planes from :func:`_decode`.
+
+    Where alpha is below half, it is glass.
+    """
     left, top = (-low).clip(0)
     _, height, width = planes.shape
     if (height, width) != out.shape[:2]:
         out[:] = GLASS
     # Plane by plane is many times faster than one transposed assignment.
-    for channel, plane in enumerate(planes):
-        out[top : top + height, left : left + width, channel] = to_uint8(plane)
+    inside = out[top : top + height, left : left + width]
+    for channel, plane in enumerate(planes[:3]):
+        inside[..., channel] = to_uint8(plane)
+    if len(planes) == 4:
+        inside[to_uint8(planes[3]) < 128] = GLASS
 
 
 def _stored(data: da.Array) -> zarr.Array | None:
@@ -226,29 +248,14 @@ class _Planes:
 
 
 def to_uint8(pixels: NDArray) -> NDArray[np.uint8]:
-    """Bring RGB pixels of any usual type to 8 bits; unsigned 16-bit and floats in [0, 1] are scaled by their full range."""
+    """Bring RGB pixels of any usual type to 8 bits; unsigned 16-bit and floats in [0, 1] are scaled by their full range.
+
+    The order of the bytes in memory may be either.
+    """
     if pixels.dtype == np.uint8:
         return pixels
-    if pixels.dtype == np.uint16:
+    if pixels.dtype.newbyteorder("=") == np.uint16:
         return (pixels >> 8).astype(np.uint8)
     if np.issubdtype(pixels.dtype, np.floating):
         return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8)
     raise SetupError(f"The image holds {pixels.dtype} values. H&E must be uint8, uint16, or floats in [0, 1].")
-
-
-def require_full_range(level: xr.DataArray) -> None:
-    """Raise :class:`SetupError` if :func:`to_uint8` would turn an image black or white, judged by the middle of a level."""
-    if level.dtype == np.uint8:
-        return
-    _, height, width = level.shape
-    middle = level[:3, max(0, height // 2 - 256) : height // 2 + 256, max(0, width // 2 - 256) : width // 2 + 256]
-    most = middle.max(skipna=False).to_numpy().item()
-    if np.issubdtype(level.dtype, np.floating):
-        if not most <= 1:
-            raise SetupError(f"Its values reach {most:g}, floats must be in [0, 1]. Divide them by their full range.")
-    # Glass and tissue are bright: values this low have 8 bits, or 10 to 12 from a camera, in a wider type.
-    elif 0 < most < 2**12:
-        raise SetupError(
-            f"Its 16-bit values reach {most} of 65535 only, and would be read as black. Bring them to their full range, or to "
-            "8 bits with astype(numpy.uint8)."
-        )
