@@ -24,7 +24,7 @@ def overlay_windows(
     side = max(1, round(window / zoom.microns))
     under = np.flatnonzero(slide.under_image)
     for cell in np.random.default_rng(seed).permutation(under)[:n_windows]:
-        corner = np.floor(slide.xy[cell] / zoom.px).astype(np.int64) - side // 2
-        points = (slide.xy / zoom.px - corner) * zoom.microns
+        corner = np.floor(zoom.place(slide.xy[cell])).astype(np.int64) - side // 2
+        points = (zoom.place(slide.xy) - corner) * zoom.microns
         inside = ((points >= 0) & (points < side * zoom.microns)).all(axis=1)
         yield zoom.pixels(corner, side), points[inside], side * zoom.microns

@@ -12,8 +12,9 @@ from sigmma_sc.errors import ImageWarning, SetupError
 from sigmma_sc.tissue.blank import black_padding, padding_width
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.channels import channel_names, has_alpha, is_numbered, require_colours
+from sigmma_sc.tissue.decode import to_uint8
 from sigmma_sc.tissue.frame import Slide, image_levels
-from sigmma_sc.tissue.pixels import level_scales, to_uint8
+from sigmma_sc.tissue.levels import level_scales
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -38,13 +38,24 @@ def black_padding(pixels: NDArray[np.uint8], width: int) -> NDArray[np.bool_] | 
     black = (pixels[..., 0] | pixels[..., 1] | pixels[..., 2]) <= BLACK
     if not black.any():
         return None
-    from scipy.ndimage import maximum_filter, minimum_filter
-
-    centres = minimum_filter(black, width, mode="constant", cval=True)
+    if black.all():
+        return black
+    centres = _box_sums(black, width, True) == width**2
     if not centres.any():
         return None
     # Twice the reach of a square, so that the tips of black triangles belong to it.
-    return black & maximum_filter(centres, 2 * width + 1, mode="constant", cval=False)
+    return black & (_box_sums(centres, 2 * width + 1, False) > 0)
+
+
+def _box_sums(mask: NDArray[np.bool_], width: int, beyond: bool) -> NDArray[np.int32]:
+    """Number of true values in the square of ``width``² about each pixel, many times faster than by filters of SciPy."""
+    # One row and column before the first square, so that each sum is a difference.
+    around = width // 2
+    padded = np.pad(mask, ((around + 1, around), (around + 1, around)), constant_values=beyond)
+    sums = padded.cumsum(axis=0, dtype=np.int32)
+    rows = sums[width:] - sums[:-width]
+    sums = rows.cumsum(axis=1, dtype=np.int32)
+    return sums[:, width:] - sums[:, :-width]
 
 
 def without_padding(pixels: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

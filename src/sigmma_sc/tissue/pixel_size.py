@@ -11,7 +11,7 @@ import numpy as np
 from sigmma_sc import _keys
 from sigmma_sc.errors import MissingKeyError, PixelSizeWarning, SetupError
 from sigmma_sc.tissue.frame import Slide, affine_to, axis_scale, image_levels, microns_per_unit
-from sigmma_sc.tissue.pixels import level_scales
+from sigmma_sc.tissue.levels import level_scales
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ REGULAR = 0.2
 """Largest relative error of a pitch, and interquartile range over median of the nearest distances on a lattice. Cells have
 0.3 and more, spots as they were printed 0.13 at most."""
 
-FEWEST_CELLS = 20
+FEWEST_CELLS = 50
 PATCHES = 4
 PATCH = 500
 """Least cells to judge distances by; number of patches of neighbouring cells that are looked at, and cells in each."""
@@ -120,7 +120,9 @@ def _spacing(slide: Slide) -> str | None:
         if np.abs(median / np.array(PITCHES) - 1).min() <= PITCH_TOLERANCE:
             return None
         known = ", ".join(f"{pitch:g}" for pitch in PITCHES)
-        return f"Bins or spots on a lattice are {median:.3g} µm apart with it, and those of the known assays {known} µm."
+        return (
+            f"Bins or spots on a lattice are {median:.3g} µm apart with it, and those of the known assays {known} µm."
+        )
     if NEAREST[0] <= median <= NEAREST[1]:
         return None
     return (

@@ -7,19 +7,17 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zarr
 from PIL import Image
 
-from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.blank import GLASS, padding_width, without_padding
 from sigmma_sc.tissue.blocks import Block, plan_blocks
-from sigmma_sc.tissue.channels import has_alpha
+from sigmma_sc.tissue.decode import decode, paint, planes_read
 from sigmma_sc.tissue.frame import Slide, image_levels
+from sigmma_sc.tissue.levels import level_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
 
@@ -51,9 +49,11 @@ def read_crops(
     RGB.
     """
     levels = image_levels(slide.sdata, slide.image_key)
-    scales = level_scales(levels)
+    frames = level_frames(slide)
+    scales = frames.scales
     level_of = np.maximum(np.searchsorted(scales, crops[:, 2] / size * (1 + 1e-6), side="right") - 1, 0)
     boxes = crops / scales[level_of, None]
+    boxes[:, :2] -= (frames.origins / scales[:, None])[level_of]
     shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels])
     low, high, inner = _windows(boxes, size, shapes[level_of])
     left = len(crops)
@@ -78,20 +78,6 @@ def read_crops(
                         yield index, pixels
                         left -= filled
                         filled = 0
-
-
-def level_scales(levels: list[xr.DataArray]) -> NDArray[np.float64]:
-    """Side of a pixel of each level in px of level 0, ``(n_levels,)``.
-
-    Pyramids drop or pad what remains at the edge, so the ratio of sizes is not exact. A whole number is used where it
-    explains both sizes, and the ratio of the longer sides otherwise.
-    """
-    shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels], dtype=float)
-    longer = int(np.argmax(shapes[0]))
-    ratios = shapes[0, longer] / shapes[:, longer]
-    whole = np.round(ratios)
-    explains = (np.abs(shapes[0] / whole[:, None] - shapes) < 1).all(axis=1)
-    return np.where(explains, whole, ratios)
 
 
 def _windows(
@@ -120,7 +106,7 @@ def _canvases(
     the neighbours above and to the left that its windows need. The next block overwrites them.
     """
     data = level.data
-    planes_read = _planes_read(level)
+    n_planes = planes_read(level)
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
     width, height = reach + np.max([block.high - block.low for block in blocks], axis=0)
@@ -130,13 +116,11 @@ def _canvases(
     above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
     before = None
     with ThreadPoolExecutor(1) as ahead:
-        turn = ahead.submit(_decode, data, blocks[0].need_low, blocks[0].need_high, workers, planes_read)
+        turn = ahead.submit(decode, data, blocks[0].need_low, blocks[0].need_high, workers, n_planes)
         for n, block in enumerate(blocks):
             planes = turn.result()
             if n + 1 < len(blocks):
-                turn = ahead.submit(
-                    _decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers, planes_read
-                )
+                turn = ahead.submit(decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers, n_planes)
             across = slice(block.low[0], block.high[0])
             canvas = buffer[: reach + block.high[1] - block.low[1], : reach + block.high[0] - block.low[0]]
             # No window needs a neighbour that was skipped, so any values may fill its place.
@@ -144,7 +128,7 @@ def _canvases(
             canvas[:reach, reach:] = above[:, across]
             left, top = block.need_low - block.low + reach
             right, bottom = block.need_high - block.low + reach
-            _paint(canvas[top:bottom, left:right], planes, block.need_low)
+            paint(canvas[top:bottom, left:right], planes, block.need_low)
             del planes
             above[:, across] = canvas[-reach:, reach:]
             beside[: len(canvas)] = canvas[:, -reach:]
@@ -173,89 +157,3 @@ def _cut(
         else:
             box = (x, y, x + length, y + length)
             crop[:] = Image.fromarray(around).resize(crop.shape[:2], Image.Resampling.BICUBIC, box=box)
-
-
-def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
-    """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window; transparent ones and those beyond the image are glass."""
-    out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-    with ThreadPoolExecutor() as workers:
-        low = np.array([x0, y0])
-        _paint(out, _decode(level.data, low, np.array([x1, y1]), workers, _planes_read(level)), low)
-    return out
-
-
-def _planes_read(level: xr.DataArray) -> int:
-    """Number of channels that are read: red, green, blue, and alpha if there is one."""
-    return 4 if has_alpha(level) else 3
-
-
-def _decode(
-    data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor, planes_read: int
-) -> NDArray:
-    """Planes ``(planes_read, h, w)`` of the part of a window, corners (x, y), that is on a level ``(c, y, x)``."""
-    import dask.array as da
-
-    left, top = low.clip(0, data.shape[:0:-1])
-    right, bottom = high.clip(0, data.shape[:0:-1])
-    window = slice(0, planes_read), slice(top, bottom), slice(left, right)
-    stored = _stored(data)
-    if stored is not None:
-        return np.asarray(stored[window])
-    planes = _Planes(np.empty((planes_read, bottom - top, right - left), np.uint8))
-    # The scheduler is given, because in a task of a Dask worker the default one is the cluster's. Its workers may all be
-    # waiting here. dask's stub allows names of schedulers alone, but an executor is documented.
-    da.store(data[window], planes, lock=False, scheduler=workers)  # type: ignore[arg-type]
-    return planes.pixels
-
-
-def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> None:
-    """Fill a window ``(h, w, 3)`` with upper left corner ``low`` (x, y) with its planes from :func:`_decode`.
-
-    Where alpha is below half, it is glass.
-    """
-    left, top = (-low).clip(0)
-    _, height, width = planes.shape
-    if (height, width) != out.shape[:2]:
-        out[:] = GLASS
-    # Plane by plane is many times faster than one transposed assignment.
-    inside = out[top : top + height, left : left + width]
-    for channel, plane in enumerate(planes[:3]):
-        inside[..., channel] = to_uint8(plane)
-    if len(planes) == 4:
-        inside[to_uint8(planes[3]) < 128] = GLASS
-
-
-def _stored(data: da.Array) -> zarr.Array | None:
-    """The zarr array that a lazy one reads, unless Dask computes something in between.
-
-    Zarr decodes the chunks of a window in threads without a Dask task for each, in half the time for chunks of 512 px.
-    """
-    source = data.dask.layers.get(f"original-{data.name}", {}).get(f"original-{data.name}")
-    return source if isinstance(source, zarr.Array) and len(data.dask.layers) == 2 else None
-
-
-class _Planes:
-    """Target of :func:`dask.array.store` that converts each chunk to bytes in the thread that computed it."""
-
-    def __init__(self, pixels: NDArray[np.uint8]):
-        self.pixels = pixels
-
-    def __setitem__(self, index: tuple[slice, slice, slice], chunk: NDArray) -> None:
-        self.pixels[index] = to_uint8(chunk)
-
-    def __dask_tokenize__(self) -> int:
-        return id(self)  # Dask would otherwise hash the pixels
-
-
-def to_uint8(pixels: NDArray) -> NDArray[np.uint8]:
-    """Bring RGB pixels of any usual type to 8 bits; unsigned 16-bit and floats in [0, 1] are scaled by their full range.
-
-    The order of the bytes in memory may be either.
-    """
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype.newbyteorder("=") == np.uint16:
-        return (pixels >> 8).astype(np.uint8)
-    if np.issubdtype(pixels.dtype, np.floating):
-        return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8)
-    raise SetupError(f"The image holds {pixels.dtype} values. H&E must be uint8, uint16, or floats in [0, 1].")
