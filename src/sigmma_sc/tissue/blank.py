@@ -63,6 +63,8 @@ def without_padding(pixels: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:
     padding = black_padding(pixels, width)
     if padding is None:
         return pixels
+    if padding.all():
+        return np.full_like(pixels, GLASS)
     out = pixels.copy()
     out[padding] = GLASS
     return out

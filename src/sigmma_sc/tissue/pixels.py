@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from sigmma_sc.tissue.blank import GLASS, padding_width, without_padding
+from sigmma_sc.tissue.blank import BLACK, GLASS, padding_width, without_padding
 from sigmma_sc.tissue.blocks import Block, plan_blocks
 from sigmma_sc.tissue.decode import decode, paint, planes_read
 from sigmma_sc.tissue.frame import Slide, image_levels
@@ -63,6 +63,8 @@ def read_crops(
             members = np.flatnonzero(level_of == number)
             width = padding_width(slide.microns_per_pixel * scales[number])
             for block, corner, canvas in _canvases(levels[number], low[members], high[members], workers):
+                # Crops overlap, so that a look at all of the block is cheaper than one at each.
+                black = width if canvas.min() <= BLACK else 0
                 waiting = members[block.windows]
                 while len(waiting):
                     if not filled:
@@ -71,7 +73,7 @@ def read_crops(
                     now, waiting = np.split(waiting, [len(index) - filled])
                     places = slice(filled, filled + len(now))
                     at = low[now] - corner, high[now] - corner, inner[now], boxes[now, 2], pixels[places]
-                    list(workers.map(partial(_cut, canvas, width), *(np.array_split(part, TASKS) for part in at)))
+                    list(workers.map(partial(_cut, canvas, black), *(np.array_split(part, TASKS) for part in at)))
                     index[places] = now
                     filled += len(now)
                     if filled == len(index):
@@ -147,11 +149,13 @@ def _cut(
 ) -> None:
     """Resample boxes, each at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``.
 
-    Black padding of ``width`` px is glass.
+    Black padding of ``width`` px is glass; 0 if there is none.
     """
     for (left, top), (right, bottom), (x, y), length, crop in zip(low, high, inner, side, out, strict=True):
         # Resampled from its window alone, so that a crop's pixels do not depend on what else is read with it.
-        around = without_padding(canvas[top:bottom, left:right], width)
+        around = canvas[top:bottom, left:right]
+        if width:
+            around = without_padding(around, width)
         if around.shape == crop.shape and not (x or y):
             crop[:] = around
         else:
