@@ -27,8 +27,8 @@ SIDE = 96
 LARGEST = 1024
 """Side in px of the part of the coarsest level in which the window is sought."""
 
-CLEAR = 0.8
-"""Least factor by which the best place is better than all others, or else the start of the levels is taken to agree."""
+CLEAR = 0.7
+"""Largest mean square difference at the best place, as a share of that at the second, or else levels start together."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _shift(
     for x, y in product(*places):
         moved = _between(_between(pixels, y, side[1] * step, 0), x, side[0] * step, 1)
         means = moved.reshape(side[1], step, side[0], step, 3).mean(axis=(1, 3))
-        differences[x, y] = float(np.abs(means - seen).mean())
+        differences[x, y] = float(((means - seen) ** 2).mean())
     best, second = sorted(differences, key=differences.__getitem__)[:2]
     return np.array(best if differences[best] < CLEAR * differences[second] else (0.0, 0.0))
 
