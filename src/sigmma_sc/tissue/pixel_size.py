@@ -113,7 +113,7 @@ def _spacing(slide: Slide) -> str | None:
     """Whether the cells, bins or spots are at distances that none have."""
     distances = nearest_distances(slide.xy) * slide.microns_per_pixel
     distances = distances[distances > 0]
-    if len(distances) < FEWEST_CELLS:
+    if len(slide.xy) < FEWEST_CELLS or not len(distances):
         return None
     low, median, high = np.quantile(distances, (0.25, 0.5, 0.75))
     if high - low < REGULAR * median:
