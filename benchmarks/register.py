@@ -40,7 +40,7 @@ from sigmma_sc.registration.refine import refine
 from sigmma_sc.registration.register import KNOWN_SCALE, N_FINALISTS, Registered, SquareSizes, candidates, find_pose
 from sigmma_sc.registration.squares import expression_squares
 from sigmma_sc.tissue.frame import Slide, apply_affine, image_levels
-from sigmma_sc.tissue.pixels import level_scales
+from sigmma_sc.tissue.levels import level_scales
 from sigmma_sc.tissue.setup import resolve_slides, totals_of
 
 TARGETS = {

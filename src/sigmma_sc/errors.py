@@ -76,3 +76,11 @@ class SplitWarning(UserWarning):
 
 class TissueWarning(UserWarning):
     """A slide holds too little tissue for a mean and standard deviation of its features."""
+
+
+class ImageWarning(UserWarning):
+    """An image may not be an H&E, or a part of it shows nothing."""
+
+
+class PixelSizeWarning(UserWarning):
+    """The µm per H&E pixel may be wrong."""

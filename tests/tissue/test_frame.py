@@ -13,8 +13,8 @@ from spatialdata.models import Image2DModel, Image3DModel, Labels2DModel, Points
 from spatialdata.transformations import Affine, Identity, MapAxis, Scale, Sequence, Translation, set_transformation
 
 from sigmma_sc.errors import MissingKeyError, PixelSizeError, SetupError
+from sigmma_sc.tissue.decode import read_window
 from sigmma_sc.tissue.frame import image_levels
-from sigmma_sc.tissue.pixels import read_window
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
 pytestmark = [
@@ -153,7 +153,7 @@ def test_images_of_every_form(image):
     ("image", "words"),
     [
         (lambda: parsed(dotted(1)), "1 channels"),
-        (lambda: parsed(dotted(4), c_coords=["DAPI", "CD45", "18S", "SMA"]), "dapi.*image_key"),
+        (lambda: parsed(dotted(4), c_coords=["DAPI", "CD45", "18S", "SMA"]), "DAPI.*image_key"),
         (lambda: parsed(dotted(7)), "7 channels"),
         (lambda: parsed(dotted(), c_coords=["b", "g", "r"]), "order b, g, r"),
         (lambda: parsed(dotted().astype(np.int64)), "'he'.*int64"),

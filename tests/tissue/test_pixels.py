@@ -15,8 +15,10 @@ from zarr.storage import FsspecStore, MemoryStore, WrapperStore
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue import blocks
+from sigmma_sc.tissue.decode import read_window, to_uint8
 from sigmma_sc.tissue.frame import Slide, image_levels
-from sigmma_sc.tissue.pixels import level_scales, read_crops, read_window, to_uint8
+from sigmma_sc.tissue.levels import level_scales
+from sigmma_sc.tissue.pixels import read_crops
 
 
 def slide_of(pixels, dims=("c", "y", "x"), **kwargs):

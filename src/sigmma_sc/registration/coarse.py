@@ -90,6 +90,7 @@ class _Image:
     squares: NDArray[np.float32]  # sum of squared colours times mask, (h, w)
     mask: NDArray[np.float32]  # squares on tissue, (h, w)
     microns: float
+    origin: tuple[float, float]  # upper left corner of the raster (x, y), µm
 
     @classmethod
     def of(cls, colours: ColourMap) -> _Image:
@@ -97,7 +98,7 @@ class _Image:
         some = np.s_[step // 2 :: step, step // 2 :: step]
         mask = (colours.tissue[some] > 0.5).astype(np.float32)
         layers = np.moveaxis(colours.colours[some], -1, 0) * mask
-        return cls(layers, (layers**2).sum(axis=0), mask, step * colours.microns)
+        return cls(layers, (layers**2).sum(axis=0), mask, step * colours.microns, colours.origin)
 
     def best_shifts(self, squares: Squares, pose: NDArray[np.float64], side: float) -> list[Candidate]:
         """Shifts of a pose with the largest scores."""
@@ -110,7 +111,7 @@ class _Image:
             matrix = pose.copy()
             # Raster (row, column) of the cells lies on that of the image, shifted; sizes of the cells' raster come first.
             shift = np.array([column - mask.shape[1] + 1, row - mask.shape[0] + 1]) * self.microns
-            matrix[:2, 2] += shift - low
+            matrix[:2, 2] += shift - low + self.origin
             candidates.append(Candidate(matrix, value))
         return candidates
 

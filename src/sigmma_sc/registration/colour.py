@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc.registration.haematoxylin import Zoom
+from sigmma_sc.tissue.blank import padding_width, without_padding
+from sigmma_sc.tissue.decode import read_window
 from sigmma_sc.tissue.mask import is_tissue
-from sigmma_sc.tissue.pixels import read_window
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,6 +38,7 @@ class ColourRaster:
     square: NDArray[np.float32]  # mean of its square, (h, w, 3)
     tissue: NDArray[np.bool_]  # stained pixels, (h, w)
     microns: float  # side of a pixel, µm
+    origin: tuple[float, float] = (0.0, 0.0)  # upper left corner (x, y), µm
 
     def smoothed(self, side: float) -> ColourMap:
         """Colours of squares of ``side`` µm about every pixel, or about every few if squares are large."""
@@ -62,7 +64,7 @@ class ColourRaster:
             middle = colours[on].mean(axis=0)
             scale = colours[on].std(axis=0)
             colours = ((colours - middle) / np.where(scale > 0, scale, 1)).clip(-4, 4)
-        return ColourMap(colours.astype(np.float32), tissue, microns, side)
+        return ColourMap(colours.astype(np.float32), tissue, microns, side, self.origin)
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,12 @@ class ColourMap:
     tissue: NDArray[np.float32]  # share of tissue of each square, (h, w)
     microns: float  # side of a pixel, µm
     side: float  # side of the squares, µm
+    origin: tuple[float, float] = (0.0, 0.0)  # upper left corner of the raster (x, y), µm
 
     def at(self, xy: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Colours ``(n, n_channels)`` and shares of tissue ``(n,)`` at places in µm of the image, bilinear; 0 off it."""
         height, width = self.tissue.shape
-        place = xy / self.microns - 0.5
+        place = (xy - self.origin) / self.microns - 0.5
         corner = np.floor(place).astype(np.int64)
         inside = ((corner >= 0) & (corner < (width - 1, height - 1))).all(axis=1)
         corner[~inside] = 0
@@ -108,8 +111,10 @@ def read_colours(slide: Slide) -> ColourRaster:
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         pixels = read_window(level, 0, top * block, width * block, bottom * block)
+        pixels = without_padding(pixels, padding_width(pixel))
         shape = bottom - top, block, width, block, 3
         for out, table in ((density, DENSITY), (square, DENSITY**2)):
             out[top:bottom] = table[pixels].reshape(shape).mean(axis=3).mean(axis=1)
     mean = density.mean(axis=-1)
-    return ColourRaster(density, square, is_tissue(mean, mean), block * pixel)
+    x, y = (zoom.origin * slide.microns_per_pixel).tolist()
+    return ColourRaster(density, square, is_tissue(mean, mean), block * pixel, (x, y))

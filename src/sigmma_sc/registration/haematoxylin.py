@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sigmma_sc.tissue.blank import padding_width, without_padding
+from sigmma_sc.tissue.decode import read_window
 from sigmma_sc.tissue.frame import Slide, image_levels
+from sigmma_sc.tissue.levels import level_frames
 from sigmma_sc.tissue.mask import GLASS, is_tissue, optical_density
-from sigmma_sc.tissue.pixels import level_scales, read_window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,9 +81,9 @@ def measure_shift(
     counts = []
     density = [np.empty(0)]
     around = [np.full(1, GLASS)]
-    for corner, cells in cell_windows(xy / image.px, np.flatnonzero(under), half, n_windows, seed):
+    for corner, cells in cell_windows(image.place(xy), np.flatnonzero(under), half, n_windows, seed):
         stain, optical = image.stains(corner - reach, 2 * (half + reach), coarse)
-        column, row = (np.floor(xy[cells] / image.px).astype(np.int64) - corner).T
+        column, row = (np.floor(image.place(xy[cells])).astype(np.int64) - corner).T
         curves.append(shift_curve(stain, row, column, half, None if totals is None else centred_ranks(totals(cells))))
         counts.append(len(cells))
         density.append(optical[row + reach, column + reach])
@@ -117,20 +119,25 @@ class Zoom:
     # Side of one pixel in px of level 0, and in µm.
     px: float
     microns: float
+    origin: NDArray[np.float64]  # upper left corner (x, y) of the level in px of level 0, (2,)
 
     @classmethod
     def of(cls, slide: Slide, microns: float, exact: bool = False) -> Zoom:
         """Choose level and block for pixels of at most ``microns`` µm, or level 0 if its pixels are larger.
 
-        ``exact`` takes level 0 always. Coarser levels may begin a pixel later: where a side is odd, xarray's coarsen, by
-        which spatialdata makes them, drops the first pixel, and other writers the last.
+        ``exact`` takes level 0 always. Where a side is odd, coarser levels may be off by a part of their pixel.
         """
         levels = image_levels(slide.sdata, slide.image_key)[: 1 if exact else None]
-        scales = level_scales(levels)
+        frames = level_frames(slide)
+        scales = frames.scales[: len(levels)]
         number = max(0, int(np.searchsorted(scales * slide.microns_per_pixel, microns, side="right")) - 1)
         block = max(1, int(microns / (scales[number] * slide.microns_per_pixel)))
         px = block * float(scales[number])
-        return cls(levels[number], block, px, px * slide.microns_per_pixel)
+        return cls(levels[number], block, px, px * slide.microns_per_pixel, frames.origins[number])
+
+    def place(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Positions ``(n, 2)`` in px of level 0 as those in px of this view."""
+        return (xy - self.origin) / self.px
 
     @property
     def size(self) -> NDArray[np.int64]:
@@ -143,6 +150,7 @@ class Zoom:
 
         x, y = corner * self.block
         pixels = read_window(self.level, x, y, x + side * self.block, y + side * self.block)
+        pixels = without_padding(pixels, padding_width(self.microns / self.block))
         return block_reduce(pixels, (self.block, self.block, 1), np.mean).round().astype(np.uint8)
 
     def stains(self, corner: NDArray[np.int64], side: int, coarse: float) -> tuple[NDArray, NDArray]:

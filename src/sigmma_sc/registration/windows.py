@@ -20,7 +20,7 @@ class Window:
     def __init__(self, slide: Slide, middle: NDArray[np.float64], microns: float) -> None:
         self._zoom = Zoom.of(slide, microns / 400)
         self._side = max(1, round(microns / self._zoom.microns))
-        self._corner = np.floor(middle / self._zoom.px).astype(np.int64) - self._side // 2
+        self._corner = np.floor(self._zoom.place(middle)).astype(np.int64) - self._side // 2
         self.extent = self._side * self._zoom.microns
 
     def pixels(self) -> NDArray[np.uint8]:
@@ -29,7 +29,7 @@ class Window:
 
     def within(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
         """Those of the points ``(n, 2)`` in px of level 0 that are in the window, in µm from its upper left corner."""
-        points = (xy / self._zoom.px - self._corner) * self._zoom.microns
+        points = (self._zoom.place(xy) - self._corner) * self._zoom.microns
         return points[((points >= 0) & (points < self.extent)).all(axis=1)]
 
 

@@ -81,7 +81,10 @@ def _centroids(element: GeoDataFrame | DaskDataFrame, keys: NDArray, name: str) 
     if not hasattr(element, "geometry"):
         frame = element[["x", "y"]].compute()
         return frame.to_numpy(dtype=float)[_positions(frame.index, keys, name)]
-    points = element.geometry.iloc[_positions(element.index, keys, name)].centroid
+    points = element.geometry.iloc[_positions(element.index, keys, name)]
+    # The centroid of a point is the point, and takes most of the time of a setup to compute.
+    if not (points.geom_type == "Point").all():
+        points = points.centroid
     return np.column_stack([points.x.to_numpy(), points.y.to_numpy()])
 
 

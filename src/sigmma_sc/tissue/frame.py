@@ -57,6 +57,8 @@ class Slide:
     adata: AnnData | None  # table of the cells; None for a slide of H&E alone
     # Sample of each cell where the slide holds several, such as cores; "" for none, (n_cells,).
     cell_samples: NDArray[np.str_] | None = None
+    # Affine (3, 3) from the stored positions of the cells to the coordinate system; None where they are in its units.
+    cells_to_system: NDArray[np.float64] | None = None
 
     @property
     def under_image(self) -> NDArray[np.bool_]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc.tissue.counts import counts_by_rows, embedding_rows, row_totals, take_rows
+from sigmma_sc.tissue.decode import read_window
 from sigmma_sc.tissue.frame import Slide, image_levels
-from sigmma_sc.tissue.pixels import read_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,23 +7,20 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zarr
 from PIL import Image
 
-from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.blank import BLACK, GLASS, padding_width, without_padding
 from sigmma_sc.tissue.blocks import Block, plan_blocks
+from sigmma_sc.tissue.decode import decode, paint, planes_read
 from sigmma_sc.tissue.frame import Slide, image_levels
+from sigmma_sc.tissue.levels import level_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import dask.array as da
     import xarray as xr
     from numpy.typing import NDArray
 
-
-GLASS = 255
-"""Value of pixels beyond the edge of the image: empty glass."""
 
 GROUP = 128
 """Number of crops yielded at once."""
@@ -38,8 +35,9 @@ def read_crops(
     """Read square crops ``(n, 3)`` as (x, y, side) in px of level 0, resampled to ``size``² with antialiasing.
 
     The pyramid level is the coarsest that still holds at least one pixel for each output pixel. Crops are at fractional
-    positions and are never rounded to pixels. A crop on whole pixels of its level that needs no resampling is copied. A
-    crop's pixels do not depend on what else is read with it, nor on how the image is stored.
+    positions and are never rounded to pixels. A crop on whole pixels of its level that needs no resampling is copied.
+    Black padding and transparent pixels are glass, see :mod:`sigmma_sc.tissue.blank`. A crop's pixels do not depend on
+    what else is read with it, nor on how the image is stored.
 
     Each level is read once, in blocks of whole chunks, from left to right and from top to bottom. A stored chunk is
     decoded once, and only if a crop needs it. Threads decode the next block while crops are cut from this one. Dask's
@@ -51,9 +49,11 @@ def read_crops(
     RGB.
     """
     levels = image_levels(slide.sdata, slide.image_key)
-    scales = level_scales(levels)
+    frames = level_frames(slide)
+    scales = frames.scales
     level_of = np.maximum(np.searchsorted(scales, crops[:, 2] / size * (1 + 1e-6), side="right") - 1, 0)
     boxes = crops / scales[level_of, None]
+    boxes[:, :2] -= (frames.origins / scales[:, None])[level_of]
     shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels])
     low, high, inner = _windows(boxes, size, shapes[level_of])
     left = len(crops)
@@ -61,7 +61,10 @@ def read_crops(
     with ThreadPoolExecutor() as workers:
         for number in np.unique(level_of):
             members = np.flatnonzero(level_of == number)
-            for block, corner, canvas in _canvases(levels[number].data, low[members], high[members], workers):
+            width = padding_width(slide.microns_per_pixel * scales[number])
+            for block, corner, canvas in _canvases(levels[number], low[members], high[members], workers):
+                # Crops overlap, so that a look at all of the block is cheaper than one at each.
+                black = width if canvas.min() <= BLACK else 0
                 waiting = members[block.windows]
                 while len(waiting):
                     if not filled:
@@ -70,27 +73,13 @@ def read_crops(
                     now, waiting = np.split(waiting, [len(index) - filled])
                     places = slice(filled, filled + len(now))
                     at = low[now] - corner, high[now] - corner, inner[now], boxes[now, 2], pixels[places]
-                    list(workers.map(partial(_cut, canvas), *(np.array_split(part, TASKS) for part in at)))
+                    list(workers.map(partial(_cut, canvas, black), *(np.array_split(part, TASKS) for part in at)))
                     index[places] = now
                     filled += len(now)
                     if filled == len(index):
                         yield index, pixels
                         left -= filled
                         filled = 0
-
-
-def level_scales(levels: list[xr.DataArray]) -> NDArray[np.float64]:
-    """Side of a pixel of each level in px of level 0, ``(n_levels,)``.
-
-    Pyramids drop or pad what remains at the edge, so the ratio of sizes is not exact. A whole number is used where it
-    explains both sizes, and the ratio of the longer sides otherwise.
-    """
-    shapes = np.array([(level.sizes["x"], level.sizes["y"]) for level in levels], dtype=float)
-    longer = int(np.argmax(shapes[0]))
-    ratios = shapes[0, longer] / shapes[:, longer]
-    whole = np.round(ratios)
-    explains = (np.abs(shapes[0] / whole[:, None] - shapes) < 1).all(axis=1)
-    return np.where(explains, whole, ratios)
 
 
 def _windows(
@@ -111,13 +100,15 @@ def _windows(
 
 
 def _canvases(
-    data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor
+    level: xr.DataArray, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor
 ) -> Iterator[tuple[Block, NDArray[np.int64], NDArray[np.uint8]]]:
     """Decode a level ``(c, y, x)`` block by block, the next one in the background.
 
     Yields the block, the upper left corner of the canvas (x, y) in px, and the pixels ``(h, w, 3)`` of the block and of
     the neighbours above and to the left that its windows need. The next block overwrites them.
     """
+    data = level.data
+    n_planes = planes_read(level)
     reach = int((high - low).max())
     blocks = plan_blocks(data.chunks[1:], low, high, reach)
     width, height = reach + np.max([block.high - block.low for block in blocks], axis=0)
@@ -127,11 +118,11 @@ def _canvases(
     above = np.full((reach, data.shape[2] + reach, 3), GLASS, np.uint8)
     before = None
     with ThreadPoolExecutor(1) as ahead:
-        turn = ahead.submit(_decode, data, blocks[0].need_low, blocks[0].need_high, workers)
+        turn = ahead.submit(decode, data, blocks[0].need_low, blocks[0].need_high, workers, n_planes)
         for n, block in enumerate(blocks):
             planes = turn.result()
             if n + 1 < len(blocks):
-                turn = ahead.submit(_decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers)
+                turn = ahead.submit(decode, data, blocks[n + 1].need_low, blocks[n + 1].need_high, workers, n_planes)
             across = slice(block.low[0], block.high[0])
             canvas = buffer[: reach + block.high[1] - block.low[1], : reach + block.high[0] - block.low[0]]
             # No window needs a neighbour that was skipped, so any values may fill its place.
@@ -139,7 +130,7 @@ def _canvases(
             canvas[:reach, reach:] = above[:, across]
             left, top = block.need_low - block.low + reach
             right, bottom = block.need_high - block.low + reach
-            _paint(canvas[top:bottom, left:right], planes, block.need_low)
+            paint(canvas[top:bottom, left:right], planes, block.need_low)
             del planes
             above[:, across] = canvas[-reach:, reach:]
             beside[: len(canvas)] = canvas[:, -reach:]
@@ -149,106 +140,24 @@ def _canvases(
 
 def _cut(
     canvas: NDArray[np.uint8],
+    width: int,
     low: NDArray[np.int64],
     high: NDArray[np.int64],
     inner: NDArray[np.float64],
     side: NDArray[np.float64],
     out: NDArray[np.uint8],
 ) -> None:
-    """Resample boxes, each at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``."""
+    """Resample boxes, each at ``inner`` of its window of the canvas, into ``out`` ``(k, size, size, 3)``.
+
+    Black padding of ``width`` px is glass; 0 if there is none.
+    """
     for (left, top), (right, bottom), (x, y), length, crop in zip(low, high, inner, side, out, strict=True):
         # Resampled from its window alone, so that a crop's pixels do not depend on what else is read with it.
         around = canvas[top:bottom, left:right]
+        if width:
+            around = without_padding(around, width)
         if around.shape == crop.shape and not (x or y):
             crop[:] = around
         else:
             box = (x, y, x + length, y + length)
             crop[:] = Image.fromarray(around).resize(crop.shape[:2], Image.Resampling.BICUBIC, box=box)
-
-
-def read_window(level: xr.DataArray, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
-    """Pixels ``(y1 - y0, x1 - x0, 3)`` of a window; beyond the image it is glass."""
-    out = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-    with ThreadPoolExecutor() as workers:
-        low = np.array([x0, y0])
-        _paint(out, _decode(level.data, low, np.array([x1, y1]), workers), low)
-    return out
-
-
-def _decode(data: da.Array, low: NDArray[np.int64], high: NDArray[np.int64], workers: Executor) -> NDArray:
-    """Planes ``(3, h, w)`` of the part of a window, corners (x, y), that is on a level ``(c, y, x)``."""
-    import dask.array as da
-
-    left, top = low.clip(0, data.shape[:0:-1])
-    right, bottom = high.clip(0, data.shape[:0:-1])
-    window = slice(0, 3), slice(top, bottom), slice(left, right)
-    stored = _stored(data)
-    if stored is not None:
-        return np.asarray(stored[window])
-    planes = _Planes(np.empty((3, bottom - top, right - left), np.uint8))
-    # The scheduler is given, because in a task of a Dask worker the default one is the cluster's. Its workers may all be
-    # waiting here. dask's stub allows names of schedulers alone, but an executor is documented.
-    da.store(data[window], planes, lock=False, scheduler=workers)  # type: ignore[arg-type]
-    return planes.pixels
-
-
-def _paint(out: NDArray[np.uint8], planes: NDArray, low: NDArray[np.int64]) -> None:
-    """Fill a window ``(h, w, 3)`` with upper left corner ``low`` (x, y) with its planes from :func:`_decode`."""
-    left, top = (-low).clip(0)
-    _, height, width = planes.shape
-    if (height, width) != out.shape[:2]:
-        out[:] = GLASS
-    # Plane by plane is many times faster than one transposed assignment.
-    for channel, plane in enumerate(planes):
-        out[top : top + height, left : left + width, channel] = to_uint8(plane)
-
-
-def _stored(data: da.Array) -> zarr.Array | None:
-    """The zarr array that a lazy one reads, unless Dask computes something in between.
-
-    Zarr decodes the chunks of a window in threads without a Dask task for each, in half the time for chunks of 512 px.
-    """
-    source = data.dask.layers.get(f"original-{data.name}", {}).get(f"original-{data.name}")
-    return source if isinstance(source, zarr.Array) and len(data.dask.layers) == 2 else None
-
-
-class _Planes:
-    """Target of :func:`dask.array.store` that converts each chunk to bytes in the thread that computed it."""
-
-    def __init__(self, pixels: NDArray[np.uint8]):
-        self.pixels = pixels
-
-    def __setitem__(self, index: tuple[slice, slice, slice], chunk: NDArray) -> None:
-        self.pixels[index] = to_uint8(chunk)
-
-    def __dask_tokenize__(self) -> int:
-        return id(self)  # Dask would otherwise hash the pixels
-
-
-def to_uint8(pixels: NDArray) -> NDArray[np.uint8]:
-    """Bring RGB pixels of any usual type to 8 bits; unsigned 16-bit and floats in [0, 1] are scaled by their full range."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    if pixels.dtype == np.uint16:
-        return (pixels >> 8).astype(np.uint8)
-    if np.issubdtype(pixels.dtype, np.floating):
-        return np.clip(np.round(pixels * 255), 0, 255).astype(np.uint8)
-    raise SetupError(f"The image holds {pixels.dtype} values. H&E must be uint8, uint16, or floats in [0, 1].")
-
-
-def require_full_range(level: xr.DataArray) -> None:
-    """Raise :class:`SetupError` if :func:`to_uint8` would turn an image black or white, judged by the middle of a level."""
-    if level.dtype == np.uint8:
-        return
-    _, height, width = level.shape
-    middle = level[:3, max(0, height // 2 - 256) : height // 2 + 256, max(0, width // 2 - 256) : width // 2 + 256]
-    most = middle.max(skipna=False).to_numpy().item()
-    if np.issubdtype(level.dtype, np.floating):
-        if not most <= 1:
-            raise SetupError(f"Its values reach {most:g}, floats must be in [0, 1]. Divide them by their full range.")
-    # Glass and tissue are bright: values this low have 8 bits, or 10 to 12 from a camera, in a wider type.
-    elif 0 < most < 2**12:
-        raise SetupError(
-            f"Its 16-bit values reach {most} of 65535 only, and would be read as black. Bring them to their full range, or to "
-            "8 bits with astype(numpy.uint8)."
-        )

@@ -13,10 +13,12 @@ import numpy as np
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_positive
 from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
+from sigmma_sc.tissue.appearance import appearance_of, warn_of_image
 from sigmma_sc.tissue.cells import locate_cells
+from sigmma_sc.tissue.channels import require_colours
 from sigmma_sc.tissue.counts import counts_by_rows, row_totals, take_rows
 from sigmma_sc.tissue.frame import Slide, affine_to, apply_affine, axis_scale, image_levels, resolve_pixel_size
-from sigmma_sc.tissue.pixels import require_full_range, to_uint8
+from sigmma_sc.tissue.pixel_size import tell_pixel_size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,6 +70,9 @@ def store_setup(tissue: Tissue, setup: Setup) -> list[Slide]:
     slides = []
     for prefix, sdata in prefixed(tissue):
         slides += resolve_slides(sdata, setup, prefix)
+    for slide in slides:
+        warn_of_image(slide, stacklevel=3)
+        tell_pixel_size(slide, stacklevel=3)
     for sdata in objects_of(tissue).values():
         sdata.attrs[_keys.SETUP] = setup.to_json()
     return slides
@@ -206,7 +211,7 @@ def _image_slide(sdata: SpatialData, setup: Setup, region: str, image_key: str, 
     system = _of(setup.coordinate_system, region, "coordinate_system")
     matrix = affine_to(sdata.images[image_key], system, f"image {image_key!r}")
     stated = _of(setup.microns_per_pixel, region, "microns_per_pixel")
-    return Slide(
+    slide = Slide(
         name=prefix + image_key,
         sdata=sdata,
         image_key=image_key,
@@ -221,6 +226,8 @@ def _image_slide(sdata: SpatialData, setup: Setup, region: str, image_key: str, 
         xy=np.empty((0, 2)),
         sample=prefix + image_key,
     )
+    appearance_of(slide)
+    return slide
 
 
 def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, prefix: str, aligned: bool) -> Slide:
@@ -256,7 +263,9 @@ def _cell_slide(sdata: SpatialData, setup: Setup, table: AnnData, region: str, p
         xy=xy,
         sample=sample,
         cell_samples=cell_samples,
+        cells_to_system=cells_to_cs,
     )
+    appearance_of(slide)
     if aligned:
         _require_under_image(slide)
         _warn_identity(slide, image_to_cs, cells_to_cs)
@@ -291,26 +300,11 @@ def _sample_of(
 
 
 def _check_channels(level: DataArray, image_key: str) -> None:
-    """Raise :class:`SetupError` for a third dimension, or for other channels or types than those of H&E."""
+    """Raise :class:`SetupError` for a third dimension, or for other channels than those of H&E."""
     if "z" in level.dims:
         raise SetupError(f"Image {image_key!r} has three dimensions. Parse one plane of it with Image2DModel.")
-    names = [str(c).lower() for c in level.coords["c"].values] if "c" in level.coords else list("0123")
-    names = names[: level.sizes["c"]]
-    first = [{"red": "r", "green": "g", "blue": "b"}.get(name, name) for name in names[:3]]
-    # Three channels of any name are read as RGB, four without names as RGB and alpha.
-    if len(names) < 3 or (first != ["r", "g", "b"] and len(names) > 3 and names != list("0123")):
-        raise SetupError(
-            f"Image {image_key!r} has {level.sizes['c']} channels ({', '.join(names)}), H&E needs red, green and blue "
-            "first. Choose the H&E with image_key=…; a fluorescence image is not H&E."
-        )
-    if first != ["r", "g", "b"] and sorted(first) == ["b", "g", "r"]:
-        raise SetupError(
-            f"Image {image_key!r} has its channels in the order {', '.join(names[:3])}. Reorder them, so that red, green and "
-            "blue come first, and parse it again."
-        )
     try:
-        to_uint8(np.empty(0, level.dtype))
-        require_full_range(level)
+        require_colours(level)
     except SetupError as error:
         raise SetupError(f"Image {image_key!r}: {error}") from error
 
