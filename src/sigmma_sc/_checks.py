@@ -17,6 +17,20 @@ def require_key(key: object, available: Iterable | Mapping, what: str, fix: str 
         raise MissingKeyError(f"{what}={key!r} does not exist. Available: {shown}. {fix}".rstrip())
 
 
+def require_name(value: object, what: str) -> None:
+    """Raise :class:`SetupError` unless ``value`` is a text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise SetupError(f"{what}={value!r} must be a name, as text.")
+
+
+def require_name_by_region(value: object, what: str) -> None:
+    """Raise :class:`SetupError` unless ``value`` is a name, or names by region."""
+    names = list(value.items()) if isinstance(value, Mapping) and value else [("", value)]
+    for region, name in names:
+        if not all(isinstance(text, str) for text in (region, name)) or not name:
+            raise SetupError(f"{what}={value!r} must be a name, or a dict of names by region.")
+
+
 def require_choice(value: object, choices: Iterable, what: str) -> None:
     """Raise :class:`SetupError` unless ``value`` is one of ``choices``."""
     options = list(choices)

@@ -13,7 +13,7 @@ from sigmma_sc._checks import require_choice, require_positive, require_register
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
-from sigmma_sc.tissue.setup import Setup, common_setup, objects_of, slides_of, store_setup
+from sigmma_sc.tissue.setup import Setup, checked_setup, common_setup, objects_of, slides_of, store_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,7 +143,7 @@ class SIGMMA:
         sdata
             Object, or objects by name. Several regions and images in one object are fine.
         image_key
-            H&E image, or image by region of the table.
+            H&E image, or image by region of the table. The regions may be of several objects.
         table_key
             Name of the table of cells; ``None`` for a slide of H&E alone.
         coordinate_system
@@ -182,13 +182,16 @@ class SIGMMA:
         >>> tissue.attrs["sigmma"]["tile_size"]
         64
         """
-        setup = Setup(
+        setup = Setup.of(
             image_key=image_key, table_key=table_key, coordinate_system=coordinate_system, layer=layer,
             features_key=features_key, sample_key=sample_key, microns_per_pixel=microns_per_pixel,
-            tile_size=tile_size, grids=tuple(grids),
+            tile_size=tile_size, grids=grids,
         )  # fmt: skip
-        for slide in store_setup(sdata, setup):
-            warn_unregistered(slide)
+        checked = checked_setup(sdata, setup)
+        for _, slides in checked.values():
+            for slide in slides:
+                warn_unregistered(slide)
+        store_setup(sdata, {name: own for name, (own, _) in checked.items()})
 
     def train(  # noqa: PLR0913 - scvi-tools' and the paper's, as options inside
         self,

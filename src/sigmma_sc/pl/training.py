@@ -71,8 +71,9 @@ def training(
             ax.plot(chance.index, chance, color=colour, lw=1, ls=":", label=f"ln(batch), {name}")
         ax.set_title(scale, fontsize=11)
         ax.set_xlabel("epoch")
-        ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
+    # After the last curve: the panels share their limits, which no longer grow once one of them is set.
+    axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("InfoNCE")
     axes[0, -1].legend(frameon=False, fontsize=8)
     finish(figure, show, save)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc import _keys
@@ -120,7 +119,7 @@ def register(
     given = {name: value for name, value in given.items() if value is not None}
     slides = []
     for prefix, one in prefixed(sdata):
-        slides += resolve_slides(one, replace(stored_setup(one) or DEFAULTS, **given), prefix, aligned=False)
+        slides += resolve_slides(one, (stored_setup(one) or DEFAULTS).changed(given), prefix, aligned=False)
     require_free(slides, overwrite)
     rows: dict[str, dict[str, Any]] = {}
     matrices = []
@@ -139,7 +138,8 @@ def register(
         # JSON has no NaN.
         told = {key: value for key, value in rows[slide.name].items() if value == value}
         known = slide.sdata.attrs.get(_keys.REGISTRATION, {})
-        slide.sdata.attrs[_keys.REGISTRATION] = {**known, slide.name: told}
+        # A new dict, because subsets of an object share the one that it has.
+        slide.sdata.attrs = {**slide.sdata.attrs, _keys.REGISTRATION: {**known, slide.name: told}}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
 

@@ -40,13 +40,15 @@ def require_table(tissue: Tissue, setup: Setup) -> list[SpatialData]:
 def inherit_setup(tissue: Tissue, setup: Setup) -> Iterator[list[SpatialData]]:
     """Store a model's setup with the objects that have none; they are as before if the block ends with an error."""
     inheriting = require_table(tissue, setup)
+    before = [sdata.attrs for sdata in inheriting]
     for sdata in inheriting:
-        sdata.attrs[_keys.SETUP] = setup.to_json()
+        # A new dict, because subsets of an object share the one that it has.
+        sdata.attrs = {**sdata.attrs, _keys.SETUP: setup.to_json()}
     try:
         yield inheriting
     except BaseException:
-        for sdata in inheriting:
-            del sdata.attrs[_keys.SETUP]
+        for sdata, attrs in zip(inheriting, before, strict=True):
+            sdata.attrs = attrs
         raise
 
 

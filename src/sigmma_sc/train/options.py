@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import Split, get_split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sigmma_sc.config import Config
@@ -52,7 +53,10 @@ class TrainOptions:
             raise SetupError(
                 f"split={self.split!r} must be a name. Call sg.register_split and pass {self.split.name!r}."
             )
-        get_split(self.split)
+        split = get_split(self.split)
+        if isinstance(self.split, Mapping):
+            # Plain lists, whatever the samples came in. Fields of a frozen dataclass can be set only in this way.
+            object.__setattr__(self, "split", split.to_json())
         if self.batch_size < 2:
             raise SetupError(f"batch_size={self.batch_size} leaves no negatives; use at least 2, better 64 or more.")
         require_positive(self.lr, "lr")
