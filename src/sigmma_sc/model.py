@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.setup import Tissue
 
 
+MOST_OFFSETS = 1024
+"""Most grids of tiles over which cells are averaged: beyond that, embeddings stay the same and time grows."""
+
+
 class SIGMMA:
     """Multi-scale alignment of H&E and cell graphs (Jeong et al., arXiv 2511.15464).
 
@@ -106,6 +110,7 @@ class SIGMMA:
         from sigmma_sc.encoders.encoder import get_encoder
         from sigmma_sc.encoders.tuning import require_tunable
         from sigmma_sc.features.data import TissueData
+        from sigmma_sc.features.registry import require_joint_features
         from sigmma_sc.nn.objectives import OBJECTIVES
         from sigmma_sc.train.fit import Trained
 
@@ -119,6 +124,7 @@ class SIGMMA:
         for size in self.config.crop_sizes or ():
             self.image_encoder.allow(size)
         self._slides = slides_of(sdata)
+        require_joint_features(self.config, self._slides)
         self._state = Trained(TissueData(self.setup, self.image_encoder, self.config, cache_dir))
         self._reference: Reference | None = None
         self._niches: NichePrototypes | None = None
@@ -452,7 +458,7 @@ class SIGMMA:
         from sigmma_sc.infer.scales import at_scale
         from sigmma_sc.store.write import by_object, cell_matrices
 
-        require_whole(n_offsets, "n_offsets")
+        require_whole(n_offsets, "n_offsets", most=MOST_OFFSETS)
         embedded = self._trained().embedded
         if not embedded:
             raise SetupError("A model with cells='genes' embeds tiles, not cells. Use get_tile_representation().")
@@ -584,14 +590,15 @@ class SIGMMA:
         sdata
             Another object; ``None`` for the one trained on.
         overwrite
-            Replace what an earlier call wrote.
+            Replace what another model wrote. What a model with the same setup and options wrote, as an earlier run of a
+            notebook, is replaced in any case.
         n_offsets
             Number of grids, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
 
         Raises
         ------
         ExistsError
-            A key exists and ``overwrite`` is not set; nothing is written then.
+            A key exists and ``overwrite`` is not set, or a name of ours is that of something else; nothing is written then.
 
         See Also
         --------
@@ -606,26 +613,26 @@ class SIGMMA:
         121
         """
         from sigmma_sc.infer.tiles import tile_obs
-        from sigmma_sc.store.write import by_object, cell_matrices, existing_keys, write_cells, write_tiles
+        from sigmma_sc.store.write import by_object, cell_matrices, require_free, write_cells, write_tiles
 
-        require_whole(n_offsets, "n_offsets")
+        require_whole(n_offsets, "n_offsets", most=MOST_OFFSETS)
         slides = self.resolve(sdata)
-        found = []
-        for slide in {id(slide.sdata): slide for slide in slides}.values():
-            found += existing_keys(slide.sdata, slide.setup)
-        if found and not overwrite:
-            raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
-        for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
-            slide = group[0].slide
-            params = {
+        params = {}
+        for slide in slides:
+            params[id(slide.sdata)] = {
                 **slide.setup.to_json(),
                 **self.config.to_json(),
+                "model": type(self).__name__,
                 "image_encoder": self.image_encoder.name,
-                "n_offsets": n_offsets,
+                "n_offsets": int(n_offsets),
             }
+            require_free(slide.sdata, slide.setup, params[id(slide.sdata)], overwrite)
+        for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
+            slide = group[0].slide
+            told = params[id(slide.sdata)]
             if slide.adata is not None and group[0].cells:
-                write_cells(slide.table, cell_matrices(group), params)
-            write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], params)
+                write_cells(slide.table, cell_matrices(group), told)
+            write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], told)
 
     def evaluate_retrieval(self, sdata: Tissue | None = None, split: str = "test") -> pd.DataFrame:
         """Cross-modal retrieval among the tiles of each slide (Task 2, paper section 6.2; METHOD: evaluation).

@@ -89,7 +89,7 @@ def edges(
         raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells. Choose one with two or more.")
     xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
     side = one.side * slide.microns_per_pixel
-    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby).iloc[one.cells])
+    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby).iloc[one.cells], slide.table.uns)
     graphs = embedder.edges(slide, one)
     near = _pairs(*graphs[0], len(xy)) > 0
     size = (3.6 * len(graphs) + 0.8, 4.0)

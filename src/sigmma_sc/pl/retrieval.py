@@ -170,7 +170,7 @@ def _gallery(e: SlideEmbedding, rows: NDArray[np.int64], captions: list[str], la
     for column, ax in enumerate(axes[0]):
         ax.set_title(f"hit {column}" if column else "query", fontsize=9)
     if labels is not None:
-        dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colours_of(labels).items()]
+        dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colours_of(labels, e.slide.table.uns).items()]
         figure.legend(handles=dots, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
 
@@ -196,7 +196,7 @@ def _draw(
     xy = (e.slide.xy[cells] - e.tiles.origins[tile]) * e.slide.microns_per_pixel
     side = e.tiles.side * e.slide.microns_per_pixel
     pair[0].imshow(image, extent=(0, side, side, 0))
-    colours = "#444444" if labels is None else each_colour(labels.iloc[cells])
+    colours = "#444444" if labels is None else each_colour(labels.iloc[cells], e.slide.table.uns)
     pair[1].scatter(xy[:, 0], xy[:, 1], s=6, c=colours, linewidths=0)
     for ax in pair:
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")

@@ -187,14 +187,20 @@ def row_totals(counts: csr_matrix) -> NDArray[np.float64]:
 
 
 def embedding_rows(table: AnnData, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Rows of ``obsm[key]``, an array, a sparse matrix or a data frame, dense as float32."""
+    """Rows of ``obsm[key]``, an array, a sparse matrix or a data frame, dense as float32.
+
+    Values that are no real numbers raise :class:`SetupError`.
+    """
     from scipy.sparse import issparse
 
     matrix = table.obsm[key]
-    if hasattr(matrix, "iloc"):
-        return matrix.iloc[rows].to_numpy(np.float32)
-    some = matrix[rows]
-    return np.asarray(some.toarray() if issparse(some) else some, dtype=np.float32)
+    some = matrix.iloc[rows].to_numpy() if hasattr(matrix, "iloc") else matrix[rows]
+    values = np.asarray(some.toarray() if issparse(some) else some)
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise SetupError(
+            f"obsm[{key!r}] has {values.ndim} dimensions and type {values.dtype}. Features of cells are real numbers, (n_cells, d)."
+        )
+    return values.astype(np.float32)
 
 
 def _sparse(matrix: NDArray | csr_matrix | csc_matrix) -> csr_matrix:

@@ -1,11 +1,16 @@
 """Genes that distinguish niches."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from anndata import AnnData
 
-from sigmma_sc._checks import require_key
-from sigmma_sc.errors import SetupError
+from sigmma_sc._checks import require_choice, require_key, require_stored_name, require_table
+from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.counts import counts_of
+
+METHODS = ("wilcoxon", "t-test", "t-test_overestim_var", "logreg")
+"""Tests of scanpy."""
 
 
 def rank_niche_genes(
@@ -34,13 +39,16 @@ def rank_niche_genes(
     layer
         Layer of raw counts; ``None`` for ``X``.
     method
-        Statistical test, ``method`` of :func:`scanpy.tl.rank_genes_groups`.
+        Statistical test, ``method`` of :func:`scanpy.tl.rank_genes_groups`: ``"wilcoxon"``, ``"t-test"``,
+        ``"t-test_overestim_var"`` or ``"logreg"``.
     key_added
         Key of the result in ``uns``, by default ``f"rank_niche_genes_{scale}"``. Pass it as ``key=…`` to
         :func:`scanpy.get.rank_genes_groups_df` and to scanpy's plots.
 
     Raises
     ------
+    ExistsError
+        ``uns`` holds something else under this name.
     MissingKeyError
         There are no niches of this scale.
     SetupError
@@ -62,6 +70,12 @@ def rank_niche_genes(
     import scanpy as sc
     from scipy.sparse import vstack
 
+    require_table(adata)
+    require_choice(method, METHODS, "method")
+    name = f"rank_niche_genes_{scale}" if key_added is None else key_added
+    require_stored_name(name, "scale" if key_added is None else "key_added")
+    if not (isinstance(adata.uns.get(name, {}), Mapping) and "params" in adata.uns.get(name, {"params": None})):
+        raise ExistsError(f"uns[{name!r}] exists and is no ranking of genes. Pass another key_added=…")
     column = f"{key}_{scale}"
     require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     rows = np.flatnonzero(adata.obs[column].notna())
@@ -78,7 +92,6 @@ def rank_niche_genes(
     cells = AnnData(counts, obs=niches.to_frame(), var=adata.var[[]])
     sc.pp.normalize_total(cells)
     sc.pp.log1p(cells)
-    name = f"rank_niche_genes_{scale}" if key_added is None else key_added
     ties = {"tie_correct": True} if method == "wilcoxon" else {}
     sc.tl.rank_genes_groups(cells, column, groups=groups, method=method, key_added=name, **ties)
     adata.uns[name] = cells.uns[name]
