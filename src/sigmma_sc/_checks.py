@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from math import isfinite
 from numbers import Integral, Real
-
 from typing import TYPE_CHECKING
 
 from sigmma_sc import _keys
@@ -42,7 +41,9 @@ def require_table(value: object, what: str = "adata") -> None:
     from anndata import AnnData
 
     if not isinstance(value, AnnData):
-        raise SetupError(f"{what} is a {type(value).__name__}. Pass a table of cells, an AnnData such as sdata['table'].")
+        raise SetupError(
+            f"{what} is a {type(value).__name__}. Pass a table of cells, an AnnData such as sdata['table']."
+        )
 
 
 def require_list(value: object, what: str) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from sigmma_sc._checks import require_choice, require_positive, require_registered, require_whole
 from sigmma_sc.config import Config
-from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
+from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
 from sigmma_sc.tissue.setup import Setup, checked_setup, common_setup, objects_of, slides_of, store_setup
 
@@ -285,6 +285,7 @@ class SIGMMA:
         >>> len(small.history["train_loss_epoch"])
         3
         """
+        from sigmma_sc.store.compatible import require_same
         from sigmma_sc.train.fit import fit
         from sigmma_sc.train.options import TrainOptions
 
@@ -298,6 +299,7 @@ class SIGMMA:
         )  # fmt: skip
         options.check(self.config, setup)
         slides = slides_of(self.sdata, setup)
+        require_same(slides, self._slides, setup)
         self._state = fit(self._state, slides, self._towers, options)
         self._slides = slides
         self._reference = self._niches = None  # their embeddings are those of the weights before
@@ -984,10 +986,12 @@ class SIGMMA:
         >>> [slide.name for slide in model.resolve()]
         ['cell_circles']
         """
-        from sigmma_sc.store.compatible import check_compatible, require_table
+        from sigmma_sc.store.compatible import check_compatible, require_same, require_table
 
         if sdata is None:
-            return slides_of(self.sdata, self.setup)
+            slides = slides_of(self.sdata, self.setup)
+            require_same(slides, self._slides, self.setup)
+            return slides
         require_table(sdata, self.setup)
         slides = slides_of(sdata, replace(self.setup, microns_per_pixel=None))
         check_compatible(slides, self.setup, self.data.node_features, cells)

@@ -323,7 +323,9 @@ def _read(store: Path) -> SpatialData:
             f"{store} is no SpatialData store, or is damaged ({type(error).__name__}). Write one with sdata.write(path)."
         ) from error
     if not any(True for _ in sdata.gen_elements()):
-        raise SetupError(f"{store} is a SpatialData store without any element. Write one with an H&E image and a table.")
+        raise SetupError(
+            f"{store} is a SpatialData store without any element. Write one with an H&E image and a table."
+        )
     return sdata
 
 

@@ -32,7 +32,9 @@ class ObsmEmbedding(NodeFeatures):
         highest = np.max([rows.max(axis=0) for rows in values], axis=0)
         if np.array_equal(lowest, highest):
             key = _key_of(training[0][0])
-            raise SetupError(f"obsm[{key!r}] is the same for every cell, {lowest[:3].tolist()} …. Name another embedding.")
+            raise SetupError(
+                f"obsm[{key!r}] is the same for every cell, {lowest[:3].tolist()} …. Name another embedding."
+            )
         self.width = len(lowest)
 
     def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32]:

@@ -314,6 +314,8 @@ def _pixel_size(metadata: dict[str, Any], sample_id: str) -> float:
         except (TypeError, ValueError):
             microns = math.nan
         if isinstance(value, bool) or not 0 < microns < math.inf:
-            raise PixelSizeError(f"metadata/{sample_id}.json: {key} is {value!r}. Write the µm per pixel there, as a number.")
+            raise PixelSizeError(
+                f"metadata/{sample_id}.json: {key} is {value!r}. Write the µm per pixel there, as a number."
+            )
         return microns
     raise PixelSizeError(f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel there.")

@@ -202,7 +202,9 @@ def _pixel_size(path: Path) -> float:
         raise SetupError(f"{path} is not JSON: {error}. Copy it from the output of the run again.") from error
     pixel = described.get("pixel_size") if isinstance(described, dict) else None
     if not is_number(pixel) or pixel <= 0:
-        raise SetupError(f"{path} has pixel_size={pixel!r}, which must be µm. Copy it from the output of the run again.")
+        raise SetupError(
+            f"{path} has pixel_size={pixel!r}, which must be µm. Copy it from the output of the run again."
+        )
     return float(pixel)
 
 

@@ -14,7 +14,6 @@ PALETTE = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#C
 MISSING = "#DDDDDD"
 
 
-
 def colours_of(labels: pd.Series, uns: Mapping | None = None) -> dict[str, str]:
     """Colour of each category, by its name: those that ``uns`` of the table keeps for the column, as scanpy does, or ours."""
     from matplotlib.colors import is_color_like, to_hex

@@ -170,7 +170,10 @@ def _gallery(e: SlideEmbedding, rows: NDArray[np.int64], captions: list[str], la
     for column, ax in enumerate(axes[0]):
         ax.set_title(f"hit {column}" if column else "query", fontsize=9)
     if labels is not None:
-        dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colours_of(labels, e.slide.table.uns).items()]
+        dots = [
+            plt.Line2D([], [], marker="o", ls="", color=c, label=n)
+            for n, c in colours_of(labels, e.slide.table.uns).items()
+        ]
         figure.legend(handles=dots, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
 

@@ -124,13 +124,17 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
 def _saved(described: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | Path, kind: str) -> SavedModel:
     for name, wanted in TYPES.items():
         if not isinstance(described.get(name), wanted) or isinstance(described.get(name), bool):
-            raise SetupError(f"{path}: {name}={described.get(name)!r} in {JSON} is not what model.save() writes. Save it again.")
+            raise SetupError(
+                f"{path}: {name}={described.get(name)!r} in {JSON} is not what model.save() writes. Save it again."
+            )
     if described["kind"] != kind:
         raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
     setup = Setup.from_json(described["setup"], f"{path}: setup in {JSON}")
     for name, value in tensors.items():
         if name.startswith("towers.") and value.is_floating_point() and not torch.isfinite(value).all():
-            raise SetupError(f"{path}: tensor {name!r} in {WEIGHTS} is not finite: the weights are damaged. Save it again.")
+            raise SetupError(
+                f"{path}: tensor {name!r} in {WEIGHTS} is not finite: the weights are damaged. Save it again."
+            )
     towers = {name.removeprefix("towers."): value for name, value in tensors.items() if name.startswith("towers.")}
     reference = None
     if described["reference"] is not None:

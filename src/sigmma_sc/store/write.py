@@ -14,6 +14,7 @@ import pandas as pd
 from sigmma_sc import _keys
 from sigmma_sc.errors import CoverageWarning, ExistsError
 from sigmma_sc.infer.tiles import centres_of
+from sigmma_sc.tissue.setup import BY_REGION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,7 +81,9 @@ def _wrote(table: AnnData, params: dict[str, Any]) -> bool:
 
 
 def _fingerprint(params: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash of what a model was made with; names of regions aside, of which a subset of an object has fewer."""
+    kept = {key: value for key, value in params.items() if key not in BY_REGION}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cell_matrices(embeddings: Sequence[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:

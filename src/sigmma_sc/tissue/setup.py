@@ -147,7 +147,12 @@ def slides_of(tissue: Tissue, default: Setup | None = None) -> list[Slide]:
         if setup is None:
             raise SetupError(f"{prefix or 'The object'} has no setup. Call SIGMMA.setup_spatialdata(sdata) first.")
         # A subset of an object has its setup, and not all of its regions.
-        slides += resolve_slides(sdata, setup.within(_regions_of(sdata, setup)), prefix)
+        try:
+            slides += resolve_slides(sdata, setup.within(_regions_of(sdata, setup)), prefix)
+        except MissingKeyError as error:
+            raise MissingKeyError(
+                f"{error} The object no longer holds what it was set up with. Call SIGMMA.setup_spatialdata(sdata) to set it up again."
+            ) from error
     return slides
 
 
@@ -230,7 +235,7 @@ def _regions_of(sdata: SpatialData, setup: Setup) -> list[str]:
     require_key(setup.table_key, sdata.tables, "table_key")
     table = sdata.tables[setup.table_key]
     annotation = table.uns.get("spatialdata_attrs")
-    if not isinstance(annotation, Mapping) or not ANNOTATION <= set(annotation):
+    if not isinstance(annotation, Mapping) or not set(annotation) >= ANNOTATION:
         raise SetupError(
             f"Table {setup.table_key!r} annotates no element, so its cells have no position. Parse it with "
             "TableModel.parse(adata, region=…, region_key=…, instance_key=…)."

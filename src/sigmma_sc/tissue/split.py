@@ -291,7 +291,9 @@ class Samples(Split):
         Samples may come as any list, such as an array, a set, a column of ``obs`` or its categories.
         """
         if not named:
-            raise SetupError("split={} names no samples. Write {'test': [samples]}, or split='none' to hold out nothing.")
+            raise SetupError(
+                "split={} names no samples. Write {'test': [samples]}, or split='none' to hold out nothing."
+            )
         for role, names in named.items():
             require_choice(role, ("val", "test"), "split key")
             if isinstance(names, str) and (role, names) != ("val", Blocks.name):

@@ -175,7 +175,9 @@ def _keys_of(
 ) -> dict[str, list[str]]:
     """Keys of ``obsm`` of each scale."""
     if use_rep is not None and not isinstance(use_rep, Mapping):
-        raise SetupError(f"use_rep={use_rep!r} must be a dict of keys of obsm by scale, such as {{'meso': 'X_sigmma_meso'}}.")
+        raise SetupError(
+            f"use_rep={use_rep!r} must be a dict of keys of obsm by scale, such as {{'meso': 'X_sigmma_meso'}}."
+        )
     keys = {}
     for scale in scales:
         if use_rep is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sigmma_sc._checks import is_number, require_divides, require_positive, require_whole
+from sigmma_sc._checks import is_number, require_choice, require_divides, require_positive, require_whole
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import Split, get_split
 
@@ -66,6 +66,11 @@ class TrainOptions:
             require_positive(self.encoder_lr, "encoder_lr")
         if self.chunk_size is not None:
             require_whole(self.chunk_size, "chunk_size")
+        for name in ("augment", "early_stopping"):
+            if not isinstance(getattr(self, name), bool):
+                raise SetupError(f"{name}={getattr(self, name)!r} must be True or False.")
+        require_whole(self.early_stopping_patience, "early_stopping_patience")
+        _check_trainer(self.trainer)
         if str(self.precision) not in PRECISIONS:
             raise SetupError(
                 f"precision={str(self.precision)!r} is not one of 'auto', '32-true', 'bf16-mixed' and '16-mixed'; weights stay in "
@@ -87,6 +92,27 @@ class TrainOptions:
         """Values by name, for the comparison of checkpoints; places aside."""
         given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in PLACES}
         return {**given, **self.trainer}
+
+
+def _check_trainer(given: Mapping[str, Any]) -> None:
+    """Raise :class:`SetupError` for a further argument that would train on nothing, or stop by nothing."""
+    if "early_stopping_monitor" in given:
+        monitor = given["early_stopping_monitor"]
+        if not isinstance(monitor, str) or not monitor.startswith(("validation_loss", "train_loss")):
+            raise SetupError(
+                f"early_stopping_monitor={monitor!r} is not logged. Name 'validation_loss', 'validation_loss_<scale>', "
+                "'train_loss_epoch' or 'train_loss_<scale>'."
+            )
+    if "early_stopping_mode" in given:
+        require_choice(given["early_stopping_mode"], ("min", "max"), "early_stopping_mode")
+    if "early_stopping_warmup_epochs" in given:
+        require_whole(given["early_stopping_warmup_epochs"], "early_stopping_warmup_epochs", 0)
+    delta = given.get("early_stopping_min_delta", 0.0)
+    if not is_number(delta) or delta < 0:
+        raise SetupError(f"early_stopping_min_delta={delta!r} must be a number, 0 or more.")
+    for name in ("limit_train_batches", "gradient_clip_val", "accumulate_grad_batches"):
+        if given.get(name) is not None:
+            require_positive(given[name], name)
 
 
 PLACES = ("checkpoint_dir", "ckpt_path", "trainer")
