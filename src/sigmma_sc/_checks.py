@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from math import isfinite
 from numbers import Integral, Real
+from os import PathLike
 from typing import TYPE_CHECKING
 
 from sigmma_sc import _keys
@@ -14,6 +15,10 @@ from sigmma_sc.errors import ExistsError, MissingKeyError, MissingPackageError, 
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+MOST_STEPS = 256
+"""Most steps of a stride in a tile: half a micrometre of 128, which is a pixel."""
 
 
 def require_key(key: object, available: Iterable | Mapping, what: str, fix: str = "") -> None:
@@ -44,6 +49,19 @@ def require_table(value: object, what: str = "adata") -> None:
         raise SetupError(
             f"{what} is a {type(value).__name__}. Pass a table of cells, an AnnData such as sdata['table']."
         )
+
+
+def require_model(value: object, what: str = "model") -> None:
+    """Raise :class:`SetupError` unless ``value`` is a model."""
+    # By what it has, because the class lives above all that takes models.
+    if not hasattr(type(value), "embedder"):
+        raise SetupError(f"{what}={value!r} is a {type(value).__name__}. Pass a trained SIGMMA.")
+
+
+def require_path(value: object, what: str) -> None:
+    """Raise :class:`SetupError` unless ``value`` can be a path."""
+    if not isinstance(value, (str, PathLike)) or not str(value):
+        raise SetupError(f"{what}={value!r} must be a path.")
 
 
 def require_list(value: object, what: str) -> None:
@@ -138,6 +156,10 @@ def require_divides(stride: float, tile_size: float) -> None:
     """Raise :class:`SetupError` unless a whole number of strides, to a thousandth, makes a tile; both in µm."""
     require_positive(stride, "stride")
     steps = tile_size / stride
+    if steps > MOST_STEPS:
+        raise SetupError(
+            f"stride={stride!r} µm is too small. Its least is tile_size / {MOST_STEPS}, {tile_size / MOST_STEPS:g} µm."
+        )
     if not 0.999 < steps / max(1, round(steps)) < 1.001:
         raise SetupError(f"stride={stride!r} µm must divide tile_size={tile_size} µm.")
 

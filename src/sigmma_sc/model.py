@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_choice, require_positive, require_registered, require_whole
+from sigmma_sc._checks import require_choice, require_registered, require_whole
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
@@ -736,8 +736,8 @@ class SIGMMA:
         require_choice(protocol, ("default", "hest"), "protocol")
         embedder = self.embedder
         trained_on = self.resolve()
-        train_tiles = scored_tiles(self.data, trained_on, "train", other=False)
         slides = trained_on if sdata is None or sdata is self.sdata else self.resolve(sdata)
+        train_tiles = scored_tiles(self.data, trained_on, "train", other=False)
         test_tiles = scored_tiles(self.data, slides, split, other=sdata is not None)
         train = embedder.slides(trained_on, cells=False)
         test = train if slides is trained_on else embedder.slides(slides, cells=False)
@@ -806,7 +806,7 @@ class SIGMMA:
         require_choice(method, ("retrieval", "ridge"), "method")
         towers = self._trained()
         require_choice(scale, (*towers.aligned, "all"), "scale")
-        require_positive(n_neighbors, "n_neighbors")
+        require_whole(n_neighbors, "n_neighbors")
         how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale))
         slides = self.resolve(sdata, cells=False)
         reference = self._reference_from(slides if sdata is None or sdata is self.sdata else None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import require_package
+from sigmma_sc._checks import require_name, require_package, require_path
 from sigmma_sc.errors import CoverageWarning, MissingKeyError, PixelSizeError, SetupError
 from sigmma_sc.io.tiff import read_pyramid
 
@@ -99,6 +99,8 @@ def hest(folder: str | Path, sample_id: str) -> SpatialData:
     from spatialdata.models import ShapesModel, TableModel
     from spatialdata.transformations import Scale
 
+    require_path(folder, "folder")
+    require_name(sample_id, "sample_id")
     folder = Path(folder)
     metadata = _read_metadata(_required(folder, f"metadata/{sample_id}.json"))
     technology = metadata.get("st_technology") or "Xenium"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import is_number, require_package
+from sigmma_sc._checks import is_number, require_package, require_path
 from sigmma_sc.errors import CoverageWarning, RegistrationWarning, SetupError
 from sigmma_sc.io.tiff import read_pyramid
 
@@ -99,6 +99,7 @@ def xenium(
     >>> SIGMMA.setup_spatialdata(sdata)  # doctest: +SKIP
     """
     require_package("spatialdata_io", "io")
+    require_path(path, "path")
     path = Path(path)
     if not (path / "experiment.xenium").is_file():
         raise SetupError(f"{path} has no file experiment.xenium. Pass the output folder of a Xenium run.")
@@ -209,6 +210,7 @@ def _pixel_size(path: Path) -> float:
 
 
 def _existing(path: str | Path, what: str) -> Path:
+    require_path(path, what)
     path = Path(path)
     if not path.is_file():
         raise SetupError(f"{what}={str(path)!r} is not a file.")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from sigmma_sc._checks import require_whole
+from sigmma_sc._checks import is_number, require_whole
 from sigmma_sc.errors import SetupError, SplitWarning
 
 TIE = 1e-9
@@ -289,6 +289,6 @@ def _slides(slide: ArrayLike, sizes: set[int]) -> list[tuple[object, NDArray[np.
 
 def _cutoff(percent: float, n: int) -> int:
     """ceil(percent·n/100), exact: in floats 16.1 % of 1000 would be 161.00000000000003, and so 162."""
-    if not 0 < percent <= 100:
+    if not is_number(percent) or not 0 < percent <= 100:
         raise SetupError(f"percents contains {percent!r}; each must be above 0 and at most 100.")
     return math.ceil(Fraction(str(percent)) * n / 100)

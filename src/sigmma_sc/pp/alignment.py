@@ -6,6 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc import _keys
+from sigmma_sc._checks import require_whole
 from sigmma_sc.errors import RegistrationWarning
 from sigmma_sc.registration.place import moved, place, placed, require_free, scales_of
 from sigmma_sc.registration.register import Registered, find_pose
@@ -109,6 +110,7 @@ def register(
     """
     import pandas as pd
 
+    require_whole(seed, "seed", 0)
     given: dict[str, Any] = {
         "image_key": image_key,
         "table_key": table_key,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
+from sigmma_sc._checks import require_key
 from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
     from anndata.abc import CSCDataset
     from scipy.sparse import issparse
 
+    if layer is not None:
+        require_key(layer, table.layers, "layer")
     matrix = table.X if layer is None else table.layers[layer]
     if matrix is None:
         raise SetupError("The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding.")

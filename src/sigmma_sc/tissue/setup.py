@@ -40,6 +40,9 @@ BY_REGION = ("image_key", "coordinate_system", "microns_per_pixel")
 MOST_BLOCKS = 64
 """Most blocks per side of a tile (our choice): 4,096 patches, of 2 µm in a tile of 128 µm."""
 
+LARGEST_TILE = 10
+"""A tile larger than this many images is a mistake of units."""
+
 MISSING_NAMES = {"", "nan", "none", "<na>", "nat", "null"}
 """Names of samples, in lower case, that are missing values turned into text."""
 
@@ -129,7 +132,20 @@ def checked_setup(tissue: Tissue, setup: Setup) -> dict[str, tuple[Setup, list[S
     for (prefix, sdata), (name, own) in zip(prefixed(tissue), regions.items(), strict=True):
         mine = setup.within(own)
         found[name] = mine, resolve_slides(sdata, mine, prefix)
+        for slide in found[name][1]:
+            _require_tile(slide)
     return found
+
+
+def _require_tile(slide: Slide) -> None:
+    """Raise :class:`SetupError` unless a tile is smaller than :data:`LARGEST_TILE` images, and its finest block than a pixel."""
+    setup = slide.setup
+    image = max(slide.width, slide.height) * slide.microns_per_pixel
+    if setup.tile_size > LARGEST_TILE * image or setup.tile_size / setup.grids[0] < slide.microns_per_pixel:
+        raise SetupError(
+            f"tile_size={setup.tile_size!r} µm does not fit image {slide.image_key!r}, which is {image:.4g} µm long with pixels of "
+            f"{slide.microns_per_pixel:g} µm. A block of grids={setup.grids} must be larger than a pixel; 128 is usual."
+        )
 
 
 def store_setup(tissue: Tissue, setups: Mapping[str, Setup]) -> None:
