@@ -8,14 +8,8 @@ from importlib.util import find_spec
 from math import isfinite
 from numbers import Integral, Real
 from os import PathLike
-from typing import TYPE_CHECKING
 
-from sigmma_sc import _keys
-from sigmma_sc.errors import ExistsError, MissingKeyError, MissingPackageError, SetupError
-
-if TYPE_CHECKING:
-    from anndata import AnnData
-
+from sigmma_sc.errors import MissingKeyError, MissingPackageError, SetupError
 
 MOST_STEPS = 256
 """Most steps of a stride in a tile: half a micrometre of 128, which is a pixel."""
@@ -41,16 +35,6 @@ def require_stored_name(value: object, what: str, fix: str = "Pass another name.
         raise SetupError(f"{what}={value!r} must be a text without '/', as it names a column or key in stores. {fix}")
 
 
-def require_table(value: object, what: str = "adata") -> None:
-    """Raise :class:`SetupError` unless ``value`` is an AnnData."""
-    from anndata import AnnData
-
-    if not isinstance(value, AnnData):
-        raise SetupError(
-            f"{what} is a {type(value).__name__}. Pass a table of cells, an AnnData such as sdata['table']."
-        )
-
-
 def require_model(value: object, what: str = "model") -> None:
     """Raise :class:`SetupError` unless ``value`` is a model."""
     # By what it has, because the class lives above all that takes models.
@@ -72,22 +56,6 @@ def require_list(value: object, what: str) -> None:
         raise SetupError(f"{what}={value!r} must be a list of names.{hint}")
     if len(set(names)) != len(names):
         raise SetupError(f"{what}={value!r} names one twice. Name each once.")
-
-
-def require_own(adata: AnnData, what: str, columns: Iterable[str], endings: Iterable[str] = ("",)) -> None:
-    """Raise :class:`ExistsError` for columns of ``obs`` that exist, unless ``uns["sigmma"][what]`` says that we wrote them."""
-    record = adata.uns.get(_keys.UNS, {})
-    if not isinstance(record, Mapping):
-        raise ExistsError(f"uns[{_keys.UNS!r}] was not written by sigmma-sc and would be lost. Rename it.")
-    for column in columns:
-        if column in record.get(what, {}):
-            continue
-        for ending in endings:
-            if f"{column}{ending}" in adata.obs:
-                raise ExistsError(
-                    f"obs[{f'{column}{ending}'!r}] exists, and was not written by this function. Pass another key_added=…, or "
-                    "remove the column."
-                )
 
 
 def require_name_by_region(value: object, what: str) -> None:
@@ -141,9 +109,9 @@ def require_positive(value: float, what: str) -> None:
 
 def require_whole(value: object, what: str, least: int = 1, most: int | None = None) -> None:
     """Raise :class:`SetupError` unless ``value`` is a whole number, ``least`` or more, and ``most`` or less."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
         raise SetupError(f"{what}={value!r} must be a whole number, {least} or more.")
-    if most is not None and value > most:
+    if most is not None and int(value) > most:
         raise SetupError(f"{what}={value!r} is too large. The most is {most}.")
 
 

@@ -101,7 +101,9 @@ def require_joint_features(config: Config, slides: Sequence[Slide]) -> None:
     with_cells = [slide for slide in slides if slide.region is not None]
     kind = NODE_FEATURES.get(config.node_features)
     embedding = kind is ObsmEmbedding or (config.node_features == "auto" and config.cells == "graph")
-    first = with_cells[0] if with_cells else None
+    if not with_cells:
+        return
+    first = with_cells[0]
     for slide in with_cells[1:]:
         if embedding and slide.setup.features_key != first.setup.features_key:
             raise SetupError(

@@ -202,7 +202,7 @@ def _pixel_size(path: Path) -> float:
     except ValueError as error:
         raise SetupError(f"{path} is not JSON: {error}. Copy it from the output of the run again.") from error
     pixel = described.get("pixel_size") if isinstance(described, dict) else None
-    if not is_number(pixel) or pixel <= 0:
+    if pixel is None or not is_number(pixel) or pixel <= 0:
         raise SetupError(
             f"{path} has pixel_size={pixel!r}, which must be µm. Copy it from the output of the run again."
         )

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key, require_list, require_table
+from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import MISSING, colours_of
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

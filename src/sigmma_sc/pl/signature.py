@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import require_key, require_list, require_table
+from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -111,7 +111,7 @@ class Setup:
 
     def within(self, regions: Collection[str]) -> Setup:
         """The same setup without what it names for other regions."""
-        kept = {}
+        kept: dict[str, Any] = {}
         for name in BY_REGION:
             value = getattr(self, name)
             if isinstance(value, dict):

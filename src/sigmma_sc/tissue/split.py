@@ -346,9 +346,14 @@ class Samples(Split):
 
 def _names(given: object, role: str) -> tuple[str, ...]:
     """Names of samples as text; whole numbers name the samples that a column of numbers names."""
-    names = list(given) if isinstance(given, Iterable) and not isinstance(given, (Mapping, bytes)) else []
+    # No sample at all is an answer for validation, and a mistake for test.
+    names: list[object] = [] if role == "val" else [None]
+    if not isinstance(given, Iterable) or isinstance(given, (Mapping, bytes)):
+        names = [None]
+    elif some := list(given):
+        names = some
     plain = [name.item() if isinstance(name, np.generic) else name for name in names]
-    if not plain or not all(isinstance(name, (str, int)) and not isinstance(name, bool) for name in plain):
+    if not all(isinstance(name, (str, int)) and not isinstance(name, bool) for name in plain):
         raise SetupError(f"split[{role!r}]={given!r} must be a list of samples, such as ['s1', 's2'].")
     # A set has no order, and the split is stored and compared.
     return tuple(sorted(map(str, plain)) if isinstance(given, (set, frozenset)) else map(str, plain))

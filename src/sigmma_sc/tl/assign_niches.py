@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key, require_list, require_stored_name, require_table
+from sigmma_sc._checks import require_key, require_list, require_stored_name
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.niches.prototypes import NichePrototypes
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

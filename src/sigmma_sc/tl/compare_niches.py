@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sigmma_sc._checks import require_key, require_table, require_whole
+from sigmma_sc._checks import require_key, require_whole
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from anndata import AnnData

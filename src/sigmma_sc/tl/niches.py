@@ -10,16 +10,9 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import (
-    require_key,
-    require_list,
-    require_own,
-    require_positive,
-    require_stored_name,
-    require_table,
-    require_whole,
-)
+from sigmma_sc._checks import require_key, require_list, require_positive, require_stored_name, require_whole
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.table import require_own, require_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from anndata import AnnData
 
-from sigmma_sc._checks import require_choice, require_key, require_stored_name, require_table
+from sigmma_sc._checks import require_choice, require_key, require_stored_name
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.counts import counts_of
+from sigmma_sc.tissue.table import require_table
 
 METHODS = ("wilcoxon", "t-test", "t-test_overestim_var", "logreg")
 """Tests of scanpy."""

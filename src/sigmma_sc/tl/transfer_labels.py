@@ -5,15 +5,9 @@ import pandas as pd
 from anndata import AnnData
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import (
-    require_key,
-    require_name,
-    require_own,
-    require_stored_name,
-    require_table,
-    require_whole,
-)
+from sigmma_sc._checks import require_key, require_name, require_stored_name, require_whole
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.table import require_own, require_table
 
 
 def transfer_labels(
