@@ -15,6 +15,9 @@ def unregistered(coordinate_system: str) -> str:
 UNS = "sigmma"
 """``adata.uns`` key of the parameters that made the embeddings."""
 
+WRITTEN = "written_by"
+"""Key in ``uns["sigmma"]`` of the fingerprint of the parameters of the model that wrote the embeddings."""
+
 COVERED = "sigmma_covered"
 """``adata.obs`` column: whether the cell is under the image and so has an embedding."""
 

@@ -11,7 +11,7 @@ import numpy as np
 from sigmma_sc._checks import is_number, require_choice, require_positive, require_whole
 from sigmma_sc.errors import SetupError
 
-COUNTS = {"n_latent": 1, "n_neighs": 1, "min_cells": 1, "lora_rank": 1, "last_k": 1, "mc_samples": 0, "seed": 0}
+COUNTS = {"n_latent": 2, "n_neighs": 1, "min_cells": 1, "lora_rank": 1, "last_k": 1, "mc_samples": 0, "seed": 0}
 """Options that are whole numbers, with their least values."""
 
 FLAGS = ("cell_covariates", "symmetric_edges", "relational_edges", "learn_temperature")
@@ -19,6 +19,12 @@ FLAGS = ("cell_covariates", "symmetric_edges", "relational_edges", "learn_temper
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 0.5
 """Bounds of a learned temperature; the lower one is CLIP's."""
+
+LEAST_TEMPERATURE = 1e-3
+"""Least temperature of the objective: below it the loss has a gradient for a single pair of a batch, or for none."""
+
+MOST = {"n_latent": 2**16, "n_neighs": 1024, "lora_rank": 2**16, "mc_samples": 2**16}
+"""Most of some options that are whole numbers: more would ask for the memory of many machines."""
 
 LARGEST_SEED = 2**32 - 1
 """Largest seed of the generators of NumPy and scikit-learn."""
@@ -163,7 +169,7 @@ class Config:
             if not isinstance(getattr(self, name), bool):
                 raise SetupError(f"{name}={getattr(self, name)!r} must be True or False.")
         for name, least in COUNTS.items():
-            require_whole(getattr(self, name), name, least)
+            require_whole(getattr(self, name), name, least, MOST.get(name))
         if self.seed > LARGEST_SEED:
             raise SetupError(f"seed={self.seed} must be at most {LARGEST_SEED}.")
         for name in ("loss_weights", "crop_sizes"):
@@ -173,6 +179,8 @@ class Config:
         for value in self.edge_temperatures:
             require_positive(value, "edge_temperature")
         require_positive(self.temperature, "temperature")
+        if self.temperature < LEAST_TEMPERATURE:
+            raise SetupError(f"temperature={self.temperature!r} must be {LEAST_TEMPERATURE} or more; 0.07 is usual.")
         if self.learn_temperature and not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             raise SetupError(
                 f"temperature={self.temperature} must be within {MIN_TEMPERATURE} and {MAX_TEMPERATURE} if learn_temperature=True."

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_choice, require_positive, require_registered, require_whole
+from sigmma_sc._checks import require_choice, require_registered, require_whole
 from sigmma_sc.config import Config
-from sigmma_sc.errors import ExistsError, ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
+from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
 from sigmma_sc.registration.check import warn_unregistered
-from sigmma_sc.tissue.setup import Setup, common_setup, objects_of, slides_of, store_setup
+from sigmma_sc.tissue.setup import Setup, checked_setup, common_setup, objects_of, slides_of, store_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Tissue
+
+
+MOST_OFFSETS = 1024
+"""Most grids of tiles over which cells are averaged: beyond that, embeddings stay the same and time grows."""
 
 
 class SIGMMA:
@@ -106,6 +110,7 @@ class SIGMMA:
         from sigmma_sc.encoders.encoder import get_encoder
         from sigmma_sc.encoders.tuning import require_tunable
         from sigmma_sc.features.data import TissueData
+        from sigmma_sc.features.registry import require_joint_features
         from sigmma_sc.nn.objectives import OBJECTIVES
         from sigmma_sc.train.fit import Trained
 
@@ -119,6 +124,7 @@ class SIGMMA:
         for size in self.config.crop_sizes or ():
             self.image_encoder.allow(size)
         self._slides = slides_of(sdata)
+        require_joint_features(self.config, self._slides)
         self._state = Trained(TissueData(self.setup, self.image_encoder, self.config, cache_dir))
         self._reference: Reference | None = None
         self._niches: NichePrototypes | None = None
@@ -143,7 +149,7 @@ class SIGMMA:
         sdata
             Object, or objects by name. Several regions and images in one object are fine.
         image_key
-            H&E image, or image by region of the table.
+            H&E image, or image by region of the table. The regions may be of several objects.
         table_key
             Name of the table of cells; ``None`` for a slide of H&E alone.
         coordinate_system
@@ -182,13 +188,16 @@ class SIGMMA:
         >>> tissue.attrs["sigmma"]["tile_size"]
         64
         """
-        setup = Setup(
+        setup = Setup.of(
             image_key=image_key, table_key=table_key, coordinate_system=coordinate_system, layer=layer,
             features_key=features_key, sample_key=sample_key, microns_per_pixel=microns_per_pixel,
-            tile_size=tile_size, grids=tuple(grids),
+            tile_size=tile_size, grids=grids,
         )  # fmt: skip
-        for slide in store_setup(sdata, setup):
-            warn_unregistered(slide)
+        checked = checked_setup(sdata, setup)
+        for _, slides in checked.values():
+            for slide in slides:
+                warn_unregistered(slide)
+        store_setup(sdata, {name: own for name, (own, _) in checked.items()})
 
     def train(  # noqa: PLR0913 - scvi-tools' and the paper's, as options inside
         self,
@@ -276,6 +285,7 @@ class SIGMMA:
         >>> len(small.history["train_loss_epoch"])
         3
         """
+        from sigmma_sc.store.compatible import require_same
         from sigmma_sc.train.fit import fit
         from sigmma_sc.train.options import TrainOptions
 
@@ -289,6 +299,7 @@ class SIGMMA:
         )  # fmt: skip
         options.check(self.config, setup)
         slides = slides_of(self.sdata, setup)
+        require_same(slides, self._slides, setup)
         self._state = fit(self._state, slides, self._towers, options)
         self._slides = slides
         self._reference = self._niches = None  # their embeddings are those of the weights before
@@ -449,7 +460,7 @@ class SIGMMA:
         from sigmma_sc.infer.scales import at_scale
         from sigmma_sc.store.write import by_object, cell_matrices
 
-        require_whole(n_offsets, "n_offsets")
+        require_whole(n_offsets, "n_offsets", most=MOST_OFFSETS)
         embedded = self._trained().embedded
         if not embedded:
             raise SetupError("A model with cells='genes' embeds tiles, not cells. Use get_tile_representation().")
@@ -581,14 +592,15 @@ class SIGMMA:
         sdata
             Another object; ``None`` for the one trained on.
         overwrite
-            Replace what an earlier call wrote.
+            Replace what another model wrote. What a model with the same setup and options wrote, as an earlier run of a
+            notebook, is replaced in any case.
         n_offsets
             Number of grids, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
 
         Raises
         ------
         ExistsError
-            A key exists and ``overwrite`` is not set; nothing is written then.
+            A key exists and ``overwrite`` is not set, or a name of ours is that of something else; nothing is written then.
 
         See Also
         --------
@@ -603,26 +615,26 @@ class SIGMMA:
         121
         """
         from sigmma_sc.infer.tiles import tile_obs
-        from sigmma_sc.store.write import by_object, cell_matrices, existing_keys, write_cells, write_tiles
+        from sigmma_sc.store.write import by_object, cell_matrices, require_free, write_cells, write_tiles
 
-        require_whole(n_offsets, "n_offsets")
+        require_whole(n_offsets, "n_offsets", most=MOST_OFFSETS)
         slides = self.resolve(sdata)
-        found = []
-        for slide in {id(slide.sdata): slide for slide in slides}.values():
-            found += existing_keys(slide.sdata, slide.setup)
-        if found and not overwrite:
-            raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
-        for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
-            slide = group[0].slide
-            params = {
+        params = {}
+        for slide in slides:
+            params[id(slide.sdata)] = {
                 **slide.setup.to_json(),
                 **self.config.to_json(),
+                "model": type(self).__name__,
                 "image_encoder": self.image_encoder.name,
-                "n_offsets": n_offsets,
+                "n_offsets": int(n_offsets),
             }
+            require_free(slide.sdata, slide.setup, params[id(slide.sdata)], overwrite)
+        for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
+            slide = group[0].slide
+            told = params[id(slide.sdata)]
             if slide.adata is not None and group[0].cells:
-                write_cells(slide.table, cell_matrices(group), params)
-            write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], params)
+                write_cells(slide.table, cell_matrices(group), told)
+            write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], told)
 
     def evaluate_retrieval(self, sdata: Tissue | None = None, split: str = "test") -> pd.DataFrame:
         """Cross-modal retrieval among the tiles of each slide (Task 2, paper section 6.2; METHOD: evaluation).
@@ -724,8 +736,8 @@ class SIGMMA:
         require_choice(protocol, ("default", "hest"), "protocol")
         embedder = self.embedder
         trained_on = self.resolve()
-        train_tiles = scored_tiles(self.data, trained_on, "train", other=False)
         slides = trained_on if sdata is None or sdata is self.sdata else self.resolve(sdata)
+        train_tiles = scored_tiles(self.data, trained_on, "train", other=False)
         test_tiles = scored_tiles(self.data, slides, split, other=sdata is not None)
         train = embedder.slides(trained_on, cells=False)
         test = train if slides is trained_on else embedder.slides(slides, cells=False)
@@ -794,7 +806,7 @@ class SIGMMA:
         require_choice(method, ("retrieval", "ridge"), "method")
         towers = self._trained()
         require_choice(scale, (*towers.aligned, "all"), "scale")
-        require_positive(n_neighbors, "n_neighbors")
+        require_whole(n_neighbors, "n_neighbors")
         how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale))
         slides = self.resolve(sdata, cells=False)
         reference = self._reference_from(slides if sdata is None or sdata is self.sdata else None)
@@ -974,10 +986,12 @@ class SIGMMA:
         >>> [slide.name for slide in model.resolve()]
         ['cell_circles']
         """
-        from sigmma_sc.store.compatible import check_compatible, require_table
+        from sigmma_sc.store.compatible import check_compatible, require_same, require_table
 
         if sdata is None:
-            return slides_of(self.sdata, self.setup)
+            slides = slides_of(self.sdata, self.setup)
+            require_same(slides, self._slides, self.setup)
+            return slides
         require_table(sdata, self.setup)
         slides = slides_of(sdata, replace(self.setup, microns_per_pixel=None))
         check_compatible(slides, self.setup, self.data.node_features, cells)

@@ -1,8 +1,12 @@
+import json
 import warnings
+import zipfile
 
+import geopandas
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 
 import sigmma_sc as sg
 from sigmma_sc.errors import (
@@ -162,4 +166,95 @@ def test_other_bad_input(write_hest, monkeypatch):
         sg.io.hest(folder, "TENX95")
     monkeypatch.setattr("sigmma_sc._checks.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r'pip install "sigmma-sc\[io\]"'):
+        sg.io.hest(folder, "TENX95")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "UNASSIGNED"])
+def test_transcripts_without_a_cell_or_a_gene_are_not_counted(write_hest, truth, missing):
+    folder = write_hest()
+    file = folder / "transcripts/TENX95_transcripts.parquet"
+    rows = pd.read_parquet(file)
+    stray = rows.head(5).assign(cell_id=None if missing != missing else missing)
+    nameless = rows.head(5).assign(feature_name=None)
+    pd.concat([rows, stray, nameless]).to_parquet(file)
+    assert sorted(check(sg.io.hest(folder, "TENX95"), truth)) == list(range(30))
+
+
+@pytest.mark.parametrize("named", ["transcripts", "polygons", "both"])
+def test_numbers_of_cells_that_became_floats_beside_missing_ones(write_hest, truth, named):
+    folder = write_hest(numbered=True)
+    if named != "polygons":
+        file = folder / "transcripts/TENX95_transcripts.parquet"
+        rows = pd.read_parquet(file)
+        stray = rows.head(3).assign(cell_id=float("nan"))
+        pd.concat([rows.assign(cell_id=rows.cell_id.astype(float)), stray]).to_parquet(file)
+    if named != "transcripts":
+        file = folder / "xenium_seg/TENX95_xenium_cell_seg.parquet"
+        frame = geopandas.read_parquet(file)
+        extra = frame.head(2).assign(cell_id=float("nan"))
+        frame = frame.assign(cell_id=frame.index.astype(float))
+        pd.concat([frame, extra]).reset_index(drop=True).to_parquet(file)
+    assert sorted(check(sg.io.hest(folder, "TENX95"), truth)) == list(range(30))
+
+
+@pytest.mark.parametrize("geojson", [False, True])
+@pytest.mark.parametrize("kind", ["collection", "multipolygon", "nested"])
+def test_geometries_of_more_than_a_polygon_keep_the_polygon(write_hest, truth, geojson, kind):
+    line = shapely.LineString([(1, 1), (2, 2)])
+
+    def wrapped(polygon):
+        if kind == "multipolygon":
+            return shapely.MultiPolygon([polygon])
+        inner = shapely.GeometryCollection([polygon, line]) if kind == "nested" else polygon
+        return shapely.GeometryCollection([line, inner, shapely.Point(0, 0)])
+
+    folder = write_hest(geojson=geojson)
+    place = folder / "xenium_seg/TENX95_xenium_cell_seg"
+    if geojson:
+        features = [
+            {"type": "Feature", "geometry": shapely.geometry.mapping(wrapped(one))} for one in squares_of(truth)
+        ]
+        features += [{"type": "Feature", "geometry": None}]
+        with zipfile.ZipFile(f"{place}.geojson.zip", "w") as archive:
+            archive.writestr(f"{place.name}.geojson", json.dumps({"features": features}))
+    else:
+        frame = geopandas.read_parquet(f"{place}.parquet")
+        frame.geometry = [wrapped(one) for one in frame.geometry]
+        frame.to_parquet(f"{place}.parquet")
+    found = sorted(check(sg.io.hest(folder, "TENX95"), truth))
+    assert found == [k for k in range(30) if truth.counts[k].sum() or not geojson]
+
+
+def squares_of(truth):
+    return [shapely.box(x - 3, y - 3, x + 3, y + 3) for x, y in truth.he_xy]
+
+
+def test_cells_whose_geometry_has_no_area_are_left_out(write_hest, truth):
+    folder = write_hest()
+    file = folder / "xenium_seg/TENX95_xenium_cell_seg.parquet"
+    frame = geopandas.read_parquet(file)
+    odd = [None, shapely.Polygon(), shapely.GeometryCollection([shapely.Point(0, 0)])]
+    frame.geometry = [*odd, *frame.geometry[3:]]
+    frame.to_parquet(file)
+    with pytest.warns(CoverageWarning, match="have no polygon"):
+        assert len(check(sg.io.hest(folder, "TENX95"), truth)) == 27
+
+
+@pytest.mark.parametrize("text", ["0.2125", " 0.2125 ", "2.125e-1"])
+def test_a_pixel_size_written_as_text(write_hest, text):
+    sdata = sg.io.hest(write_hest(pixel_size_um_estimated=text), "TENX95")
+    assert resolve_slides(sdata, DEFAULTS)[0].microns_per_pixel == pytest.approx(0.2125, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", ["half", "0.2125 µm", [0.2], True, -0.5, 0])
+def test_a_pixel_size_that_is_none_is_named(write_hest, value):
+    with pytest.raises(PixelSizeError, match="pixel_size_um_estimated is "):
+        sg.io.hest(write_hest(pixel_size_um_estimated=value), "TENX95")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_metadata_that_are_none_are_named(write_hest, text):
+    folder = write_hest()
+    (folder / "metadata/TENX95.json").write_text(text)
+    with pytest.raises(SetupError, match=r"metadata/TENX95\.json"):
         sg.io.hest(folder, "TENX95")

@@ -3,11 +3,12 @@ import warnings
 
 import dask
 import numpy as np
+import pandas as pd
 import pytest
 from spatialdata.transformations import get_transformation
 
 import sigmma_sc as sg
-from sigmma_sc.errors import MissingPackageError, RegistrationWarning, SetupError
+from sigmma_sc.errors import CoverageWarning, MissingPackageError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
@@ -190,3 +191,73 @@ def test_other_bad_input(write_xenium, tmp_path, monkeypatch):
     monkeypatch.setattr("sigmma_sc._checks.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r'pip install "sigmma-sc\[io\]"'):
         sg.io.xenium(out)
+
+
+@pytest.mark.parametrize("cells", [(7,), (0, 29), (3, 4, 5)])
+@pytest.mark.parametrize("version", ["1.6.0", "2.0.0", "3.1.0"])
+def test_polygons_of_too_few_vertices_are_left_out_and_named(write_xenium, truth, version, cells):
+    out = write_xenium(version)
+    rows = pd.read_parquet(out / "cell_boundaries.parquet")
+    per_cell = len(rows) // 30
+    lost = [cell * per_cell + vertex for cell in cells for vertex in range(2, per_cell)]
+    rows.drop(index=lost).reset_index(drop=True).to_parquet(out / "cell_boundaries.parquet")
+    with pytest.warns(
+        CoverageWarning, match=rf"cell_boundaries\.parquet: {len(cells)} cells .*{truth.names[cells[0]]}"
+    ):
+        sdata = sg.io.xenium(out)
+    check(sdata, truth)
+    kept = [name for k, name in enumerate(truth.names) if k not in cells]
+    boundaries = sdata["cell_boundaries"]
+    assert boundaries.index.tolist() == kept
+    centres = np.column_stack([boundaries.centroid.x, boundaries.centroid.y])
+    np.testing.assert_allclose(centres, np.delete(truth.xy, cells, axis=0), atol=1e-3)
+    placed = [get_transformation(sdata[name]).to_affine_matrix(("x", "y"), ("x", "y")) for name in sdata.shapes]
+    np.testing.assert_allclose(placed[0], placed[1])
+
+
+@pytest.mark.parametrize("name", ["cell_boundaries.parquet", "nucleus_boundaries.parquet"])
+def test_files_that_alignment_does_not_need_may_be_missing(write_xenium, truth, name):
+    out = write_xenium("3.1.0")
+    (out / name).unlink()
+    sdata = sg.io.xenium(out)
+    check(sdata, truth)
+    assert ("cell_boundaries" in sdata.shapes) == (name != "cell_boundaries.parquet")
+
+
+@pytest.mark.parametrize("name", ["cells.parquet", "cell_feature_matrix.h5", "cells.zarr.zip"])
+def test_files_that_hold_the_cells_are_named_if_they_are_missing(write_xenium, name):
+    out = write_xenium("3.1.0")
+    (out / name).unlink()
+    with pytest.raises(SetupError, match=f"no file {name}"):
+        sg.io.xenium(out)
+
+
+def test_a_file_that_was_asked_for_is_named_if_it_is_missing(write_xenium):
+    with pytest.raises(SetupError, match="transcripts"):
+        sg.io.xenium(write_xenium("3.1.0"), transcripts=True)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"pixel_size": "0.2"}', '{"pixel_size": -1}', "{}", '{"pixel_size": NaN}'])
+def test_a_run_without_a_pixel_size_is_refused(write_xenium, text):
+    out = write_xenium("3.1.0")
+    (out / "experiment.xenium").write_text(text)
+    with pytest.raises(SetupError, match=r"experiment\.xenium.*Copy it from the output of the run"):
+        sg.io.xenium(out)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Section_he_image_matrix.csv", "Section_he_image_alignment_files/matrix.csv", "Other_he_image_matrix.csv"],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_alignment_as_xenium_explorer_names_it(write_xenium, truth, tmp_path, name, beside):
+    out = write_xenium("3.1.0")
+    place = out
+    image = None
+    if beside:
+        place = tmp_path / "scanner"
+        place.mkdir()
+        image = (out / "Section_he_image.ome.tif").rename(place / "Section_he_image.ome.tif")
+    (place / name).parent.mkdir(exist_ok=True)
+    (out / "Section_he_imagealignment.csv").rename(place / name)
+    check(sg.io.xenium(out, he_image=image), truth)

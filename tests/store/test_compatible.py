@@ -29,7 +29,9 @@ def test_everything_that_differs_is_named(saved, tiny):
 def test_features_of_another_kind_or_width_are_named(saved, tiny, encoder, tmp_path):
     path, model = saved
     table = tiny["table"].copy()
-    table.obsm["five"], table.obsm["six"] = np.ones((table.n_obs, 5), "f4"), np.ones((table.n_obs, 6), "f4")
+    rng = np.random.default_rng(0)
+    for key, width in (("five", 5), ("six", 6)):
+        table.obsm[key] = rng.normal(size=(table.n_obs, width)).astype("f4")
     five, six = (part_of(tiny, table.copy(), features_key=key) for key in ("five", "six"))
     table.obsm["five"] = table.obsm["six"]
     wide = part_of(tiny, table, features_key="five")

@@ -1,7 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 import spatialdata as sd
+from anndata import AnnData
 
+from sigmma_sc import SIGMMA
 from sigmma_sc.errors import ExistsError
 
 SCALES = ("micro", "meso", "macro")
@@ -24,8 +28,11 @@ def test_write_embeddings(trained, tmp_path):
     np.testing.assert_allclose(squares.area, side**2)
     image = model.get_tile_representation(scale="macro")
     np.testing.assert_array_equal(image.X, tiles.obsm["image_macro"])
+    table.obsm["X_sigmma_meso"][:] = 0
+    model.write_embeddings()  # as when a notebook is run again: its own are replaced
+    np.testing.assert_array_equal(table.obsm["X_sigmma_meso"], model.get_latent_representation(scale="meso"))
     with pytest.raises(ExistsError, match="X_sigmma_micro"):
-        model.write_embeddings()
+        model.write_embeddings(n_offsets=2)
     table.uns["sigmma"]["niches"] = {"sigmma_niche_meso": {"resolution": 0.5}}
     table.uns["sigmma"]["image_encoder"] = "another"
     model.write_embeddings(overwrite=True)
@@ -51,3 +58,54 @@ def test_cells_off_the_image_get_nan_and_a_warning(trained):
         z = model.get_latent_representation(other)
     assert np.isnan(z[5]).all()
     assert np.isfinite(np.delete(z, 5, axis=0)).all()
+
+
+@pytest.fixture
+def small(tiny, saved):
+    """A model and a copy of its object without what it writes."""
+    _, model = saved
+    sdata = sd.SpatialData(
+        images=dict(tiny.images),
+        shapes=dict(tiny.shapes),
+        tables={"table": tiny["table"].copy()},
+        attrs=dict(tiny.attrs),
+    )
+    return sdata, model
+
+
+FOREIGN = {
+    "tables['sigmma_tiles']": lambda s: s.tables.update({"sigmma_tiles": AnnData(np.ones((2, 2)))}),
+    "shapes['sigmma_tiles']": lambda s: s.shapes.update({"sigmma_tiles": s["cell_circles"]}),
+    "shapes['sigmma_tiles_mine']": lambda s: s.shapes.update({"sigmma_tiles_mine": s["cell_circles"]}),
+    "images['sigmma_tiles']": lambda s: s.images.update({"sigmma_tiles": s["he_image"]}),
+    "obs['sigmma_covered']": lambda s: s["table"].obs.insert(0, "sigmma_covered", "yes"),
+    "uns['sigmma']": lambda s: s["table"].uns.update({"sigmma": "mine"}),
+}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_others_call_by_our_names_is_never_overwritten(small, what, overwrite):
+    sdata, model = small
+    FOREIGN[what](sdata)
+    before = {name: set(getattr(sdata["table"], name)) for name in ("obs", "obsm", "uns")}
+    elements = [(kind, name) for kind, name, _ in sdata.gen_elements()]
+    with pytest.raises(ExistsError, match=re.escape(what)):
+        model.write_embeddings(sdata, overwrite=overwrite, n_offsets=1)
+    assert {name: set(getattr(sdata["table"], name)) for name in before} == before
+    assert [(kind, name) for kind, name, _ in sdata.gen_elements()] == elements
+
+
+def test_embeddings_of_another_model_are_replaced_only_when_asked(small, tmp_path):
+    sdata, model = small
+    model.write_embeddings(sdata, n_offsets=1)
+    sdata.write(tmp_path / "slide.zarr")
+    again = sd.read_zarr(tmp_path / "slide.zarr")
+    model.write_embeddings(again, n_offsets=1)  # its own, also from a store
+    other = SIGMMA(sdata, n_latent=4)
+    other.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
+    with pytest.raises(ExistsError, match=r"sigmma_tiles.*X_sigmma_micro.*sigmma_covered.*overwrite=True"):
+        other.write_embeddings(n_offsets=1)
+    assert sdata["table"].obsm["X_sigmma_micro"].shape[1] == 8
+    other.write_embeddings(overwrite=True, n_offsets=1)
+    assert sdata["table"].obsm["X_sigmma_micro"].shape[1] == 4

@@ -11,7 +11,7 @@ import zarr
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue import counts
-from sigmma_sc.tissue.counts import counts_by_rows, pooled_counts, take_rows
+from sigmma_sc.tissue.counts import counts_by_rows, counts_of, pooled_counts, take_rows
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
 N, GENES = 3000, 30
@@ -55,6 +55,44 @@ FORMS = {
 }
 
 
+def swapped(matrix):
+    """CSR whose three arrays have the other byte order, as read from a file of another machine."""
+    rows = sp.csr_matrix(matrix)
+    for name in ("data", "indices", "indptr"):
+        array = getattr(rows, name)
+        setattr(rows, name, array.astype(array.dtype.newbyteorder(">")))
+    return rows
+
+
+def halved(matrix):
+    rows = sp.csr_matrix(matrix)
+    rows.data = rows.data.astype(np.float16)
+    return rows
+
+
+def read_only(matrix):
+    matrix = matrix.copy()
+    for array in (matrix.data, matrix.indices, matrix.indptr) if sp.issparse(matrix) else (matrix,):
+        array.flags.writeable = False
+    return matrix
+
+
+FORMS |= {
+    "big-endian": lambda x, _: x.astype(">f4"),
+    "big-endian integers": lambda x, _: x.astype(">i8"),
+    "big-endian CSR": lambda x, _: swapped(x),
+    "big-endian CSC": lambda x, _: swapped(x).tocsc(),
+    "big-endian Dask": lambda x, _: da.from_array(x.astype(">f4"), chunks=(700, 8)),
+    "half precision": lambda x, _: x.astype(np.float16),
+    "half precision CSR": lambda x, _: halved(x),
+    "half precision Dask": lambda x, _: da.from_array(x.astype(np.float16), chunks=(700, -1)),
+    "read-only": lambda x, _: read_only(x),
+    "read-only CSR": lambda x, _: read_only(sp.csr_matrix(x)),
+    "integers": lambda x, _: x.astype(np.int64),
+    "bytes": lambda x, _: x.astype(np.uint8),
+}
+
+
 def table_of(matrix):
     return ad.AnnData(matrix, obs=pd.DataFrame(index=[f"c{k}" for k in range(N)]))
 
@@ -74,6 +112,48 @@ def test_rows_of_every_kind_of_matrix(dense, form, tmp_path, monkeypatch, rng):
         assert sp.issparse(found)
         assert found.format == "csr"
         np.testing.assert_array_equal(found.toarray(), dense[rows])
+
+
+@pytest.mark.parametrize("form", ["numpy", "csr", "big-endian CSR", "dask of dense", "CSR in h5ad"])
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.nan, "is missing"),
+        (np.inf, "is infinite"),
+        (-np.inf, "is infinite"),
+        (-2.0, "never negative"),
+        (0.5, "normalised already"),
+        (2**24 + 0.5, "normalised already"),
+    ],
+)
+def test_a_value_that_is_no_count_is_named_wherever_it_is(dense, form, value, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(counts, "CHUNK", 700)
+    monkeypatch.setattr(counts, "BLOCK", 64)
+    for cell, gene in ((0, 0), (1399, GENES - 1), (N - 1, 7)):
+        matrix = dense.astype(np.float64)
+        matrix[cell, gene] = value
+        folder = tmp_path / str(cell)
+        folder.mkdir()
+        table = table_of(FORMS[form](matrix, folder))
+        shown = {np.inf: "inf", -np.inf: "-inf", -2.0: "-2.0", 0.5: "0.5"}.get(value, "")
+        with pytest.raises(SetupError, match=f"X holds {shown}.* for cell 'c{cell}' and gene '{gene}'.*{reason}"):
+            list(counts_of(table, np.arange(N), None))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.int8, np.int64])
+def test_a_negative_count_of_any_type_is_named(dense, kind):
+    matrix = (dense.clip(0, 9)).astype(kind)
+    matrix[5, 3] = -1
+    with pytest.raises(SetupError, match="X holds -1.* for cell 'c5' and gene '3'"):
+        list(counts_of(table_of(matrix), np.arange(N), None))
+
+
+@pytest.mark.parametrize("matrix", [np.ones((N, 2), complex), np.full((N, 2), "1"), np.ones((N, 2), object)])
+def test_values_that_are_no_numbers_are_refused_by_their_type(matrix):
+    table = table_of(np.ones((N, 2), np.float32))
+    table.layers["odd"] = matrix
+    with pytest.raises(SetupError, match=r"layers\['odd'\] holds values of type .* no counts"):
+        list(counts_of(table, np.arange(N), "odd"))
 
 
 def test_layers(dense):

@@ -5,6 +5,7 @@ import scanpy as sc
 import spatialdata as sd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
+from scipy.stats import rankdata
 
 import sigmma_sc as sg
 from sigmma_sc.errors import MissingKeyError, SetupError
@@ -66,10 +67,31 @@ class TestRank:
         cells = adata[:59].copy()
         sc.pp.normalize_total(cells)
         sc.pp.log1p(cells)
-        sc.tl.rank_genes_groups(cells, "sigmma_niche_meso", groups=["0", "1"], method="wilcoxon")
+        sc.tl.rank_genes_groups(cells, "sigmma_niche_meso", groups=["0", "1"], method="wilcoxon", tie_correct=True)
         expected = sc.get.rank_genes_groups_df(cells, group="0")
         np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
         assert list(adata.uns["rank_niche_genes_meso"]["names"].dtype.names) == ["0", "1"]  # one cell is no niche
+
+    @pytest.mark.parametrize("rate", [0.02, 0.2, 2.0])
+    def test_scores_are_those_of_ranks_corrected_for_ties(self, adata, rng, rate):
+        """The standard normal deviate of the rank sum, by the textbook's variance: ties among N values take Σ(t³ - t) away."""
+        counts = rng.poisson(rate * np.linspace(1, 3, 6), (60, 6)).astype(np.float32)
+        counts[:, 0] = 1 + rng.integers(0, 2, 60)  # no cell without a count
+        adata.X = csr_matrix(counts)
+        sg.tl.rank_niche_genes(adata)
+        cells = adata[:59].copy()
+        sc.pp.normalize_total(cells)
+        sc.pp.log1p(cells)
+        values = cells.X.toarray()
+        found = sc.get.rank_genes_groups_df(adata, group="0", key="rank_niche_genes_meso").set_index("names").scores
+        inside = (cells.obs["sigmma_niche_meso"] == "0").to_numpy()
+        n, n_in = 59, int(inside.sum())
+        for k, gene in enumerate(adata.var_names):
+            ranks = rankdata(values[:, k])
+            ties = np.unique(values[:, k], return_counts=True)[1].astype(float)
+            variance = n_in * (n - n_in) / 12 * ((n + 1) - (ties**3 - ties).sum() / (n * (n - 1)))
+            expected = 0.0 if variance == 0 else (ranks[inside].sum() - n_in * (n + 1) / 2) / np.sqrt(variance)
+            assert found[gene] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
     def test_normalised_values_are_refused(self, adata):
         sc.pp.normalize_total(adata)

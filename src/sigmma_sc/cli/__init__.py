@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+from rich.markup import escape
 
 from sigmma_sc.cli import options as option
-from sigmma_sc.cli.results import console, finish, finish_he_only, print_table, require_free
+from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
+from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError, SigmmaError
 from sigmma_sc.tissue.split import SPLITS, get_split
 
@@ -18,6 +21,27 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
+
+OPTIONS = {
+    "microns_per_pixel": "--microns-per-pixel",
+    "coordinate_system": "--coordinate-system",
+    "image_key": "--image",
+    "table_key": "--table",
+    "layer": "--layer",
+    "features_key": "--features-key",
+    "sample_key": "--sample-key",
+    "tile_size": "--tile-size",
+    "max_epochs": "--epochs",
+    "n_cells": "--n-cells",
+    "split": "--split",
+    "seed": "--seed",
+    "weights": "--weights",
+    "cache_dir": "--cache",
+    "checkpoint_dir": "--checkpoints",
+    "overwrite": "--overwrite",
+    **{name: f"--set {name}" for name in Config.__dataclass_fields__ if name != "seed"},
+}
+"""Options of the commands by the arguments of Python that they set."""
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
 """Value of an option NAME=VALUE."""
@@ -74,6 +98,7 @@ def check(
     image: option.Image = ["he_image"],  # noqa: B006 - typer copies it
     table: option.TableName = "table",
     coordinate_system: option.System = ["global"],  # noqa: B006
+    layer: option.Layer = None,
     microns_per_pixel: option.Microns = None,
 ) -> None:
     """Check whether image and cells are registered. The exit code is 1 if they are not."""
@@ -84,7 +109,7 @@ def check(
         # The verdict is printed below.
         warnings.simplefilter("ignore")
         SIGMMA.setup_spatialdata(
-            sdata, _by_region(image), table, _by_region(coordinate_system), microns_per_pixel=microns_per_pixel
+            sdata, _by_region(image), table, _by_region(coordinate_system), layer, microns_per_pixel=microns_per_pixel
         )
     report = pp.check_registration(sdata)
     for slide, row in report.iterrows():
@@ -102,6 +127,7 @@ def register(
     image: option.Image = ["he_image"],  # noqa: B006
     table: option.TableName = "table",
     coordinate_system: option.System = ["global"],  # noqa: B006
+    layer: option.Layer = None,
     microns_per_pixel: option.Microns = None,
     overwrite: option.Again = False,
 ) -> None:
@@ -121,6 +147,7 @@ def register(
             images,
             table,
             _by_region(coordinate_system),
+            layer=layer,
             microns_per_pixel=microns_per_pixel,
             overwrite=overwrite,
         )
@@ -144,6 +171,7 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     coordinate_system: option.System = ["global"],  # noqa: B006
     microns_per_pixel: option.Microns = None,
     tile_size: option.TileSize = 128.0,
+    layer: option.Layer = None,
     features_key: option.Features = None,
     sample_key: option.Sample = None,
     encoder: option.Encoder = "stain-stats",
@@ -175,8 +203,9 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
         _by_region(image),
         table,
         _by_region(coordinate_system),
-        features_key=features_key,
-        sample_key=sample_key,
+        layer,
+        features_key,
+        sample_key,
         microns_per_pixel=microns_per_pixel,
         tile_size=tile_size,
     )
@@ -193,6 +222,7 @@ def embed(
     image: option.Image = [],  # noqa: B006
     table: option.TableName = "table",
     coordinate_system: option.System = ["global"],  # noqa: B006
+    layer: option.OtherLayer = None,
     microns_per_pixel: option.Microns = None,
     encoder: option.ModelEncoder = None,
     weights: option.Weights = None,
@@ -206,10 +236,8 @@ def embed(
     If --he-only is given, OUT holds model/, tiles.zarr (the table of tiles with image embeddings, and their squares) and
     expression.h5ad (tiles × genes, predicted by retrieval, with the reliability of each gene).
     """
-    import json
-
     from sigmma_sc import SIGMMA, get_encoder
-    from sigmma_sc.tissue.setup import Setup
+    from sigmma_sc.store.model import setup_of_model
 
     require_free(out, overwrite)
     if not (model / "model.json").exists():
@@ -220,13 +248,13 @@ def embed(
         )
     given = None if encoder is None else get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
-    trained = Setup.from_json(json.loads((model / "model.json").read_text())["setup"])
+    trained = setup_of_model(model)
     SIGMMA.setup_spatialdata(
         sdata,
         _by_region(image) if image else trained.image_key,
         None if he_only else table,
         _by_region(coordinate_system),
-        trained.layer,
+        trained.layer if layer is None else layer,
         trained.features_key,
         trained.sample_key,
         microns_per_pixel,
@@ -266,12 +294,20 @@ def encoders() -> None:
 
 
 def main() -> None:
-    """Entry point: errors of sigmma-sc are printed without a traceback."""
+    """Entry point: errors of sigmma-sc are printed without a traceback, in the words of the command line."""
     try:
         app()
     except SigmmaError as error:
-        console.print(f"[bold red]{type(error).__name__}[/bold red]: {error}", highlight=False)
+        text = with_options(str(error))
+        complaints.print(f"[bold red]{type(error).__name__}[/bold red]: {escape(text)}", highlight=False)
         sys.exit(2)
+
+
+def with_options(message: str) -> str:
+    """A message in which arguments of Python are options of the command line."""
+    for argument, spelled in OPTIONS.items():
+        message = re.sub(rf"(?<![\w\[.'\"]){argument}(?==)", spelled, message)
+    return message.replace(f"{OPTIONS['overwrite']}=True", "--overwrite")
 
 
 def _read(store: Path) -> SpatialData:
@@ -279,7 +315,20 @@ def _read(store: Path) -> SpatialData:
 
     if not store.exists():
         raise SetupError(f"{store} does not exist.")
-    return spatialdata.read_zarr(store)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sdata = spatialdata.read_zarr(store)
+    except Exception as error:
+        # Readers of zarr raise errors of many kinds for what is no store, or a damaged one.
+        raise SetupError(
+            f"{store} is no SpatialData store, or is damaged ({type(error).__name__}). Write one with sdata.write(path)."
+        ) from error
+    if not any(True for _ in sdata.gen_elements()):
+        raise SetupError(
+            f"{store} is a SpatialData store without any element. Write one with an H&E image and a table."
+        )
+    return sdata
 
 
 def _by_region(values: list[str]) -> str | dict[str, str]:

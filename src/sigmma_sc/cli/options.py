@@ -15,6 +15,8 @@ System = Annotated[
 TableName = Annotated[str, typer.Option("--table", help="Name of the table of cells.")]
 Microns = Annotated[float | None, typer.Option(help="µm per H&E pixel at full resolution, unless the transforms tell.")]
 TileSize = Annotated[float, typer.Option(help="Side of a tile in µm; spots 200 µm apart need about 800.")]
+Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts; by default X.")]
+OtherLayer = Annotated[str | None, typer.Option("--layer", help="Layer of the raw counts; by default the model's.")]
 Features = Annotated[str | None, typer.Option(help="Key of obsm with cell embeddings; by default PCA of the counts.")]
 Sample = Annotated[str | None, typer.Option(help="Column of obs that names donor or section.")]
 Encoder = Annotated[str, typer.Option(help="Image encoder: a name from 'sigmma-sc encoders', or of a timm model.")]

@@ -23,6 +23,8 @@ RESULTS = ("model", "retrieval.csv", "history.csv", "niches*.png", "cells.zarr",
 """Patterns of the names in a folder of results."""
 
 console = Console()
+complaints = Console(stderr=True, soft_wrap=True)
+"""Where errors go."""
 
 
 def require_free(out: Path, overwrite: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigmma_sc._checks import require_positive, require_whole
+from sigmma_sc._checks import require_whole
 from sigmma_sc.encoders.architectures import build_registered, build_timm, page_of
 from sigmma_sc.encoders.registry import IMAGENET_MEAN, IMAGENET_STD, RGB, find_entry, require_normalisation
 from sigmma_sc.errors import EncoderError
@@ -76,7 +76,7 @@ class ImageEncoder(nn.Module):
         spec: dict[str, Any] | None = None,
     ):
         super().__init__()
-        require_positive(input_size, "input_size")
+        require_whole(input_size, "input_size")
         if dim is not None:
             require_whole(dim, "dim")
         self.mean, self.std = require_normalisation(mean, std)

@@ -43,14 +43,28 @@ def key_of_output(folder: Path, key: str, output: list[float]) -> str:
     name = key
     for n in count(1):
         stored = folder / name / OUTPUT
-        if not stored.exists():
+        known = _output(stored) if stored.exists() else None
+        if known is None:
             stored.parent.mkdir(parents=True, exist_ok=True)
             with fresh_file(stored) as part:
                 part.write_text(json.dumps(output))
-        if agree(json.loads(stored.read_text()), output):
+            known = _output(stored)
+        if known is not None and agree(known, output):
             break
         name = f"{key}-{n}"
     return name
+
+
+def _output(stored: Path) -> list[float] | None:
+    """Output of the encoder for one crop, as a cache keeps it; ``None``, with a warning, of a file that is damaged."""
+    try:
+        output = json.loads(stored.read_text())
+    except ValueError:
+        output = None
+    if isinstance(output, list) and output and all(isinstance(value, (int, float)) for value in output):
+        return output
+    warnings.warn(f"{stored} is damaged and is written again.", CacheWarning, stacklevel=2)
+    return None
 
 
 class FeatureCache:

@@ -26,9 +26,16 @@ class ObsmEmbedding(NodeFeatures):
     width: int | None = None  # columns of the embedding; None before fit
 
     def fit(self, training: Training) -> None:
-        """Remember the width of the embedding."""
-        slide = training[0][0]
-        self.width = slide.table.obsm[_key_of(slide)].shape[1]
+        """Remember the width of the embedding, or raise :class:`SetupError` if it is the same for all cells."""
+        values = [self.transform(slide, slide.tiles) for slide, _ in training]
+        lowest = np.min([rows.min(axis=0) for rows in values], axis=0)
+        highest = np.max([rows.max(axis=0) for rows in values], axis=0)
+        if np.array_equal(lowest, highest):
+            key = _key_of(training[0][0])
+            raise SetupError(
+                f"obsm[{key!r}] is the same for every cell, {lowest[:3].tolist()} …. Name another embedding."
+            )
+        self.width = len(lowest)
 
     def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32]:
         """Rows of the embedding, or :class:`SetupError` for one that is not finite."""

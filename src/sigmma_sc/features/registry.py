@@ -13,7 +13,10 @@ from sigmma_sc.features.obsm_embedding import ObsmEmbedding
 from sigmma_sc.features.pseudobulk import Pseudobulk
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sigmma_sc.config import Config
+    from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
 
 NODE_FEATURES: dict[str, type[NodeFeatures]] = {"pca": CountsPCA, "obsm": ObsmEmbedding, "pseudobulk": Pseudobulk}
@@ -91,3 +94,37 @@ def node_features_of(config: Config, setup: Setup) -> NodeFeatures:
             "node_features='obsm' needs an embedding of the cells. Name it with SIGMMA.setup_spatialdata(sdata, features_key=…)."
         )
     return kind(config.cell_covariates, config.seed)
+
+
+def require_joint_features(config: Config, slides: Sequence[Slide]) -> None:
+    """Raise :class:`SetupError` unless the cells of all slides can have features of one kind; it names slide and key."""
+    with_cells = [slide for slide in slides if slide.region is not None]
+    kind = NODE_FEATURES.get(config.node_features)
+    embedding = kind is ObsmEmbedding or (config.node_features == "auto" and config.cells == "graph")
+    if not with_cells:
+        return
+    first = with_cells[0]
+    for slide in with_cells[1:]:
+        if embedding and slide.setup.features_key != first.setup.features_key:
+            raise SetupError(
+                f"Slide {slide.name!r} was set up with features_key={slide.setup.features_key!r}, and {first.name!r} with "
+                f"features_key={first.setup.features_key!r}. Set all objects up with an embedding of one key."
+            )
+        if embedding and slide.setup.features_key is not None:
+            widths = [one.table.obsm[one.setup.features_key].shape[1:] for one in (slide, first)]
+            if widths[0] != widths[1]:
+                raise SetupError(
+                    f"obsm[{slide.setup.features_key!r}] of slide {slide.name!r} has shape {('n', *widths[0])}, and of "
+                    f"{first.name!r} {('n', *widths[1])}. Bring one embedding for all objects."
+                )
+        elif kind in (CountsPCA, Pseudobulk, None):
+            _require_genes(slide, first)
+
+
+def _require_genes(slide: Slide, first: Slide) -> None:
+    missing = first.table.var_names.difference(slide.table.var_names, sort=False)
+    if len(missing):
+        raise SetupError(
+            f"The table of slide {slide.name!r} lacks {len(missing):,} of the {first.table.n_vars:,} genes of {first.name!r}, e.g. "
+            f"{', '.join(map(str, missing[:5]))}. Bring the same panel, or features_key=… of an embedding that all share."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +30,9 @@ def tile_attention(
     """Attention maps of named tiles, each brought to ``side`` px; see :meth:`sigmma_sc.SIGMMA.get_attention`."""
     from xarray import Dataset
 
-    names = [tiles] if isinstance(tiles, str) else [str(name) for name in tiles]
-    if not names:
-        raise SetupError("tiles is empty. Name rows of get_tile_representation(), e.g. tiles.obs_names[:4].")
+    names = [tiles] if isinstance(tiles, str) else list(tiles) if isinstance(tiles, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise SetupError(f"tiles={tiles!r}: name rows of get_tile_representation(), e.g. tiles.obs_names[:4].")
     found = [tile_by_name(slides, name) for name in names]
     crops = np.array([(*tile.origins[0], tile.side) for _, tile in found])
     pixels = np.empty((len(names), side, side, 3), np.uint8)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sigmma_sc._checks import require_package
+from sigmma_sc._checks import require_name, require_package, require_path
 from sigmma_sc.errors import CoverageWarning, MissingKeyError, PixelSizeError, SetupError
 from sigmma_sc.io.tiff import read_pyramid
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from geopandas import GeoSeries
     from pyarrow.dataset import Expression
+    from shapely import MultiPolygon, Polygon
+    from shapely.geometry.base import BaseGeometry
     from spatialdata import SpatialData
 
 MIN_QV = 20
@@ -28,8 +30,8 @@ MIN_QV = 20
 NOT_GENES = r"(?i)^(?:NegControl|BLANK|antisense|Unassigned|Deprecated|Intergenic|GenomicControl)"
 """Pattern of the names of control probes and unused codewords, in all versions of the software."""
 
-NO_CELL = ("UNASSIGNED", "-1")
-"""Cell of a transcript outside of cells, in versions that name cells and in those that number them."""
+NO_CELL = ("UNASSIGNED", "-1", "nan")
+"""Cell of a transcript outside of cells: where cells are named, numbered, or numbered with gaps."""
 
 UNIT = 0.1
 """µm per unit of ``"global"``: cells in µm then have a scale above 1, which determines the pixel size."""
@@ -97,6 +99,8 @@ def hest(folder: str | Path, sample_id: str) -> SpatialData:
     from spatialdata.models import ShapesModel, TableModel
     from spatialdata.transformations import Scale
 
+    require_path(folder, "folder")
+    require_name(sample_id, "sample_id")
     folder = Path(folder)
     metadata = _read_metadata(_required(folder, f"metadata/{sample_id}.json"))
     technology = metadata.get("st_technology") or "Xenium"
@@ -163,14 +167,16 @@ def _good(columns: list[str], path: Path) -> Expression:
     missing = {"cell_id", "feature_name", "qv"} - set(columns)
     if missing:
         raise MissingKeyError(f"{path} has no column {', '.join(sorted(missing))} (it has {', '.join(columns)}).")
-    good = ds.field("qv") >= MIN_QV
+    good = (ds.field("qv") >= MIN_QV) & ds.field("cell_id").is_valid() & ds.field("feature_name").is_valid()
     return good & ds.field("is_gene") if "is_gene" in columns else good
 
 
 def _text(names: pd.Series) -> pd.Series:
-    """Names as str: older software wrote bytes, or numbers for cells."""
+    """Names as str: older software wrote bytes, or numbers for cells, which become floats where some are missing."""
     if len(names) and isinstance(names.iloc[0], bytes):
         return names.str.decode("utf-8")
+    if names.dtype.kind == "f":
+        return names.map(lambda number: str(int(number)) if float(number).is_integer() else str(number))
     return names.astype(str)
 
 
@@ -188,7 +194,9 @@ def _named_polygons(path: Path, transcripts: Path, counts: pd.DataFrame) -> GeoS
 
         frame = geopandas.read_parquet(path)
         names = frame["cell_id"] if "cell_id" in frame else frame.index.to_series()
-        polygons = frame.geometry.set_axis(_plain(_text(names)))
+        shapes = frame.geometry.map(_polygon)
+        kept = names.notna().to_numpy() & shapes.notna().to_numpy()
+        polygons = shapes[kept].set_axis(_plain(_text(names[kept].infer_objects())))
     else:
         polygons = _vote(_read_geojson(path), transcripts)
     if not polygons.index.is_unique:
@@ -221,7 +229,21 @@ def _read_geojson(path: Path) -> GeoSeries:
             raise SetupError(f"{path} must hold one GeoJSON; it holds {', '.join(archive.namelist()) or 'nothing'}.")
         features = json.loads(archive.read(names[0]))
     features = features["features"] if isinstance(features, dict) else features
-    return geopandas.GeoSeries([shape(f["geometry"]) for f in features]).explode(ignore_index=True)
+    found = [_polygon(shape(feature["geometry"])) for feature in features if feature.get("geometry")]
+    return geopandas.GeoSeries([part for part in found if part is not None]).explode(ignore_index=True)
+
+
+def _polygon(geometry: BaseGeometry | None) -> Polygon | MultiPolygon | None:
+    """The polygons of a geometry without the points and lines beside them; ``None`` where it holds no area."""
+    from shapely import MultiPolygon, Polygon, get_parts
+
+    if geometry is None or isinstance(geometry, Polygon):
+        return None if geometry is None or geometry.is_empty else geometry
+    parts = [part for part in get_parts(geometry) if not part.is_empty]
+    polygons = [part for whole in parts for part in get_parts(whole) if isinstance(part, Polygon)]
+    if not polygons:
+        return None
+    return polygons[0] if len(polygons) == 1 else MultiPolygon(polygons)
 
 
 def _vote(polygons: GeoSeries, path: Path) -> GeoSeries:
@@ -275,13 +297,27 @@ def _required(folder: Path, name: str, technology: str = "Xenium", otherwise: st
 
 def _read_metadata(path: Path) -> dict[str, Any]:
     """Metadata of a sample; NaN and infinities become ``None``, so that JSON can hold them."""
-    metadata = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SetupError(f"{path} is not JSON: {error}. Download it again.") from error
+    if not isinstance(metadata, dict):
+        raise SetupError(f"{path} holds {metadata!r}, not the metadata of a sample. Download it again.")
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metadata.items()}
 
 
 def _pixel_size(metadata: dict[str, Any], sample_id: str) -> float:
     for key in ("pixel_size_um_estimated", "pixel_size_um_embedded"):
         value = metadata.get(key)
-        if isinstance(value, (int, float)) and value > 0:
-            return float(value)
+        if value is None or value == "":
+            continue
+        try:
+            microns = float(value)
+        except (TypeError, ValueError):
+            microns = math.nan
+        if isinstance(value, bool) or not 0 < microns < math.inf:
+            raise PixelSizeError(
+                f"metadata/{sample_id}.json: {key} is {value!r}. Write the µm per pixel there, as a number."
+            )
+        return microns
     raise PixelSizeError(f"metadata/{sample_id}.json holds no pixel_size_um_estimated. Write the µm per pixel there.")

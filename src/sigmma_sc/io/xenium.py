@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import require_package
-from sigmma_sc.errors import RegistrationWarning, SetupError
+from sigmma_sc._checks import is_number, require_package, require_path
+from sigmma_sc.errors import CoverageWarning, RegistrationWarning, SetupError
 from sigmma_sc.io.tiff import read_pyramid
 
 if TYPE_CHECKING:
+    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -29,6 +31,13 @@ LEFT_OUT = (
 
 IMAGE = "*he_image.ome.tif"
 ALIGNMENT = "*he_imagealignment.csv"
+EXPLORER = "*he_image_matrix.csv"
+"""Pattern of the matrix that Xenium Explorer exports by itself."""
+
+NEEDED = ("cells.parquet", "cell_feature_matrix.h5", "cells.zarr.zip")
+"""Files of a run without which there are no cells."""
+
+BOUNDARIES = "cell_boundaries.parquet"
 
 
 def xenium(
@@ -46,9 +55,9 @@ def xenium(
     he_image
         H&E as (OME-)TIFF; by default the only ``*he_image.ome.tif`` of the folder.
     he_alignment
-        Matrix ``(3, 3)`` from H&E pixels to pixels of the morphology image, as CSV. By default
-        ``<name of the H&E>alignment.csv`` next to the H&E or in the folder, or else the only ``*he_imagealignment.csv``
-        there.
+        Matrix ``(3, 3)`` from H&E pixels to pixels of the morphology image, as CSV. By default the file that has the name of
+        the H&E, next to it or in the folder: ``<name>alignment.csv`` as 10x Genomics publishes it, or ``<name>_matrix.csv``
+        or ``<name>_alignment_files/matrix.csv`` as Xenium Explorer exports it. Otherwise the only file of such a name there.
     **kwargs
         Further arguments of :func:`spatialdata_io.xenium`, such as ``transcripts=True``. If
         ``cells_as_circles=False, cells_labels=True``, the table annotates the raster of cells instead of circles.
@@ -56,12 +65,14 @@ def xenium(
     Returns
     -------
     ``images["he_image"]`` (multi-scale), ``shapes["cell_circles"]`` and ``shapes["cell_boundaries"]`` (µm), and
-    ``tables["table"]`` (raw counts of genes), in the system ``"global"`` of morphology pixels.
+    ``tables["table"]`` (raw counts of genes), in the system ``"global"`` of morphology pixels. Boundaries are left out if
+    their file is missing. A boundary of fewer than three vertices is left out, with a warning; the cell stays.
 
     Raises
     ------
     SetupError
-        The folder is not a Xenium output, there is no H&E or several, or the alignment is not an affine matrix.
+        The folder is not a Xenium output or lacks a file that holds cells, there is no H&E or several, or the alignment is
+        not an affine matrix.
     MissingPackageError
         The extra ``io`` is not installed.
 
@@ -69,6 +80,8 @@ def xenium(
     -----
     RegistrationWarning
         There is no alignment, so that H&E and morphology image get the same pixels, which is rarely right.
+    CoverageWarning
+        Some cells have no boundary.
 
     See Also
     --------
@@ -86,9 +99,14 @@ def xenium(
     >>> SIGMMA.setup_spatialdata(sdata)  # doctest: +SKIP
     """
     require_package("spatialdata_io", "io")
+    require_path(path, "path")
     path = Path(path)
     if not (path / "experiment.xenium").is_file():
         raise SetupError(f"{path} has no file experiment.xenium. Pass the output folder of a Xenium run.")
+    pixel = _pixel_size(path / "experiment.xenium")
+    for name in NEEDED:
+        if not (path / name).is_file():
+            raise SetupError(f"{path} has no file {name}, which holds the cells. Copy it from the output of the run.")
     if "aligned_images" in kwargs:
         raise SetupError("aligned_images is not supported. Pass the H&E as he_image=… and he_alignment=….")
     image = _find_image(path) if he_image is None else _existing(he_image, "he_image")
@@ -96,7 +114,8 @@ def xenium(
     matrix = np.eye(3) if alignment is None else read_alignment(alignment)
     if alignment is None:
         warnings.warn(
-            f"No alignment was found for {image.name}: neither {_beside(image)} nor {ALIGNMENT} is next to it or in {path}. "
+            f"No alignment was found for {image.name}: neither {' nor '.join(_beside(image))} nor {ALIGNMENT} is next to it or in "
+            f"{path}. "
             "Its pixels are used as those of the morphology image, which is rarely right. Download the file with the data "
             "set of 10x Genomics, or align the H&E in Xenium Explorer and export the matrix. Pass it as he_alignment=…, then "
             "look at sg.pp.check_registration(sdata).",
@@ -107,8 +126,17 @@ def xenium(
     import spatialdata_io
     from spatialdata.transformations import Affine
 
-    what = {**dict.fromkeys(LEFT_OUT, False), "cells_as_circles": True, **kwargs}
-    sdata = spatialdata_io.xenium(path, **what)
+    what = {**dict.fromkeys(LEFT_OUT, False), "cells_as_circles": True, "cells_boundaries": True, **kwargs}
+    degenerate = None
+    if what["cells_boundaries"]:
+        degenerate = _degenerate(path / BOUNDARIES) if (path / BOUNDARIES).is_file() else None
+        what["cells_boundaries"] = degenerate is not None and not degenerate.any()
+    try:
+        sdata = spatialdata_io.xenium(path, **what)
+    except FileNotFoundError as error:
+        raise SetupError(f"A file of the run in {path} is missing: {error}. Copy it, or do not ask for it.") from error
+    if degenerate is not None and degenerate.any():
+        sdata.shapes["cell_boundaries"] = _sound_boundaries(path / BOUNDARIES, degenerate, pixel)
     sdata.images["he_image"] = read_pyramid(image, Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y")))
     return sdata
 
@@ -128,7 +156,61 @@ def read_alignment(path: Path) -> NDArray[np.float64]:
     return matrix
 
 
+def _degenerate(path: Path) -> NDArray[np.bool_]:
+    """Which rows of a file of boundaries are vertices of a polygon with fewer than three of them."""
+    import pyarrow.parquet as pq
+
+    name = "label_id" if "label_id" in pq.read_schema(path).names else "cell_id"
+    polygon = pq.read_table(path, columns=[name])[name].to_numpy()
+    starts = np.flatnonzero(np.concatenate([[True], polygon[1:] != polygon[:-1]]))
+    n_vertices = np.diff(starts, append=len(polygon))
+    # A ring ends with its first vertex.
+    return np.repeat(n_vertices < 4, n_vertices)
+
+
+def _sound_boundaries(file: Path, degenerate: NDArray[np.bool_], pixel: float) -> GeoDataFrame:
+    """Boundaries of the cells whose polygon has three vertices or more, in µm and by the names of the cells."""
+    import pandas as pd
+    import shapely
+    from geopandas import GeoDataFrame
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Scale
+
+    rows = pd.read_parquet(file, columns=["cell_id", "vertex_x", "vertex_y"])
+    # Older software wrote names as bytes.
+    if isinstance(rows.cell_id.iloc[0], bytes):
+        rows["cell_id"] = rows.cell_id.str.decode("utf-8")
+    lost = rows.cell_id[degenerate].unique()
+    rows = rows[~degenerate]
+    polygon = (rows.cell_id != rows.cell_id.shift()).cumsum().to_numpy() - 1
+    rings = shapely.linearrings(rows[["vertex_x", "vertex_y"]].to_numpy(float), indices=polygon)
+    names = rows.cell_id.to_numpy(dtype=object)[np.flatnonzero(np.diff(polygon, prepend=-1))]
+    warnings.warn(
+        f"{file}: {len(lost):,} cells have a polygon of fewer than three vertices, e.g. {lost[0]!r}. They are left out of "
+        "shapes['cell_boundaries'], and stay in the table.",
+        CoverageWarning,
+        stacklevel=3,
+    )
+    to_pixels = {"global": Scale([1 / pixel] * 2, ("x", "y"))}
+    return ShapesModel.parse(GeoDataFrame(geometry=shapely.polygons(rings), index=names), transformations=to_pixels)
+
+
+def _pixel_size(path: Path) -> float:
+    """µm of a pixel of the morphology image, from the description of a run."""
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SetupError(f"{path} is not JSON: {error}. Copy it from the output of the run again.") from error
+    pixel = described.get("pixel_size") if isinstance(described, dict) else None
+    if pixel is None or not is_number(pixel) or pixel <= 0:
+        raise SetupError(
+            f"{path} has pixel_size={pixel!r}, which must be µm. Copy it from the output of the run again."
+        )
+    return float(pixel)
+
+
 def _existing(path: str | Path, what: str) -> Path:
+    require_path(path, what)
     path = Path(path)
     if not path.is_file():
         raise SetupError(f"{what}={str(path)!r} is not a file.")
@@ -145,19 +227,22 @@ def _find_image(folder: Path) -> Path:
     return _only(found, "he_image")
 
 
-def _beside(image: Path) -> str:
-    """Name of an image's alignment: ``x_he_image.ome.tif`` has ``x_he_imagealignment.csv``."""
-    return image.name.removesuffix(image.suffix).removesuffix(".ome") + "alignment.csv"
+def _beside(image: Path) -> tuple[str, ...]:
+    """Names of an image's alignment, relative to its folder: as 10x Genomics publishes it, and as Xenium Explorer exports it."""
+    name = image.name.removesuffix(image.suffix).removesuffix(".ome")
+    return f"{name}alignment.csv", f"{name}_matrix.csv", f"{name}_alignment_files/matrix.csv"
 
 
 def _find_alignment(folder: Path, image: Path) -> Path | None:
     places = dict.fromkeys((image.parent.resolve(), folder.resolve()))
     for place in places:
-        if (place / _beside(image)).is_file():
-            return place / _beside(image)
+        for name in _beside(image):
+            if (place / name).is_file():
+                return place / name
     found: list[Path] = []
     for place in places:
-        found += sorted(place.glob(ALIGNMENT))
+        for pattern in (ALIGNMENT, EXPLORER, "*he_image_alignment_files/matrix.csv"):
+            found += sorted(place.glob(pattern))
     return _only(found, "he_alignment") if found else None
 
 

@@ -316,9 +316,11 @@ def _counts(counts: Counts, what: str) -> sparse.csr_array:
     dense_or_sparse = counts if sparse.issparse(counts) else np.asarray(counts)
     matrix = sparse.csr_array(dense_or_sparse, dtype=np.float64, copy=True)
     matrix.sum_duplicates()  # log1p works on stored entries, and two may belong to one gene
-    wrong = matrix.data[~np.isfinite(matrix.data) | (matrix.data < 0)]
+    wrong = matrix.data[~np.isfinite(matrix.data) | (matrix.data < 0) | (matrix.data != np.round(matrix.data))]
     if len(wrong):
-        raise SetupError(f"{what} contains {wrong[0]}; pass raw counts: finite, not negative, not scaled.")
+        raise SetupError(
+            f"{what} contains {wrong[0]}; pass raw counts: finite, whole, not negative, not scaled or logged."
+        )
     return matrix
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from sigmma_sc._checks import is_number, require_whole
 from sigmma_sc.errors import SetupError, SplitWarning
 
 TIE = 1e-9
@@ -91,6 +92,9 @@ def recall_at_percent(ranks: ArrayLike, n: int, percents: Sequence[float] = PERC
     {5: 0.25, 10: 0.5, 15: 0.75}
     """
     given = np.asarray(ranks)
+    require_whole(n, "n")
+    if given.dtype.kind not in "iuf" or np.any(given != np.round(given)):
+        raise SetupError(f"ranks {given.ravel()[:3].tolist()} … must be whole numbers; a missing rank is no rank.")
     if given.size == 0 or given.min() < 1 or given.max() > n:
         span = f"{given.min()} … {given.max()}" if given.size else "none"
         raise SetupError(f"ranks ({span}) must be between 1 and n={n}; n is the number of candidates ranked.")
@@ -285,6 +289,6 @@ def _slides(slide: ArrayLike, sizes: set[int]) -> list[tuple[object, NDArray[np.
 
 def _cutoff(percent: float, n: int) -> int:
     """ceil(percent·n/100), exact: in floats 16.1 % of 1000 would be 161.00000000000003, and so 162."""
-    if not 0 < percent <= 100:
+    if not is_number(percent) or not 0 < percent <= 100:
         raise SetupError(f"percents contains {percent!r}; each must be above 0 and at most 100.")
     return math.ceil(Fraction(str(percent)) * n / 100)

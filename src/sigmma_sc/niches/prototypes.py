@@ -141,6 +141,9 @@ class NichePrototypes:
         if not is_number(quantile) or not 0 < quantile <= 1:
             raise SetupError(f"quantile={quantile!r} must be above 0 and at most 1.")
         require_whole(seed, "seed", 0)
+        for what, given in (("embeddings", embeddings), ("labels", labels)):
+            if not isinstance(given, Mapping) or not given:
+                raise SetupError(f"{what}={given!r} must be a dict by scale, such as {{'meso': …}}.")
         found = {}
         for scale, matrix in embeddings.items():
             require_key(scale, labels, "labels of scale")
@@ -191,6 +194,8 @@ class NichePrototypes:
         """
         require_key(scale, self.scales, "scale")
         own = self.scales[scale]
+        if x is None:
+            raise SetupError("x=None must be the embedding of the cells, (n, d).")
         z = np.asarray(x, np.float64)
         if z.ndim != 2 or z.shape[1] != own.centres.shape[1]:
             raise SetupError(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key
+from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,8 @@ def composition(
     """
     import matplotlib.pyplot as plt
 
+    require_table(adata)
+    require_list(scales, "scales")
     require_key(groupby, adata.obs, "column", "Name a column of cell types.")
     for scale in scales:
         require_key(f"{key}_{scale}", adata.obs, "column", "Call sg.tl.niches(adata) first.")

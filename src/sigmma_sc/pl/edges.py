@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sigmma_sc._checks import is_number, require_key, require_model, require_name
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import each_colour
 from sigmma_sc.pl._finish import finish
@@ -81,15 +82,21 @@ def edges(
 
     from sigmma_sc.infer.tiles import tile_by_name
 
+    require_model(model)
     embedder = model.embedder
-    if not 0 <= threshold <= 1:
+    if not is_number(threshold) or not 0 <= threshold <= 1:
         raise SetupError(f"threshold={threshold!r} must be in [0, 1].")
-    slide, one = tile_by_name(model.resolve(sdata), tile)
+    slides = model.resolve(sdata)
+    if groupby is not None:
+        for slide in slides:
+            require_key(groupby, slide.table.obs, "groupby")
+    require_name(tile, "tile")
+    slide, one = tile_by_name(slides, tile)
     if one.n_cells[0] < 2:
         raise SetupError(f"Tile {tile!r} holds {one.n_cells[0]} cells. Choose one with two or more.")
     xy = (slide.xy[one.cells] - one.origins[0]) * slide.microns_per_pixel
     side = one.side * slide.microns_per_pixel
-    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby).iloc[one.cells])
+    colours = CELL if groupby is None else each_colour(obs_of_slide(slide, groupby).iloc[one.cells], slide.table.uns)
     graphs = embedder.edges(slide, one)
     near = _pairs(*graphs[0], len(xy)) > 0
     size = (3.6 * len(graphs) + 0.8, 4.0)

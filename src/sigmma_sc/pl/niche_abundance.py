@@ -68,6 +68,10 @@ def niche_abundance(
     """
     import matplotlib.pyplot as plt
 
+    from sigmma_sc.niches.compare import NicheComparison
+
+    if not isinstance(comparison, NicheComparison):
+        raise SetupError(f"comparison is a {type(comparison).__name__}. Pass the result of sg.tl.compare_niches.")
     shares = comparison.shares
     if not len(shares):
         raise SetupError("comparison holds no donor. Pass the result of sg.tl.compare_niches.")

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key
+from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import MISSING, colours_of
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -39,6 +40,8 @@ def niches(
     confidence: bool = False,
 ) -> list[Axes]:
     """Map the niches of each scale, reference labels and the confidence of niches.
+
+    Labels have the colours of ``uns[f"{column}_colors"]``, as in scanpy. Those of niches are written there.
 
     Parameters
     ----------
@@ -88,6 +91,8 @@ def niches(
     """
     import matplotlib.pyplot as plt
 
+    require_table(adata)
+    require_list(scales, "scales")
     reference = [reference] if isinstance(reference, str) else list(reference)
     columns = reference + [f"{key}_{scale}" for scale in scales]
     shares = [f"{key}_{scale}_confidence" for scale in scales] if confidence else []
@@ -115,8 +120,13 @@ def niches(
             dots = _map_shares(ax, xy, adata.obs[column].to_numpy(np.float64), size)
             upper.colorbar(dots, ax=ax, shrink=0.6, pad=0.02)
         else:
-            _map(ax, xy, adata.obs[column].astype("category"), size)
-            _legend(ax, adata.obs[column].astype("category"))
+            labels = adata.obs[column].astype("category")
+            colours = colours_of(labels, adata.uns)
+            _map(ax, xy, labels, colours, size)
+            _legend(ax, colours)
+            # Like scanpy, for its plots to agree; a view would become a copy.
+            if column not in reference and not adata.is_view:
+                adata.uns[f"{column}_colors"] = list(colours.values())
         ax.set_title(column.removeprefix(f"{key}_").replace("_confidence", " confidence"), fontsize=12)
         _frames(ax, windows)
     for ax in axes.flat[len(columns) :]:
@@ -173,14 +183,15 @@ def _close_up(
         if column in shares:
             _map_shares(ax, xy[here], adata.obs[column].to_numpy(np.float64)[here], size)
         else:
-            _map(ax, xy[here], adata.obs[column].astype("category")[here], size)
+            labels = adata.obs[column].astype("category")
+            _map(ax, xy[here], labels[here], colours_of(labels, adata.uns), size)
         ax.set(xlim=(x, x + side), ylim=(y + side, y))
         ax.spines[:].set_visible(True)
     return list(axes)
 
 
-def _map(ax: Axes, xy: NDArray[np.float64], labels: pd.Series, size: float) -> None:
-    palette = np.array(list(colours_of(labels).values()))
+def _map(ax: Axes, xy: NDArray[np.float64], labels: pd.Series, colours: Mapping[str, str], size: float) -> None:
+    palette = np.array(list(colours.values()))
     codes = labels.cat.codes.to_numpy()
     known = codes >= 0
     ax.scatter(xy[~known, 0], xy[~known, 1], s=size, c=MISSING, linewidths=0, rasterized=True)
@@ -213,10 +224,9 @@ def _frame(ax: Axes) -> None:
     ax.spines[:].set_visible(False)
 
 
-def _legend(ax: Axes, labels: pd.Series) -> None:
+def _legend(ax: Axes, names: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    names = colours_of(labels)
     handles = [Line2D([], [], marker="o", ls="", color=colour, label=name, ms=6) for name, colour in names.items()]
     n_columns = 1 + len(names) // 18
     ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, ncols=n_columns)

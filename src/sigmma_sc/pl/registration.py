@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import require_positive
+from sigmma_sc._checks import require_positive, require_whole
 from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.pl._finish import finish
 from sigmma_sc.registration.check import Registration, checked_slides
@@ -80,7 +80,8 @@ def registration(
     """
     import matplotlib.pyplot as plt
 
-    require_positive(n_windows, "n_windows")
+    require_whole(n_windows, "n_windows")
+    require_whole(seed, "seed", 0)
     if window is not None:
         require_positive(window, "window")
     if ax is not None and len(ax) != n_windows + 1:

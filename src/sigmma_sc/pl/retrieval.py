@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sigmma_sc._checks import require_choice, require_key, require_positive
+from sigmma_sc._checks import require_choice, require_key, require_model, require_whole
 from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.retrieval import tile_ranks
 from sigmma_sc.pl._cells import colours_of, each_colour
@@ -94,16 +95,19 @@ def retrieval(
     >>> figure.get_suptitle()
     'image→transcriptome, all: 17 tiles of cell_circles'
     """
+    require_model(model)
     require_choice(direction, ("image→transcriptome", "transcriptome→image"), "direction")
     require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
-    require_positive(n_hits, "n_hits")
+    require_whole(n_hits, "n_hits")
     named: list[str] | None = None
     n_queries = 0
     if isinstance(tiles, (int, np.integer)):
-        require_positive(tiles, "tiles")
+        require_whole(tiles, "tiles")
         n_queries = int(tiles)
     else:
-        named = [tiles] if isinstance(tiles, str) else list(tiles)
+        named = [tiles] if isinstance(tiles, str) else list(tiles) if isinstance(tiles, Iterable) else []
+        if not named or not all(isinstance(name, str) for name in named):
+            raise SetupError(f"tiles={tiles!r} must be a whole number, or a list of names of tiles.")
     if groupby is not None:
         for slide in model.resolve(sdata):
             require_key(groupby, slide.table.obs, "column")
@@ -170,7 +174,10 @@ def _gallery(e: SlideEmbedding, rows: NDArray[np.int64], captions: list[str], la
     for column, ax in enumerate(axes[0]):
         ax.set_title(f"hit {column}" if column else "query", fontsize=9)
     if labels is not None:
-        dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colours_of(labels).items()]
+        dots = [
+            plt.Line2D([], [], marker="o", ls="", color=c, label=n)
+            for n, c in colours_of(labels, e.slide.table.uns).items()
+        ]
         figure.legend(handles=dots, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     return figure
 
@@ -196,7 +203,7 @@ def _draw(
     xy = (e.slide.xy[cells] - e.tiles.origins[tile]) * e.slide.microns_per_pixel
     side = e.tiles.side * e.slide.microns_per_pixel
     pair[0].imshow(image, extent=(0, side, side, 0))
-    colours = "#444444" if labels is None else each_colour(labels.iloc[cells])
+    colours = "#444444" if labels is None else each_colour(labels.iloc[cells], e.slide.table.uns)
     pair[1].scatter(xy[:, 0], xy[:, 1], s=6, c=colours, linewidths=0)
     for ax in pair:
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")

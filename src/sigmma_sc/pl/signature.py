@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc._checks import require_key
+from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,11 @@ def signature(
     import matplotlib.pyplot as plt
     import scanpy as sc
 
-    genes = [genes] if isinstance(genes, str) else list(genes)
+    require_table(adata)
+    genes = [genes] if isinstance(genes, str) else genes
+    require_list(genes, "genes")
+    if layer is not None:
+        require_key(layer, adata.layers, "layer")
     column = f"{key}_{scale}"
     require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     require_key(basis, adata.obsm, "basis")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._finish import finish
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     import pandas as pd
@@ -54,6 +54,8 @@ def training(
     """
     import matplotlib.pyplot as plt
 
+    if not isinstance(history, Mapping):
+        raise SetupError(f"history is a {type(history).__name__}. Pass model.history of a trained model.")
     first = "train_loss_"
     scales = [name.removeprefix(first) for name in history if name.startswith(first) and name != f"{first}epoch"]
     if not scales:
@@ -71,8 +73,9 @@ def training(
             ax.plot(chance.index, chance, color=colour, lw=1, ls=":", label=f"ln(batch), {name}")
         ax.set_title(scale, fontsize=11)
         ax.set_xlabel("epoch")
-        ax.set_ylim(bottom=0)
         ax.spines[["top", "right"]].set_visible(False)
+    # After the last curve: the panels share their limits, which no longer grow once one of them is set.
+    axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("InfoNCE")
     axes[0, -1].legend(frameon=False, fontsize=8)
     finish(figure, show, save)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc import _keys
+from sigmma_sc._checks import require_whole
 from sigmma_sc.errors import RegistrationWarning
 from sigmma_sc.registration.place import moved, place, placed, require_free
 from sigmma_sc.registration.record import record_of
@@ -113,6 +113,7 @@ def register(
     """
     import pandas as pd
 
+    require_whole(seed, "seed", 0)
     given: dict[str, Any] = {
         "image_key": image_key,
         "table_key": table_key,
@@ -123,7 +124,7 @@ def register(
     given = {name: value for name, value in given.items() if value is not None}
     slides = []
     for prefix, one in prefixed(sdata):
-        slides += resolve_slides(one, replace(stored_setup(one) or DEFAULTS, **given), prefix, aligned=False)
+        slides += resolve_slides(one, (stored_setup(one) or DEFAULTS).changed(given), prefix, aligned=False)
     require_free(slides, overwrite)
     rows: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}
@@ -144,7 +145,9 @@ def register(
         # JSON has no NaN.
         told = {key: value for key, value in rows[slide.name].items() if value == value}
         known = slide.sdata.attrs.get(_keys.REGISTRATION, {})
-        slide.sdata.attrs[_keys.REGISTRATION] = {**known, slide.name: told | records[slide.name]}
+        # A new dict, because subsets of an object share the one that it has.
+        known = {**known, slide.name: told | records[slide.name]}
+        slide.sdata.attrs = {**slide.sdata.attrs, _keys.REGISTRATION: known}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_positive, require_whole
+from sigmma_sc._checks import require_positive, require_stored_name, require_whole
 from sigmma_sc.errors import CoreWarning, ExistsError, SetupError
 from sigmma_sc.tissue.cores import find_cores
 from sigmma_sc.tissue.setup import slides_of
@@ -67,6 +67,7 @@ def split_cores(
     """
     require_positive(gap, "gap")
     require_whole(min_cells, "min_cells")
+    require_stored_name(key_added, "key_added")
     slides = slides_of(sdata)
     for slide in slides:
         if key_added in slide.table.obs and not overwrite:

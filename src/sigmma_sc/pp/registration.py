@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sigmma_sc._checks import require_whole
 from sigmma_sc.registration.check import checked_slides
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def check_registration(sdata: Tissue, seed: int = 0) -> pd.DataFrame:
     """
     import pandas as pd
 
+    require_whole(seed, "seed", 0)
     rows = {}
     for slide, found in checked_slides(sdata, seed):
         m = found.match

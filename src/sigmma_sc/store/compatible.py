@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 INHERITED = ("tile_size", "grids")
 
+SAME_SIZE = 1e-3
+"""Relative difference of pixel sizes that are the same."""
+
+AGAIN = "Make a new model, or set the object up as it was."
+
 
 def require_table(tissue: Tissue, setup: Setup) -> list[SpatialData]:
     """Raise :class:`SetupError` for an object that was never set up and holds no table: its pixel size is not known."""
@@ -36,17 +41,37 @@ def require_table(tissue: Tissue, setup: Setup) -> list[SpatialData]:
     return inheriting
 
 
+def require_same(slides: Sequence[Slide], before: Sequence[Slide], setup: Setup) -> None:
+    """Raise :class:`SetupError` if an object was set up in another way since the model was made of it."""
+    sizes = {slide.name: slide.microns_per_pixel for slide in before}
+    for slide in slides:
+        for field in INHERITED:
+            here = getattr(slide.setup, field)
+            there = getattr(setup, field)
+            if here != there:
+                raise SetupError(
+                    f"Slide {slide.name!r} was set up again: {field} is {here!r}, and {there!r} in the model. {AGAIN}"
+                )
+        known = sizes.get(slide.name, slide.microns_per_pixel)
+        if abs(slide.microns_per_pixel - known) > SAME_SIZE * known:
+            raise SetupError(
+                f"Slide {slide.name!r} now has {slide.microns_per_pixel:g} µm per pixel, and {known:g} in the model. {AGAIN}"
+            )
+
+
 @contextmanager
 def inherit_setup(tissue: Tissue, setup: Setup) -> Iterator[list[SpatialData]]:
     """Store a model's setup with the objects that have none; they are as before if the block ends with an error."""
     inheriting = require_table(tissue, setup)
+    before = [sdata.attrs for sdata in inheriting]
     for sdata in inheriting:
-        sdata.attrs[_keys.SETUP] = setup.to_json()
+        # A new dict, because subsets of an object share the one that it has.
+        sdata.attrs = {**sdata.attrs, _keys.SETUP: setup.to_json()}
     try:
         yield inheriting
     except BaseException:
-        for sdata in inheriting:
-            del sdata.attrs[_keys.SETUP]
+        for sdata, attrs in zip(inheriting, before, strict=True):
+            sdata.attrs = attrs
         raise
 
 

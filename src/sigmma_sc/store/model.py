@@ -27,6 +27,19 @@ FORMAT = 8
 PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
 """Fields of a saved model that are JSON values as they are."""
 
+TYPES = {
+    "kind": str,
+    "config": dict,
+    "extra": dict,
+    "encoder": dict,
+    "n_node_features": int,
+    "epochs": int,
+    "setup": dict,
+    "data": dict,
+    "history": dict,
+}
+"""Types of the fields of the JSON of a saved model."""
+
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 IMAGE = f"{PREFIX}image."
 TENSOR = "__tensor__"  # no slide has this name
@@ -98,9 +111,30 @@ def write_model(path: Path, saved: SavedModel) -> None:
 def read_model(path: str | Path, kind: str) -> SavedModel:
     """Read a model of the class ``kind``, or raise :class:`SetupError`; neither of its files can execute anything."""
     described, tensors = _read(Path(path).expanduser())
+    try:
+        return _saved(described, tensors, path, kind)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, SetupError):
+            raise
+        raise SetupError(
+            f"The model in {path} is damaged, or was not written by model.save(): {type(error).__name__} {error}."
+        ) from error
+
+
+def _saved(described: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | Path, kind: str) -> SavedModel:
+    for name, wanted in TYPES.items():
+        if not isinstance(described.get(name), wanted) or isinstance(described.get(name), bool):
+            raise SetupError(
+                f"{path}: {name}={described.get(name)!r} in {JSON} is not what model.save() writes. Save it again."
+            )
     if described["kind"] != kind:
         raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
-    setup = Setup.from_json(described["setup"])
+    setup = Setup.from_json(described["setup"], f"{path}: setup in {JSON}")
+    for name, value in tensors.items():
+        if name.startswith("towers.") and value.is_floating_point() and not torch.isfinite(value).all():
+            raise SetupError(
+                f"{path}: tensor {name!r} in {WEIGHTS} is not finite: the weights are damaged. Save it again."
+            )
     towers = {name.removeprefix("towers."): value for name, value in tensors.items() if name.startswith("towers.")}
     reference = None
     if described["reference"] is not None:
@@ -135,6 +169,12 @@ def _with_arrays(value: object, tensors: dict[str, torch.Tensor]) -> Any:  # noq
     if value.keys() == {TENSOR}:
         return tensors[value[TENSOR]].numpy()
     return {key: _with_arrays(part, tensors) for key, part in value.items()}
+
+
+def setup_of_model(path: Path) -> Setup:
+    """Setup of the object that a saved model was trained on."""
+    described, _ = _read(path.expanduser())
+    return Setup.from_json(described.get("setup"), f"{path}: setup in {JSON}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

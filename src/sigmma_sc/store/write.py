@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc.errors import CoverageWarning
+from sigmma_sc.errors import CoverageWarning, ExistsError
 from sigmma_sc.infer.tiles import centres_of
+from sigmma_sc.tissue.setup import BY_REGION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from anndata import AnnData
     from geopandas import GeoDataFrame
@@ -24,14 +28,62 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.setup import Setup
 
 
-def existing_keys(sdata: SpatialData, setup: Setup) -> list[str]:
-    """Names that a write would replace."""
-    found = [f"tables[{_keys.TILES!r}]"] * (_keys.TILES in sdata.tables)
-    found += [f"shapes[{name!r}]" for name in sdata.shapes if name.startswith(_keys.tile_squares(""))]
-    if setup.table_key in sdata.tables:
+def require_free(sdata: SpatialData, setup: Setup, params: dict[str, Any], overwrite: bool) -> None:
+    """Raise :class:`ExistsError` before anything is written over what is not this model's.
+
+    What a model with the same ``params`` wrote is replaced, what another one wrote with ``overwrite``, and what this package
+    never writes in no case.
+    """
+    foreign = [what for what in _foreign(sdata, setup) if what]
+    if foreign:
+        raise ExistsError(f"{', '.join(foreign)} would be lost and was not written by sigmma-sc. Rename or remove it.")
+    if overwrite:
+        return
+    found = []
+    if _keys.TILES in sdata.tables and not _wrote(sdata.tables[_keys.TILES], params):
+        found.append(f"tables[{_keys.TILES!r}]")
+        found += [f"shapes[{name!r}]" for name in sdata.shapes if name.startswith(_keys.tile_squares(""))]
+    if setup.table_key in sdata.tables and not _wrote(sdata.tables[setup.table_key], params):
         table = sdata.tables[setup.table_key]
         found += [f"obsm[{key!r}]" for key in map(_keys.obsm_cells, setup.scales) if key in table.obsm]
-    return found
+        found += [f"obs[{_keys.COVERED!r}]"] * (_keys.COVERED in table.obs)
+    if found:
+        raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
+
+
+def _foreign(sdata: SpatialData, setup: Setup) -> Iterator[str]:
+    """What of an object has a name that this package writes, and is of a kind that it never writes."""
+    for kind, name, _ in sdata.gen_elements():
+        if kind not in ("tables", "shapes") and name.startswith(_keys.TILES):
+            yield f"{kind}[{name!r}]"
+    if _keys.TILES in sdata.shapes:
+        yield f"shapes[{_keys.TILES!r}]"
+    if _keys.TILES in sdata.tables and not _recorded(sdata.tables[_keys.TILES]):
+        yield f"tables[{_keys.TILES!r}]"
+    elif _keys.TILES not in sdata.tables:
+        yield from (f"shapes[{name!r}]" for name in sdata.shapes if name.startswith(_keys.tile_squares("")))
+    if setup.table_key in sdata.tables:
+        table = sdata.tables[setup.table_key]
+        if not isinstance(table.uns.get(_keys.UNS, {}), Mapping):
+            yield f"uns[{_keys.UNS!r}]"
+        if _keys.COVERED in table.obs and not _recorded(table):
+            yield f"obs[{_keys.COVERED!r}]"
+
+
+def _recorded(table: AnnData) -> bool:
+    """Whether a model wrote into a table."""
+    return isinstance(table.uns.get(_keys.UNS), Mapping) and _keys.WRITTEN in table.uns[_keys.UNS]
+
+
+def _wrote(table: AnnData, params: dict[str, Any]) -> bool:
+    """Whether a model with these parameters wrote into a table."""
+    return _recorded(table) and table.uns[_keys.UNS][_keys.WRITTEN] == _fingerprint(params)
+
+
+def _fingerprint(params: dict[str, Any]) -> str:
+    """Hash of what a model was made with; names of regions aside, of which a subset of an object has fewer."""
+    kept = {key: value for key, value in params.items() if key not in BY_REGION}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cell_matrices(embeddings: Sequence[SlideEmbedding]) -> dict[str, NDArray[np.float32]]:
@@ -118,5 +170,6 @@ def _squares(e: SlideEmbedding) -> GeoDataFrame:
 
 
 def _plain(params: dict[str, Any]) -> dict[str, Any]:
-    """Without ``None``, which not every AnnData can write."""
-    return {key: value for key, value in params.items() if value is not None}
+    """Parameters and their fingerprint, without ``None``, which not every AnnData can write."""
+    given = {key: value for key, value in params.items() if value is not None}
+    return {**given, _keys.WRITTEN: _fingerprint(params)}

@@ -42,7 +42,9 @@ def locate_cells(
     shapes of the same cells or from ``obsm["spatial"]``, and are checked against the labels of a few cells. The affine
     ``(3, 3)`` is from the units of the stored positions, which are µm if its scale is above 1; ``None`` for pixels.
     """
-    keys = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()[rows]
+    instance_key = table.uns["spatialdata_attrs"]["instance_key"]
+    keys = table.obs[instance_key].to_numpy()[rows]
+    _require_unique(keys, instance_key, region)
     if region in sdata.shapes or region in sdata.points:
         element = sdata[region]
         to_system = affine_to(element, coordinate_system, f"region {region!r}")
@@ -61,6 +63,19 @@ def locate_cells(
         f"sdata.shapes[{region!r}] = ShapesModel.parse(xy, geometry=0, radius=5, index=table.obs[instance_key], "
         "transformations={…}) from table.obsm['spatial']."
     )
+
+
+def _require_unique(keys: NDArray, instance_key: str, region: str) -> None:
+    import pandas as pd
+
+    repeated = pd.Index(keys).duplicated()
+    if repeated.any():
+        cell = keys[repeated][0]
+        raise SetupError(
+            f"obs[{instance_key!r}] repeats: {int((keys == cell).sum())} rows are cell {cell!r} of region {region!r}, and "
+            f"{int(repeated.sum()):,} rows in all are of a cell named before. Keep one row for each cell, or give sections of one "
+            "table regions of their own."
+        )
 
 
 def _shapes_of(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
+from sigmma_sc._checks import require_key
 from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import dask.array as da
     from anndata import AnnData
     from numpy.typing import NDArray
-    from scipy.sparse import csr_matrix
+    from scipy.sparse import csc_matrix, csr_matrix
 
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
@@ -29,6 +30,11 @@ GAP = 1000
 
 DENSE = 2**24
 """Largest number of values that are dense at once."""
+
+BLOCK = 2**16
+"""Number of values that are checked at once, few enough to stay in a processor's cache."""
+
+HINT = "Pass layer=… for the raw counts, or features_key=… for an embedding."
 
 
 class StoredMatrix(Protocol):
@@ -49,15 +55,19 @@ def counts_by_rows(table: AnnData, layer: str | None) -> CountMatrix:
     """
     import dask.array as da
     from anndata.abc import CSCDataset
-    from scipy.sparse import csr_matrix, issparse
+    from scipy.sparse import issparse
 
+    if layer is not None:
+        require_key(layer, table.layers, "layer")
     matrix = table.X if layer is None else table.layers[layer]
     if matrix is None:
         raise SetupError("The table has no X. Pass layer=… for the raw counts, or features_key=… for an embedding.")
+    if np.dtype(matrix.dtype).kind not in "buif":
+        raise SetupError(f"{_where(layer)} holds values of type {matrix.dtype}, which are no counts. {HINT}")
     if isinstance(matrix, CSCDataset):
         matrix = matrix.to_memory()
     if issparse(matrix):
-        return csr_matrix(matrix)
+        return _sparse(matrix)
     if isinstance(matrix, da.Array) and len(matrix.chunks[1]) > 1:
         return _computed(matrix)
     return matrix
@@ -76,7 +86,7 @@ def take_rows(matrix: CountMatrix, rows: NDArray[np.int64]) -> csr_matrix:
     if isinstance(matrix, da.Array):
         return _computed(matrix[rows])
     # Slices alone are read, because files are slow to read row by row.
-    parts = [csr_matrix(matrix[some[0] : some[-1] + 1][some - some[0]]) for some in _slabs(rows, matrix.shape[1])]
+    parts = [_sparse(matrix[some[0] : some[-1] + 1][some - some[0]]) for some in _slabs(rows, matrix.shape[1])]
     return vstack(parts, format="csr") if parts else csr_matrix((0, matrix.shape[1]), dtype=np.float32)
 
 
@@ -106,19 +116,58 @@ def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
 
 
 def counts_of(table: AnnData, rows: NDArray[np.int64], layer: str | None) -> Iterator[tuple[slice, csr_matrix]]:
-    """Raw counts ``(n, n_genes)`` float32 of ascending rows, :data:`CHUNK` at a time, each with its slice."""
+    """Raw counts ``(n, n_genes)`` float32 of ascending rows, :data:`CHUNK` at a time, each with its slice.
+
+    Every value is looked at. One that is no count raises :class:`SetupError`, which names cell, gene and value.
+    """
     matrix = counts_by_rows(table, layer)
     for start in range(0, len(rows), CHUNK):
         some = slice(start, min(start + CHUNK, len(rows)))
-        counts = take_rows(matrix, rows[some]).astype(np.float32)
-        few = counts.data[:100_000]
-        if len(few) and (few.min() < 0 or not np.array_equal(few, np.round(few))):
-            where = "X" if layer is None else f"layers[{layer!r}]"
+        counts = take_rows(matrix, rows[some])
+        if (bad := _first_non_count(counts.data)) is not None:
+            cell = rows[some][int(np.searchsorted(counts.indptr, bad, side="right")) - 1]
+            gene = table.var_names[counts.indices[bad]]
             raise SetupError(
-                f"{where} holds {few[few != np.round(few)][:1] or few.min()} where raw counts are needed: it seems to be "
-                "normalised already. Pass layer=… for the raw counts, or features_key=… for an embedding."
+                f"{_where(layer)} holds {counts.data[bad]} for cell {table.obs_names[cell]!r} and gene {gene!r}, where raw counts "
+                f"are needed: {_reason(counts.data[bad])}"
             )
-        yield some, counts
+        yield some, counts.astype(np.float32, copy=False)
+
+
+def _where(layer: str | None) -> str:
+    return "X" if layer is None else f"layers[{layer!r}]"
+
+
+def _first_non_count(values: NDArray) -> int | None:
+    """Position of the first value that is negative, not whole, missing or infinite."""
+    if values.dtype.kind in "bu":
+        return None
+    whole = np.empty(BLOCK, bool)
+    rounded = np.empty(BLOCK, values.dtype)
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        n = len(block)
+        if values.dtype.kind == "f":
+            # A missing value is unlike itself, and an infinite one is its own rounding.
+            np.equal(np.rint(block, out=rounded[:n]), block, out=whole[:n])
+            sound = whole[:n].all() and block.min() >= 0 and block.max() < np.inf
+        else:
+            sound = block.min() >= 0
+        if not sound:
+            bad = ~np.isfinite(block) | (block < 0) | (block != np.rint(block))
+            return start + int(np.argmax(bad))
+    return None
+
+
+def _reason(value: np.number) -> str:
+    """What is wrong with a value that is no count, and what helps."""
+    if np.isnan(value):
+        return f"the value is missing. Fill or remove missing counts first. {HINT}"
+    if np.isinf(value):
+        return f"the value is infinite. Correct it, or remove the cell. {HINT}"
+    if value < 0:
+        return f"a count is never negative, so the values seem to be scaled, or normalised already. {HINT}"
+    return f"the values seem to be normalised already. {HINT}"
 
 
 def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
@@ -141,14 +190,39 @@ def row_totals(counts: csr_matrix) -> NDArray[np.float64]:
 
 
 def embedding_rows(table: AnnData, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Rows of ``obsm[key]``, an array, a sparse matrix or a data frame, dense as float32."""
+    """Rows of ``obsm[key]``, an array, a sparse matrix or a data frame, dense as float32.
+
+    Values that are no real numbers raise :class:`SetupError`.
+    """
     from scipy.sparse import issparse
 
     matrix = table.obsm[key]
-    if hasattr(matrix, "iloc"):
-        return matrix.iloc[rows].to_numpy(np.float32)
-    some = matrix[rows]
-    return np.asarray(some.toarray() if issparse(some) else some, dtype=np.float32)
+    some = matrix.iloc[rows].to_numpy() if hasattr(matrix, "iloc") else matrix[rows]
+    values = np.asarray(some.toarray() if issparse(some) else some)
+    if values.ndim != 2 or values.dtype.kind not in "biuf":
+        raise SetupError(
+            f"obsm[{key!r}] has {values.ndim} dimensions and type {values.dtype}. Features of cells are real numbers, (n_cells, d)."
+        )
+    return values.astype(np.float32)
+
+
+def _sparse(matrix: NDArray | csr_matrix | csc_matrix) -> csr_matrix:
+    """A matrix as CSR of numbers that SciPy computes with: in this machine's byte order, and not of half precision."""
+    from scipy.sparse import csr_matrix, issparse
+
+    if not issparse(matrix):
+        return csr_matrix(_native(np.asarray(matrix)))
+    rows = csr_matrix(matrix)
+    arrays = rows.data, rows.indices, rows.indptr
+    native = tuple(_native(array) for array in arrays)
+    if all(new is old for new, old in zip(native, arrays, strict=True)):
+        return rows
+    return csr_matrix(native, shape=rows.shape)
+
+
+def _native(array: NDArray) -> NDArray:
+    kind = np.dtype(np.float32) if array.dtype.kind == "f" and array.dtype.itemsize == 2 else array.dtype
+    return array.astype(kind.newbyteorder("="), copy=False)
 
 
 def _computed(lazy: da.Array) -> csr_matrix:
@@ -156,7 +230,7 @@ def _computed(lazy: da.Array) -> csr_matrix:
     import dask.array as da
     from scipy.sparse import csr_matrix
 
-    return csr_matrix(da.map_blocks(csr_matrix, lazy, dtype=lazy.dtype).compute())
+    return csr_matrix(da.map_blocks(_sparse, lazy, dtype=_native(np.empty(0, lazy.dtype)).dtype).compute())
 
 
 def _slabs(rows: NDArray[np.int64], n_genes: int) -> Iterator[NDArray[np.int64]]:

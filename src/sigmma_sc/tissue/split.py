@@ -5,7 +5,7 @@ A split is a small class. Config, training, benchmark and command line ask its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -286,7 +286,14 @@ class Samples(Split):
 
     @classmethod
     def of(cls, named: Mapping[str, str | Sequence[str]]) -> Samples:
-        """Samples of a mapping such as ``{"test": ["s1"], "val": "blocks"}``, or :class:`SetupError`."""
+        """Samples of a mapping such as ``{"test": ["s1"], "val": "blocks"}``, or :class:`SetupError`.
+
+        Samples may come as any list, such as an array, a set, a column of ``obs`` or its categories.
+        """
+        if not named:
+            raise SetupError(
+                "split={} names no samples. Write {'test': [samples]}, or split='none' to hold out nothing."
+            )
         for role, names in named.items():
             require_choice(role, ("val", "test"), "split key")
             if isinstance(names, str) and (role, names) != ("val", Blocks.name):
@@ -294,8 +301,8 @@ class Samples(Split):
         test = named.get("test")
         val = named.get("val")
         return cls(
-            None if test is None else tuple(test),
-            None if val is None else "blocks" if isinstance(val, str) else tuple(val),
+            None if test is None else _names(test, "test"),
+            None if val is None else "blocks" if isinstance(val, str) else _names(val, "val"),
         )
 
     @property
@@ -335,6 +342,21 @@ class Samples(Split):
         if self.val is not None:
             named["val"] = self.val if self.val == "blocks" else list(self.val)
         return named
+
+
+def _names(given: object, role: str) -> tuple[str, ...]:
+    """Names of samples as text; whole numbers name the samples that a column of numbers names."""
+    # No sample at all is an answer for validation, and a mistake for test.
+    names: list[object] = [] if role == "val" else [None]
+    if not isinstance(given, Iterable) or isinstance(given, (Mapping, bytes)):
+        names = [None]
+    elif some := list(given):
+        names = some
+    plain = [name.item() if isinstance(name, np.generic) else name for name in names]
+    if not all(isinstance(name, (str, int)) and not isinstance(name, bool) for name in plain):
+        raise SetupError(f"split[{role!r}]={given!r} must be a list of samples, such as ['s1', 's2'].")
+    # A set has no order, and the split is stored and compared.
+    return tuple(sorted(map(str, plain)) if isinstance(given, (set, frozenset)) else map(str, plain))
 
 
 class DrawnSamples(Split):

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key
+from sigmma_sc._checks import require_key, require_list, require_stored_name
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.niches.prototypes import NichePrototypes
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,6 +78,10 @@ def assign_niches(
         raise SetupError(
             f"prototypes is a {type(prototypes).__name__}. Pass the result of sg.tl.niches, or model.niches where it is set."
         )
+    require_table(adata)
+    require_stored_name(key_added, "key_added")
+    if scales is not None:
+        require_list(scales, "scales")
     chosen = tuple(prototypes.scales) if scales is None else tuple(scales)
     prototypes.require_samples(sample_key is not None)
     if sample_key is not None:

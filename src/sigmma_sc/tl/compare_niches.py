@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sigmma_sc._checks import require_key, require_whole
+from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -104,6 +105,7 @@ def compare_niches(
     """
     from sigmma_sc.niches.compare import compare, donors_of
 
+    require_table(adata)
     column = f"{key}_{scale}"
     require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     require_key(condition, adata.obs, "condition")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_choice, require_key, require_positive
+from sigmma_sc._checks import require_choice, require_key, require_model, require_stored_name, require_whole
 from sigmma_sc.errors import SetupError
 from sigmma_sc.infer.predict import retrieve, temperature_of
 from sigmma_sc.infer.scales import at_scale, joined
@@ -79,8 +80,9 @@ def map_to_image(
 
     Notes
     -----
-    ``obsm[f"{key_added}_share"]`` is a frame of tiles × labels with rows that add up to one. ``obs[key_added]`` is the label
-    of the largest share. Ignore the labels of tiles of glass, which have a low ``obs["tissue"]``.
+    ``obsm[f"{key_added}_share"]`` is a frame of tiles × labels with rows that add up to one. Names of columns cannot hold a
+    slash in a store: the column of ``"T/NK cell"`` is ``"T_NK cell"``. ``obs[key_added]`` is the label of the largest share,
+    as it is. Ignore the labels of tiles of glass, which have a low ``obs["tissue"]``.
 
     ``uns[key_added]`` holds the accuracy on the ``n_val`` validation tiles of the model; NaN if there are none. ``accuracy``
     is the share of tiles with a correct commonest label, ``accuracy_of_commonest`` that of always the commonest training
@@ -95,9 +97,11 @@ def map_to_image(
     >>> tiles.uns["niche"]["n_val"]
     5
     """
+    require_model(model)
     require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
-    require_positive(n_neighbors, "n_neighbors")
+    require_whole(n_neighbors, "n_neighbors")
     name = labels if key_added is None else key_added
+    require_stored_name(name, "labels" if key_added is None else "key_added", "Pass another key_added=…")
     tables = []
     for one in objects_of(sdata).values():
         require_key(_keys.TILES, one.tables, "table", "Call model.write_embeddings(sdata) first.")
@@ -113,7 +117,7 @@ def map_to_image(
     accuracy = _accuracy(shares, known)
     for tiles in tables:
         found = shares({s: np.asarray(tiles.obsm[f"image_{s}"]) for s in known.keys})
-        tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=known.classes)
+        tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=_columns(known.classes))
         tiles.obs[name] = pd.Categorical.from_codes(found.argmax(axis=1), known.classes)
         tiles.uns[name] = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors), **accuracy}
 
@@ -128,8 +132,24 @@ def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
                 f"obsm[{key!r}] of the tiles has {tiles.obsm[key].shape[1]} columns, the model embeds in {model.config.n_latent}. Call "
                 "model.write_embeddings(sdata, overwrite=True) first."
             )
-    if name in tiles.obs and f"{name}_share" not in tiles.obsm:
+    told = tiles.uns.get(name)
+    ours = isinstance(told, Mapping) and "labels" in told
+    if not ours and (name in tiles.obs or f"{name}_share" in tiles.obsm or told is not None):
         raise SetupError(f"The tiles have a column {name!r} already. Pass a key_added, such as {name + '_mapped'!r}.")
+
+
+def _columns(classes: list[str]) -> list[str]:
+    """Name of the column of each label, without what a name in a store cannot hold."""
+    names: list[str] = []
+    for label in classes:
+        plain = label.replace("/", "_")
+        name = plain if plain.strip(".") else f"label{plain}"
+        k = 2
+        while name in names or (name != label and name in classes):
+            name = f"{plain}_{k}"
+            k += 1
+        names.append(name)
+    return names
 
 
 def _known(model: SIGMMA, labels: str) -> Known:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key, require_positive, require_whole
+from sigmma_sc._checks import require_key, require_list, require_positive, require_stored_name, require_whole
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.table import require_own, require_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from numpy.typing import NDArray
@@ -98,6 +100,8 @@ def niches(
 
     Raises
     ------
+    ExistsError
+        A column of these names was not written by this function.
     MissingKeyError
         The table has no embeddings of a scale, ``use_rep`` names none for it, or there is no column ``sample_key``.
     SetupError
@@ -128,11 +132,15 @@ def niches(
         if isinstance(resolution, str):
             raise SetupError(f"resolution={resolution!r} must be a positive number or 'auto'.")
         require_positive(resolution, "resolution")
+    require_table(adata)
+    require_list(scales, "scales")
+    require_stored_name(key_added, "key_added")
     require_whole(n_neighbors, "n_neighbors", 2)
     require_whole(seed, "seed", 0)
     require_whole(n_runs, "n_runs", 2)
     require_whole(min_size, "min_size")
     keys = _keys_of(adata, scales, use_rep)
+    require_own(adata, "niches", [f"{key_added}_{scale}" for scale in scales], ("", "_confidence"))
     for scale in scales:
         _require_cells(adata, keys[scale], min_size)
     if sample_key is not None:
@@ -159,6 +167,10 @@ def _keys_of(
     adata: AnnData, scales: Sequence[str], use_rep: Mapping[str, str | Sequence[str]] | None
 ) -> dict[str, list[str]]:
     """Keys of ``obsm`` of each scale."""
+    if use_rep is not None and not isinstance(use_rep, Mapping):
+        raise SetupError(
+            f"use_rep={use_rep!r} must be a dict of keys of obsm by scale, such as {{'meso': 'X_sigmma_meso'}}."
+        )
     keys = {}
     for scale in scales:
         if use_rep is None:
@@ -171,7 +183,17 @@ def _keys_of(
             raise SetupError(f"use_rep[{scale!r}] names no embedding. Give a key of obsm, or several.")
         for key in keys[scale]:
             require_key(key, adata.obsm, "embedding", "Call model.write_embeddings() first.")
+            _require_matrix(adata, key)
     return keys
+
+
+def _require_matrix(adata: AnnData, key: str) -> None:
+    """Raise :class:`SetupError` unless ``obsm[key]`` is a matrix of real numbers."""
+    matrix = np.asarray(adata.obsm[key])
+    if matrix.ndim != 2 or matrix.dtype.kind not in "biuf":
+        raise SetupError(
+            f"obsm[{key!r}] has shape {matrix.shape} and type {matrix.dtype}. Niches need a matrix of numbers, one row a cell."
+        )
 
 
 def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:

@@ -1,11 +1,17 @@
 """Genes that distinguish niches."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from anndata import AnnData
 
-from sigmma_sc._checks import require_key
-from sigmma_sc.errors import SetupError
+from sigmma_sc._checks import require_choice, require_key, require_stored_name
+from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.counts import counts_of
+from sigmma_sc.tissue.table import require_table
+
+METHODS = ("wilcoxon", "t-test", "t-test_overestim_var", "logreg")
+"""Tests of scanpy."""
 
 
 def rank_niche_genes(
@@ -17,6 +23,9 @@ def rank_niche_genes(
     key_added: str | None = None,
 ) -> None:
     """Rank the genes of each niche against all others by :func:`scanpy.tl.rank_genes_groups`, on log-normalised counts.
+
+    Wilcoxon's rank-sum test is corrected for ties: most counts of a gene are zero, and share one rank. Without the correction
+    the scores of a gene are too low by a factor that grows with its share of zeros, which reorders the genes.
 
     Cells are not independent, and the niches were found on the same cells. The p-values only rank genes and are no tests.
 
@@ -31,13 +40,16 @@ def rank_niche_genes(
     layer
         Layer of raw counts; ``None`` for ``X``.
     method
-        Statistical test, ``method`` of :func:`scanpy.tl.rank_genes_groups`.
+        Statistical test, ``method`` of :func:`scanpy.tl.rank_genes_groups`: ``"wilcoxon"``, ``"t-test"``,
+        ``"t-test_overestim_var"`` or ``"logreg"``.
     key_added
         Key of the result in ``uns``, by default ``f"rank_niche_genes_{scale}"``. Pass it as ``key=…`` to
         :func:`scanpy.get.rank_genes_groups_df` and to scanpy's plots.
 
     Raises
     ------
+    ExistsError
+        ``uns`` holds something else under this name.
     MissingKeyError
         There are no niches of this scale.
     SetupError
@@ -59,6 +71,12 @@ def rank_niche_genes(
     import scanpy as sc
     from scipy.sparse import vstack
 
+    require_table(adata)
+    require_choice(method, METHODS, "method")
+    name = f"rank_niche_genes_{scale}" if key_added is None else key_added
+    require_stored_name(name, "scale" if key_added is None else "key_added")
+    if not (isinstance(adata.uns.get(name, {}), Mapping) and "params" in adata.uns.get(name, {"params": None})):
+        raise ExistsError(f"uns[{name!r}] exists and is no ranking of genes. Pass another key_added=…")
     column = f"{key}_{scale}"
     require_key(column, adata.obs, "column", "Call sg.tl.niches(adata) first.")
     rows = np.flatnonzero(adata.obs[column].notna())
@@ -75,6 +93,6 @@ def rank_niche_genes(
     cells = AnnData(counts, obs=niches.to_frame(), var=adata.var[[]])
     sc.pp.normalize_total(cells)
     sc.pp.log1p(cells)
-    name = f"rank_niche_genes_{scale}" if key_added is None else key_added
-    sc.tl.rank_genes_groups(cells, column, groups=groups, method=method, key_added=name)
+    ties = {"tie_correct": True} if method == "wilcoxon" else {}
+    sc.tl.rank_genes_groups(cells, column, groups=groups, method=method, key_added=name, **ties)
     adata.uns[name] = cells.uns[name]

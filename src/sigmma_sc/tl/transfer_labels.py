@@ -5,8 +5,9 @@ import pandas as pd
 from anndata import AnnData
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_key, require_positive
+from sigmma_sc._checks import require_key, require_name, require_stored_name, require_whole
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.table import require_own, require_table
 
 
 def transfer_labels(
@@ -38,9 +39,12 @@ def transfer_labels(
     key_added
         Column of ``obs`` for the labels, by default ``f"{labels}_transferred"``. ``obs[f"{key_added}_share"]`` is the
         weighted share of neighbours with that label. Both are missing for cells without an embedding.
+        ``uns["sigmma"]["transferred"]`` records where the labels come from.
 
     Raises
     ------
+    ExistsError
+        The column exists, and was not written by this function.
     MissingKeyError
         A table has no embeddings, or the reference has no such column.
     SetupError
@@ -59,7 +63,13 @@ def transfer_labels(
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    require_positive(n_neighbors, "n_neighbors")
+    require_table(adata)
+    require_table(reference, "reference")
+    require_whole(n_neighbors, "n_neighbors")
+    require_name(labels, "labels")
+    name = f"{labels}_transferred" if key_added is None else key_added
+    require_stored_name(name, "labels" if key_added is None else "key_added", "Pass another key_added=…")
+    require_own(adata, "transferred", [name], ("", "_share"))
     require_key(labels, reference.obs, "column")
     key = _keys.obsm_cells(scale)
     for table in (adata, reference):
@@ -83,7 +93,9 @@ def transfer_labels(
         votes = voters.predict_proba(x[covered])
         found[covered] = voters.classes_[votes.argmax(axis=1)]
         share[covered] = votes.max(axis=1)
-    name = f"{labels}_transferred" if key_added is None else key_added
     order = [str(c) for c in given.astype("category").cat.categories]
     adata.obs[name] = pd.Categorical(found, categories=order)
     adata.obs[f"{name}_share"] = share
+    record = dict(adata.uns.get(_keys.UNS, {}))
+    record["transferred"] = {**record.get("transferred", {}), name: {"labels": labels, "scale": scale}}
+    adata.uns[_keys.UNS] = record

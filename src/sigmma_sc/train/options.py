@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from sigmma_sc._checks import is_number, require_divides, require_positive, require_whole
+from sigmma_sc._checks import is_number, require_choice, require_divides, require_positive, require_whole
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import Split, get_split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sigmma_sc.config import Config
@@ -52,7 +53,10 @@ class TrainOptions:
             raise SetupError(
                 f"split={self.split!r} must be a name. Call sg.register_split and pass {self.split.name!r}."
             )
-        get_split(self.split)
+        split = get_split(self.split)
+        if isinstance(self.split, Mapping):
+            # Plain lists, whatever the samples came in. Fields of a frozen dataclass can be set only in this way.
+            object.__setattr__(self, "split", split.to_json())
         if self.batch_size < 2:
             raise SetupError(f"batch_size={self.batch_size} leaves no negatives; use at least 2, better 64 or more.")
         require_positive(self.lr, "lr")
@@ -62,6 +66,11 @@ class TrainOptions:
             require_positive(self.encoder_lr, "encoder_lr")
         if self.chunk_size is not None:
             require_whole(self.chunk_size, "chunk_size")
+        for name in ("augment", "early_stopping"):
+            if not isinstance(getattr(self, name), bool):
+                raise SetupError(f"{name}={getattr(self, name)!r} must be True or False.")
+        require_whole(self.early_stopping_patience, "early_stopping_patience")
+        _check_trainer(self.trainer)
         if str(self.precision) not in PRECISIONS:
             raise SetupError(
                 f"precision={str(self.precision)!r} is not one of 'auto', '32-true', 'bf16-mixed' and '16-mixed'; weights stay in "
@@ -83,6 +92,27 @@ class TrainOptions:
         """Values by name, for the comparison of checkpoints; places aside."""
         given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in PLACES}
         return {**given, **self.trainer}
+
+
+def _check_trainer(given: Mapping[str, Any]) -> None:
+    """Raise :class:`SetupError` for a further argument that would train on nothing, or stop by nothing."""
+    if "early_stopping_monitor" in given:
+        monitor = given["early_stopping_monitor"]
+        if not isinstance(monitor, str) or not monitor.startswith(("validation_loss", "train_loss")):
+            raise SetupError(
+                f"early_stopping_monitor={monitor!r} is not logged. Name 'validation_loss', 'validation_loss_<scale>', "
+                "'train_loss_epoch' or 'train_loss_<scale>'."
+            )
+    if "early_stopping_mode" in given:
+        require_choice(given["early_stopping_mode"], ("min", "max"), "early_stopping_mode")
+    if "early_stopping_warmup_epochs" in given:
+        require_whole(given["early_stopping_warmup_epochs"], "early_stopping_warmup_epochs", 0)
+    delta = given.get("early_stopping_min_delta", 0.0)
+    if not is_number(delta) or delta < 0:
+        raise SetupError(f"early_stopping_min_delta={delta!r} must be a number, 0 or more.")
+    for name in ("limit_train_batches", "gradient_clip_val", "accumulate_grad_batches"):
+        if given.get(name) is not None:
+            require_positive(given[name], name)
 
 
 PLACES = ("checkpoint_dir", "ckpt_path", "trainer")

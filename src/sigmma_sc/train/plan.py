@@ -9,6 +9,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from sigmma_sc.errors import SetupError
+
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
 
@@ -91,6 +93,15 @@ class AlignmentPlan(pl.LightningModule):
     def on_train_batch_end(self, *args: Any) -> None:
         """Bring parameters back within their bounds."""
         self.module.temperature.clamp()
+
+    def on_train_epoch_end(self) -> None:
+        """Raise :class:`SetupError` as soon as a weight is not finite, before a checkpoint or a model holds it."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad and not torch.isfinite(parameter).all():
+                raise SetupError(
+                    f"Training diverged in epoch {self.current_epoch}: {name} is not finite. The model is as before the call. "
+                    f"Lower lr={self.lr!r} (or encoder_lr), or raise temperature."
+                )
 
     def validation_step(self, batch: list[Part], _: int) -> None:
         """Log the losses of one batch of held-out tiles."""

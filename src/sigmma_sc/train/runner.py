@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from sigmma_sc.errors import SetupError, SigmmaError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +41,21 @@ class RunnerModel:
             self.module.to(device)
 
 
+@contextmanager
+def translated(options: TrainOptions) -> Iterator[None]:
+    """Turn what Lightning refuses into :class:`SetupError` that names the arguments it was given."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, RuntimeError, MisconfigurationException) as error:
+        if isinstance(error, SigmmaError):
+            raise
+        given = {"accelerator": options.accelerator, "devices": options.devices, **options.trainer}
+        shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
+        raise SetupError(f"The trainer cannot be made with {shown}: {error}. See scvi.train.Trainer.") from error
+
+
 def precision_of(options: TrainOptions) -> str:
     """Precision to train in: what was asked for, or bfloat16 autocast on a GPU that has it."""
     from scvi.model._utils import parse_device_args
@@ -44,7 +63,8 @@ def precision_of(options: TrainOptions) -> str:
     precision = str(options.precision)
     if precision != "auto":
         return precision
-    device = parse_device_args(options.accelerator, options.devices, return_device="torch")[2]
+    with translated(options):
+        device = parse_device_args(options.accelerator, options.devices, return_device="torch")[2]
     half = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
     return "bf16-mixed" if half else "32-true"
 
@@ -64,16 +84,17 @@ def runner_for(
         early[name] = trainer.pop(f"early_stopping_{name}", default)
     stopping = LoudEarlyStopping(**early) if options.early_stopping else None
     trainer.setdefault("check_val_every_n_epoch", 1)  # scvi-tools would not validate without its early stopping
-    runner = TrainRunner(
-        RunnerModel(towers, dict(history), is_trained_=towers is not None),
-        training_plan=None,
-        data_splitter=None,
-        max_epochs=options.max_epochs,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=options.precision,
-        use_distributed_sampler=False,  # batches are dealt out to the processes by our own sampler
-        **trainer,
-    )
+    with translated(options):
+        runner = TrainRunner(
+            RunnerModel(towers, dict(history), is_trained_=towers is not None),
+            training_plan=None,
+            data_splitter=None,
+            max_epochs=options.max_epochs,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            precision=options.precision,
+            use_distributed_sampler=False,  # batches are dealt out to the processes by our own sampler
+            **trainer,
+        )
     runner.device = runner.trainer.strategy.root_device  # of this process, not of the first
     return runner, stopping
