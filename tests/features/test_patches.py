@@ -83,7 +83,7 @@ def test_features_go_with_what_holds_them(slide, encoder):
     """Though the image stays."""
     known = PatchFeatures(encoder(), progress=False)
     known(slide, grid(2), CPU)
-    values = weakref.ref(next(iter(known._known._values.values()))[0][16, False])
+    values = weakref.ref(next(iter(known._known._values.values()))[0][16, torch.float32])
     del known
     gc.collect()
     assert values() is None
