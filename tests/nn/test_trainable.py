@@ -75,6 +75,25 @@ def test_restaining_scales_the_amounts_of_the_stains(rng):
     assert found.std() > 0.02  # each tile and stain has its own
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_restaining_is_in_single_precision(rng, kind):
+    """Cast to half, a factor of 1 darkens one value in six."""
+    tiles = tiles_of(rng).clamp_min(1)  # black and one grey level have one optical density
+    with torch.autocast("cpu", kind):
+        assert torch.equal(StainJitter(0.0)(tiles), tiles)
+        torch.manual_seed(0)
+        cast = StainJitter()(tiles)
+    torch.manual_seed(0)
+    assert torch.equal(cast, StainJitter()(tiles))
+
+
+def test_stains_are_not_saved_and_move():
+    jitter = StainJitter()
+    assert jitter.state_dict() == {}
+    assert jitter.to("meta").mix.is_meta
+    assert jitter.unmix.is_meta
+
+
 def test_features_are_those_of_the_crops_one_by_one(rng):
     encoder = small_vit()
     trainable = TrainableEncoder(encoder, GRIDS, (32, 32))

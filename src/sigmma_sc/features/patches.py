@@ -132,7 +132,9 @@ class PatchFeatures:
         self.encoder.to(device)
         out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
         groups = ahead(read_crops(slide, crops, size))
-        batches = late(self._batches(groups, device, kind))
+        batches = self._batches(groups, device, kind)
+        if device.type != "cpu":
+            batches = late(batches)
         total = len(crops) / self._batch_size(device)
         waiting, shards, flushed = [], [], time.monotonic()
         for index, features in track(batches, f"Encoding {slide.name}", total=total, disable=not self.progress):
