@@ -160,7 +160,7 @@ def _encode_share(
         crops, sizes = _needed(data, slide, stride)
         share = np.array_split(np.lexsort((crops[:, 0], crops[:, 1])), world)[rank]
         if len(share):
-            data.features(slide, crops[share], _device(), sizes[share])
+            data.features(slide, crops[share], _device(), sizes[share], data.single_precision)
 
 
 def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
