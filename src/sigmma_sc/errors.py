@@ -70,6 +70,10 @@ class ExpressionWarning(UserWarning):
     """Expression cannot be predicted later, or a gene's prediction comes without an estimate of its reliability."""
 
 
+class MemoryWarning(UserWarning):
+    """The memory of a device ran out; fewer crops pass the image encoder at once from now on."""
+
+
 class SplitWarning(UserWarning):
     """The chosen split leaks, or leaves few tiles or slides to evaluate on."""
 

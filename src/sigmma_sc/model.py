@@ -239,7 +239,9 @@ class SIGMMA:
             ``{"test": [samples], "val": [samples]}`` names samples; ``"val"`` may be ``"blocks"`` of the samples that are left.
         accelerator, devices, precision
             Lightning's arguments of these names; ``num_nodes`` and ``strategy`` may be given too. Negatives are gathered
-            from all devices. ``precision="auto"`` is bfloat16 autocast on a GPU that has it, float32 elsewhere.
+            from all devices. ``accelerator="auto"`` is an NVIDIA GPU if torch finds one, and the CPU elsewhere, on a Mac too.
+            ``precision="auto"`` is bfloat16 autocast on a GPU that computes in it, float32 elsewhere. ``"32-true"`` computes
+            the features of a frozen encoder in float32 as well (page *GPU guide*).
         stride
             Step in µm of the lattice on which training tiles may be cut. The default is the side of the finest grid's blocks:
             a quarter of a tile, with twice the patches of tiles side by side. Each epoch passes over every slide once, and
@@ -252,7 +254,8 @@ class SIGMMA:
             Turn, mirror and restain tiles at random; ``None``: where the image encoder is trained.
         chunk_size
             Crops that pass an encoder in training at once. More are faster and need more memory; the result is the same.
-            ``None``: 64 on a GPU, 4 elsewhere.
+            If they do not fit, they are halved with a warning. ``None``: as many as fit into the free memory of a GPU, at most
+            256; 4 on a CPU.
         early_stopping, early_stopping_patience
             Stop when the validation loss has not improved for this many epochs, and keep the weights of its lowest. Without
             early stopping, or without validation tiles, all epochs are run and the last weights are kept. scvi-tools' other
@@ -405,7 +408,7 @@ class SIGMMA:
         return next(self._trained().parameters()).device
 
     def to_device(self, device: str | torch.device) -> None:
-        """Move the towers.
+        """Move the towers and the image encoder.
 
         Parameters
         ----------
@@ -424,6 +427,7 @@ class SIGMMA:
         'cpu'
         """
         self._trained().to(device)
+        self.image_encoder.to(device)
 
     def get_latent_representation(
         self, sdata: Tissue | None = None, scale: str = "micro", n_offsets: int = 16

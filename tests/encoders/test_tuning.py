@@ -161,3 +161,37 @@ def test_an_encoder_without_weights_cannot_be_trained():
     conv = ImageEncoder(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "conv", 16)
     with pytest.raises(EncoderError, match="0.0% of its weights in linear maps"):
         require_tunable(conv, Config(regime="lora"))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("network", ["linear", "pointwise"])
+def test_adapters_without_casts_are_those_of_peft(network, kind, rng):
+    """Under autocast peft casts inputs to float32, and autocast casts them back: the same bits, forward and backward."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [nn.Conv2d(3, 12, 3, 2), nn.GELU(), nn.Conv2d(12, 12, 1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    if network == "linear":
+        layers = [nn.Flatten(), nn.Linear(768, 12), nn.GELU(), nn.Linear(12, 12), nn.GELU()]
+    torch.manual_seed(0)
+    copy = tuned(ImageEncoder(nn.Sequential(*layers, nn.Linear(12, 6)), "net", 16), Config(regime="lora", lora_rank=2))
+    adapted = [part for part in copy.modules() if isinstance(part, BaseTunerLayer)]
+    for name, p in copy.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(p)  # they start at zero
+    crops = torch.from_numpy(rng.integers(0, 256, (5, 3, 16, 16), dtype=np.uint8))
+    found = {}
+    for casts in (False, True):
+        assert not any(layer.cast_input_dtype_enabled for layer in adapted) or casts
+        for layer in adapted:
+            layer.cast_input_dtype_enabled = casts
+        copy.zero_grad()
+        with torch.autocast("cpu", kind, enabled=kind != torch.float32):
+            features = copy.features(crops)
+        (features * torch.arange(6)).square().sum().backward()
+        gradients = [p.grad for p in copy.parameters() if p.requires_grad]
+        found[casts] = features.detach(), gradients
+    assert len(adapted) >= 2
+    assert torch.equal(found[False][0], found[True][0])
+    for one, other in zip(found[False][1], found[True][1], strict=True):
+        assert torch.equal(one, other)
+    assert any(gradient.any() for gradient in found[False][1])

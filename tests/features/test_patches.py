@@ -1,4 +1,5 @@
 import gc
+import warnings
 import weakref
 
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 import spatialdata as sd
 import torch
 
-from sigmma_sc import SIGMMA, get_encoder
+from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import EncoderError, MemoryWarning
 from sigmma_sc.features import patches as features
 from sigmma_sc.features.patches import PatchFeatures
 
@@ -83,7 +85,7 @@ def test_features_go_with_what_holds_them(slide, encoder):
     """Though the image stays."""
     known = PatchFeatures(encoder(), progress=False)
     known(slide, grid(2), CPU)
-    values = weakref.ref(next(iter(known._known._values.values()))[0][16, False])
+    values = weakref.ref(next(iter(known._known._values.values()))[0][16, torch.float32])
     del known
     gc.collect()
     assert values() is None
@@ -102,3 +104,65 @@ def test_a_crop_has_the_same_features_in_any_company():
     for some in ([3], [7, 1], range(24, 11, -1)):
         few = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops[some], torch.device("cpu"))
         assert torch.equal(few, every[list(some)])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_precision_reaches_the_features(slide, monkeypatch, read, tmp_path, kind):
+    """On a GPU that is fast in a half type; autocast of the CPU in its place."""
+    monkeypatch.setattr(features, "feature_type", lambda device, single: torch.float32 if single else kind)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 6))
+    encoder = ImageEncoder(layers, "net", input_size=8)
+    known = PatchFeatures(encoder, progress=False, cache_dir=tmp_path)
+    half = known(slide, grid(3), CPU)
+    single = known(slide, grid(3), CPU, single=True)
+    assert len(read) == 18  # each type is computed, and kept, by itself
+    assert not torch.equal(half, single)
+    torch.testing.assert_close(half, single, atol=0.05, rtol=0.05)
+    assert torch.equal(half.to(kind).half(), half)  # values of the half type
+    again = PatchFeatures(encoder, progress=False, cache_dir=tmp_path)
+    assert torch.equal(again(slide, grid(3), CPU, single=True), single)
+    assert torch.equal(again(slide, grid(3), CPU), half)
+    assert len(read) == 18
+    monkeypatch.undo()
+    assert torch.equal(PatchFeatures(encoder, progress=False)(slide, grid(3), CPU), single)
+
+
+def test_overflow_in_float16_names_the_way_out(slide, monkeypatch):
+    monkeypatch.setattr(features, "feature_type", lambda device, single: torch.float32 if single else torch.float16)
+
+    class Large(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((1, 192), 1e4))
+
+        def forward(self, x):
+            large = torch.nn.functional.linear(x.flatten(1).abs() + 1, self.weight)
+            return 1 / large if torch.is_autocast_enabled("cpu") is False else large
+
+    encoder = ImageEncoder(Large(), "large", input_size=8, dim=1)
+    with pytest.raises(EncoderError, match="'large' gives inf on .* in float16, .*precision='32-true'"):
+        PatchFeatures(encoder, progress=False)(slide, grid(2), CPU)
+    assert torch.isfinite(PatchFeatures(encoder, progress=False)(slide, grid(2), CPU, single=True)).all()
+
+
+def test_batches_are_halved_where_memory_runs_out(slide, monkeypatch, encoder):
+    monkeypatch.setattr(features, "CPU_BATCH", 16)
+    expected = encode(slide, encoder(), grid(5))
+    small = encoder()
+    plain = small.encode
+
+    def limited(crops):
+        if len(crops) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(crops)
+
+    monkeypatch.setattr(small, "encode", limited)
+    known = PatchFeatures(small, progress=False)
+    with pytest.warns(MemoryWarning, match="4 are taken from now on") as told:
+        found = known(slide, grid(5), CPU)
+    assert len(told) == 2
+    torch.testing.assert_close(found, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        known(slide, grid(6), CPU)  # it is remembered

@@ -8,7 +8,7 @@ from sigmma_sc.config import Config
 from sigmma_sc.encoders.stain import optical_density, unmixing_matrix
 from sigmma_sc.encoders.tuning import tuned
 from sigmma_sc.nn.objectives import info_nce
-from sigmma_sc.nn.trainable import TrainableEncoder, patches_of, resampled, restained, turned
+from sigmma_sc.nn.trainable import StainJitter, TrainableEncoder, patches_of, resampled, turned
 
 GRIDS = (2, 1)
 
@@ -60,9 +60,9 @@ def test_restaining_scales_the_amounts_of_the_stains(rng):
     amounts[:, 2] = 0  # stains alone: however much of them there is, no colour leaves the range of a byte
     density = torch.einsum("ij,tjyx->tiyx", torch.linalg.inv(unmix), amounts)
     tiles = (255 * 10**-density).round().to(torch.uint8)
-    assert torch.equal(restained(tiles, 0.0), tiles)
+    assert torch.equal(StainJitter(0.0)(tiles), tiles)
     old, new = (
-        torch.einsum("ij,tjyx->tiyx", unmix, optical_density(t.float() / 255)) for t in (tiles, restained(tiles, 0.1))
+        torch.einsum("ij,tjyx->tiyx", unmix, optical_density(t.float() / 255)) for t in (tiles, StainJitter(0.1)(tiles))
     )
     factors = (old * new).sum((2, 3)) / (old * old).sum((2, 3))
     for tile in range(4):
@@ -73,6 +73,25 @@ def test_restaining_scales_the_amounts_of_the_stains(rng):
     found = factors[:, :2]
     assert ((found > 0.5) & (found < 1.5)).all()
     assert found.std() > 0.02  # each tile and stain has its own
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_restaining_is_in_single_precision(rng, kind):
+    """Cast to half, a factor of 1 darkens one value in six."""
+    tiles = tiles_of(rng).clamp_min(1)  # black and one grey level have one optical density
+    with torch.autocast("cpu", kind):
+        assert torch.equal(StainJitter(0.0)(tiles), tiles)
+        torch.manual_seed(0)
+        cast = StainJitter()(tiles)
+    torch.manual_seed(0)
+    assert torch.equal(cast, StainJitter()(tiles))
+
+
+def test_stains_are_not_saved_and_move():
+    jitter = StainJitter()
+    assert jitter.state_dict() == {}
+    assert jitter.to("meta").mix.is_meta
+    assert jitter.unmix.is_meta
 
 
 def test_features_are_those_of_the_crops_one_by_one(rng):

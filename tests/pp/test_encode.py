@@ -13,6 +13,7 @@ import torch
 from sigmma_sc import SIGMMA, ImageEncoder, pp
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
+from sigmma_sc.features import patches
 from sigmma_sc.features.patches import PatchFeatures
 
 SCRIPT = """
@@ -109,3 +110,22 @@ def test_what_workers_cannot_reach(store, tmp_path):
     with pytest.raises(SetupError, match="Write it first"):
         pp.encode_patches(memory, "stain-stats", tmp_path, client=object())
     assert not np.any([p.suffix for p in tmp_path.rglob("*") if p.is_file()])
+
+
+def test_precision_is_that_of_training(store, tmp_path, monkeypatch):
+    """On a GPU the types differ, and features of one are not found by a model that trains in the other."""
+    asked = []
+
+    def encode(self, slide, crops, device, cache, size, kind):
+        asked.append(kind)
+        return torch.zeros(len(crops), self.encoder.dim, dtype=torch.float16)
+
+    monkeypatch.setattr(PatchFeatures, "_encode", encode)
+    monkeypatch.setattr(patches, "feature_type", lambda device, single: torch.float32 if single else torch.bfloat16)
+    pp.encode_patches(store[1], "stain-stats", tmp_path)
+    assert set(asked) == {torch.bfloat16}
+    asked.clear()
+    pp.encode_patches(store[1], "stain-stats", tmp_path, precision="32-true")
+    assert set(asked) == {torch.float32}
+    with pytest.raises(SetupError, match="precision='32' is not one of 'auto', '32-true'"):
+        pp.encode_patches(store[1], "stain-stats", tmp_path, precision="32")

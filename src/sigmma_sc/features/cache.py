@@ -32,9 +32,10 @@ OUTPUT = "output.json"
 Crop = tuple[float, ...]
 
 
-def cache_key(image: str, encoder: str, size: int, half: bool) -> str:
-    """Hash over an image's identity, an encoder's fingerprint, the side of the crops in px and the arithmetic."""
-    what = f"{FORMAT} {image} {size} {encoder}" + (" bfloat16" if half else "")
+def cache_key(image: str, encoder: str, size: int, kind: torch.dtype) -> str:
+    """Hash over an image's identity, an encoder's fingerprint, the side of the crops in px and the number type."""
+    name = "" if kind == torch.float32 else f" {kind}".replace("torch.", "")
+    what = f"{FORMAT} {image} {size} {encoder}{name}"
     return hashlib.sha256(what.encode()).hexdigest()[:32]
 
 

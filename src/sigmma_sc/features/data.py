@@ -53,6 +53,7 @@ class TissueData:
 
     ``features`` are patch features of the image encoder, trained if it was; ``pretrained`` those of the encoder as it
     came. ``training_moments`` are mean and standard deviation of the training slides on average, by modality.
+    ``single_precision`` computes patch features in float32 on any device.
     """
 
     def __init__(self, setup: Setup, encoder: ImageEncoder, config: Config, cache_dir: str | Path | None = None):
@@ -64,6 +65,7 @@ class TissueData:
         self.node_features = node_features_of(config, setup)
         self.roles = Roles()
         self.training_moments: dict[str, Moments] = {}
+        self.single_precision = False
         self._masks = ByImage()
         self._moments = ByImage()
         self._graphs: dict[str, tuple[NDArray, csr_matrix]] = {}
@@ -79,13 +81,19 @@ class TissueData:
     def state(self) -> dict[str, Any]:
         """All that training changes, as JSON values and NumPy arrays; the image encoder's weights aside."""
         moments = {kind: {"mean": m.mean, "std": m.std} for kind, m in self.training_moments.items()}
-        return {**self.roles.state(), "node_features": self.node_features.state(), "training_moments": moments}
+        return {
+            **self.roles.state(),
+            "node_features": self.node_features.state(),
+            "training_moments": moments,
+            "single_precision": self.single_precision,
+        }
 
     def restore(self, state: dict[str, Any], setup: Setup) -> None:
         """Set what :meth:`state` gave, of a model that was trained on an object with this setup."""
         self.roles.restore(state)
         self.node_features = node_features_of(self.config, setup)
         self.node_features.restore(state["node_features"])
+        self.single_precision = state["single_precision"]
         self.training_moments = {}
         for kind, moments in state["training_moments"].items():
             self.training_moments[kind] = Moments(np.asarray(moments["mean"]), np.asarray(moments["std"]))
@@ -129,7 +137,7 @@ class TissueData:
         """Features of every distinct patch ``(n_crops, d)``, and the patches of each tile, ``(n_tiles, n_patches)``."""
         crops, sizes, index = self.crops(tiles)
         features = self.pretrained if pretrained else self.features
-        return features(slide, crops, device, sizes), index
+        return features(slide, crops, device, sizes, self.single_precision), index
 
     def grid_means(self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False) -> list[NDArray]:
         """Mean of the patch features over each grid of each tile, ``(n_tiles, d)``."""

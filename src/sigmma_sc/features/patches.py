@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sigmma_sc.encoders.device import computing_in, feature_type, fewer_crops
 from sigmma_sc.encoders.fingerprint import identity_of
 from sigmma_sc.errors import EncoderError, SetupError
+from sigmma_sc.features.ahead import ahead, late
 from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_crops
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from sigmma_sc.encoders.encoder import ImageEncoder
@@ -57,27 +61,36 @@ class PatchFeatures:
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
             raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
+        self.most = GPU_BATCH  # crops of a batch that the memory of the device holds
         self._known = ByImage()
 
     def __call__(
-        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, sizes: NDArray[np.int64] | None = None
+        self,
+        slide: Slide,
+        crops: NDArray[np.float64],
+        device: torch.device,
+        sizes: NDArray[np.int64] | None = None,
+        single: bool = False,
     ) -> torch.Tensor:
         """Features ``(n_crops, d)`` float16 of crops ``(n_crops, 3)`` as (x, y, side) in px; only new ones are encoded.
 
         Crops are rounded to a thousandth of a pixel. ``sizes`` ``(n_crops,)`` are the sides in px at which they reach
-        the encoder, its input size by default. A GPU that has bfloat16 encodes in it.
+        the encoder, its input size by default. A GPU computes in the half type that it is fast in, unless ``single``;
+        see :func:`~sigmma_sc.encoders.device.feature_type`.
         """
         crops = np.round(crops, 3)
         sizes = np.full(len(crops), self.encoder.input_size) if sizes is None else sizes
+        kind = feature_type(device, single)
         out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
         for size in np.unique(sizes):
             some = np.flatnonzero(sizes == size)
-            out[torch.from_numpy(some)] = self._of_size(slide, crops[some], device, int(size))
+            out[torch.from_numpy(some)] = self._of_size(slide, crops[some], device, int(size), kind)
         return out
 
-    def _of_size(self, slide: Slide, crops: NDArray[np.float64], device: torch.device, size: int) -> torch.Tensor:
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        known = self._of(slide, size, half)
+    def _of_size(
+        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, size: int, kind: torch.dtype
+    ) -> torch.Tensor:
+        known = self._of(slide, size, kind)
         keys = [tuple(key) for key in crops.tolist()]
         new = [k for k, key in enumerate(keys) if key not in known.places]
         if new and known.cache is not None:
@@ -85,19 +98,19 @@ class PatchFeatures:
             known.add([keys[new[k]] for k in found], features)
             new = [k for k in new if keys[k] not in known.places]
         if new:
-            known.add([keys[k] for k in new], self._encode(slide, crops[new], device, known.cache, size, half))
+            known.add([keys[k] for k in new], self._encode(slide, crops[new], device, known.cache, size, kind))
         return known.features[[known.places[key] for key in keys]]
 
-    def _of(self, slide: Slide, size: int, half: bool) -> _Known:
-        known: dict[tuple[int, bool], _Known] = self._known.get(slide, dict)
-        if (size, half) not in known:
+    def _of(self, slide: Slide, size: int, kind: torch.dtype) -> _Known:
+        known: dict[tuple[int, torch.dtype], _Known] = self._known.get(slide, dict)
+        if (size, kind) not in known:
             cache = None
             if self.cache_dir is not None:
-                key = cache_key(image_identity(slide), self._identity["fingerprint"], size, half)
+                key = cache_key(image_identity(slide), self._identity["fingerprint"], size, kind)
                 key = key_of_output(self.cache_dir, key, self._identity["output"])
                 cache = FeatureCache(self.cache_dir, key, self.encoder.dim)
-            known[size, half] = _Known({}, torch.empty(0, self.encoder.dim, dtype=torch.float16), cache)
-        return known[size, half]
+            known[size, kind] = _Known({}, torch.empty(0, self.encoder.dim, dtype=torch.float16), cache)
+        return known[size, kind]
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -111,26 +124,21 @@ class PatchFeatures:
         device: torch.device,
         cache: FeatureCache | None,
         size: int,
-        half: bool,
+        kind: torch.dtype,
     ) -> torch.Tensor:
         """Encode crops; what is done goes to the cache now and then, and as one shard in the end."""
         from rich.progress import track
 
         self.encoder.to(device)
         out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
-        batch = CPU_BATCH if device.type == "cpu" else GPU_BATCH
-        groups = read_crops(slide, crops, size)
-        total = len(crops)
+        groups = ahead(read_crops(slide, crops, size))
+        batches = self._batches(groups, device, kind)
+        if device.type != "cpu":
+            batches = late(batches)
+        total = len(crops) / self._batch_size(device)
         waiting, shards, flushed = [], [], time.monotonic()
-        for index, pixels in track(
-            _chunks(groups, batch), f"Encoding {slide.name}", total=total / batch, disable=not self.progress
-        ):
-            # A full batch of one size every time: kernels differ between sizes in their last bits, a crop's features must not.
-            filled = np.concatenate([pixels, np.zeros((batch - len(pixels), *pixels.shape[1:]), np.uint8)])
-            images = torch.from_numpy(filled).permute(0, 3, 1, 2)  # channels last in memory
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                features = self.encoder.encode(images.to(device, non_blocking=True))
-            out[torch.from_numpy(index)] = self._stored(features[: len(index)], slide)
+        for index, features in track(batches, f"Encoding {slide.name}", total=total, disable=not self.progress):
+            out[torch.from_numpy(index)] = self._stored(features, slide, kind)
             waiting += index.tolist()
             if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
                 shards.append(cache.write(crops[waiting], out[waiting]))
@@ -141,7 +149,35 @@ class PatchFeatures:
                 shard.unlink(missing_ok=True)
         return out
 
-    def _stored(self, features: torch.Tensor, slide: Slide) -> torch.Tensor:
+    def _batches(
+        self, groups: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]], device: torch.device, kind: torch.dtype
+    ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
+        """Cut the reader's groups into batches, and encode them; features ``(k, d)`` are on the device."""
+        for index, pixels in groups:
+            begin = 0
+            while begin < len(index):
+                end = begin + self._batch_size(device)
+                try:
+                    features = self._features(pixels[begin:end], device, kind)
+                except torch.OutOfMemoryError:
+                    self.most = fewer_crops(self._batch_size(device), self.encoder.name)
+                    continue
+                yield index[begin:end], features
+                begin = end
+
+    def _batch_size(self, device: torch.device) -> int:
+        return min(self.most, CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+
+    def _features(self, pixels: NDArray[np.uint8], device: torch.device, kind: torch.dtype) -> torch.Tensor:
+        # A full batch of one size every time: kernels differ between sizes in their last bits, a crop's features must not.
+        padding = np.zeros((self._batch_size(device) - len(pixels), *pixels.shape[1:]), np.uint8)
+        images = torch.from_numpy(np.concatenate([pixels, padding])).permute(0, 3, 1, 2)  # channels last in memory
+        if device.type == "cuda":
+            images = images.pin_memory()
+        with computing_in(kind, device):
+            return self.encoder.encode(images.to(device, non_blocking=True))[: len(pixels)]
+
+    def _stored(self, features: torch.Tensor, slide: Slide, kind: torch.dtype) -> torch.Tensor:
         """Features as float16 on the CPU, or an error if that cannot hold them."""
         features = features.cpu()
         stored = features.half()
@@ -154,14 +190,12 @@ class PatchFeatures:
                 f"at {torch.finfo(torch.float16).max:.0f}. Scale or normalise its output."
             )
         odd = features[~torch.isfinite(features)][0].item()
+        if kind == torch.float16:
+            raise EncoderError(
+                f"Image encoder {self.encoder.name!r} gives {odd} on {slide.name} in float16, in which this GPU computes features. "
+                "Pass precision='32-true' to train(), or to encode_patches()."
+            )
         raise EncoderError(
             f"Image encoder {self.encoder.name!r} itself gives {odd} on {slide.name}. Check its weights, mean and std, and what it "
             "makes of a crop of one colour."
         )
-
-
-def _chunks(groups, batch: int):
-    """Cut the reader's groups into batches."""
-    for index, pixels in groups:
-        for start in range(0, len(index), batch):
-            yield index[start : start + batch], pixels[start : start + batch]

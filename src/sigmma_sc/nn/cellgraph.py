@@ -87,10 +87,14 @@ class AttentionPool(nn.Module):
         self.gate = nn.Linear(n_input, 1)
 
     def forward(self, h: Tensor, tile: Tensor, n_tiles: int) -> Tensor:
-        """Pool ``(n_cells, d)`` to ``(n_tiles, d)``; a tile without cells pools to zero."""
+        """Pool ``(n_cells, d)`` to ``(n_tiles, d)``; a tile without cells pools to zero.
+
+        Sums are in single precision at least: rounded cell by cell, in bfloat16 a tile of 1,600 cells would lose a quarter.
+        """
         gate = self.gate(h)
         share = softmax(gate.to(at_least_single(gate.dtype)), tile, num_nodes=n_tiles)
-        return h.new_zeros(n_tiles, h.shape[1]).index_add(0, tile, (share * h).to(h.dtype))
+        parts = share * h
+        return parts.new_zeros(n_tiles, h.shape[1]).index_add(0, tile, parts)
 
 
 class CellGraphTower(nn.Module):

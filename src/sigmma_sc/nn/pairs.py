@@ -9,9 +9,13 @@ then cost the finer scales nothing, and a dense tile does not set the cost of th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WORK = 2**18
 """Pairs times hidden units computed at once."""
@@ -43,10 +47,24 @@ class CellLayout:
     tile: Tensor  # tile of each cell, (n_cells,)
     n_tiles: int  # number of tiles
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> CellLayout:
-        """Move to a device; Lightning's batch transfer calls this."""
-        names = ("cell", "inner_block", "slot", "micro", "tile")
-        return replace(self, **{n: getattr(self, n).to(device, non_blocking=non_blocking) for n in names})
+    def to(self, device: torch.device) -> CellLayout:
+        """Move to a device; Lightning's batch transfer calls this, and leaves it open whether to wait."""
+        waits = torch.device(device).type in ("cpu", "mps")
+        return self._with(lambda tensor: tensor.to(device, non_blocking=not waits))
+
+    def pin_memory(self) -> CellLayout:
+        """Copy to memory that a GPU reads by itself; torch's loaders call this."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> CellLayout:
+        return replace(
+            self,
+            cell=change(self.cell),
+            inner_block=change(self.inner_block),
+            slot=change(self.slot),
+            micro=change(self.micro),
+            tile=change(self.tile),
+        )
 
     def active_buckets(self, scale: int) -> list[Bucket]:
         """Buckets whose pairs can be edges at a scale: at the first the spatial edges, in the first shell."""
@@ -55,17 +73,24 @@ class CellLayout:
     def to_slots(self, cells: Tensor, buckets: list[Bucket]) -> dict[Bucket, Tensor]:
         """Rows of ``cells`` ``(n_cells, d)`` in the slots of the first buckets, ``(n, size, d)`` each."""
         sizes = [bucket.n * bucket.size for bucket in buckets]
-        slots = torch.cat([cells, cells.new_zeros(1, cells.shape[1])]).index_select(0, self.cell[: sum(sizes)])
+        slots = ToSlots.apply(cells, *self._places(buckets))
         # One split, whose gradient is one concatenation; that of a slice would be as large as the whole.
         parts = slots.split(sizes) if buckets else ()
         return {b: part.unflatten(0, (b.n, b.size)) for b, part in zip(buckets, parts, strict=True)}
 
     def from_slots(self, slots: dict[Bucket, Tensor], zero: Tensor) -> Tensor:
         """Sum over shells of each cell's slots, ``(n_cells, d)``, for what :meth:`to_slots` gave; ``zero`` is a row of zeros."""
-        rows = torch.cat([*(part.flatten(0, 1) for part in slots.values()), zero])
-        # A cell that has no slot in a shell finds the zeros.
-        places = self.slot[: 1 + max((bucket.shell for bucket in slots), default=0)].clamp_max(len(rows) - 1)
-        return rows.index_select(0, places.flatten()).unflatten(0, places.shape).sum(0)
+        rows = torch.cat([*(part.flatten(0, 1) for part in slots.values()), zero[:0]])
+        return FromSlots.apply(rows, *self._places(list(slots)))
+
+    def _places(self, buckets: list[Bucket]) -> tuple[Tensor, Tensor]:
+        """Cell of each slot of the first buckets ``(n_slots,)``, and slot of each cell by shell ``(n_shells, n_cells)``.
+
+        A slot of padding has a cell past the last, and a cell without a slot has a slot past the last.
+        """
+        n = sum(bucket.n * bucket.size for bucket in buckets)
+        shells = 1 + max((bucket.shell for bucket in buckets), default=0)
+        return self.cell[:n], self.slot[:shells].clamp_max(n)
 
     def blocks(self, slots: Tensor, bucket: Bucket) -> Tensor:
         """Part of ``slots`` ``(n_slots,)`` that is a bucket's, ``(n, size)``."""
@@ -82,6 +107,51 @@ class CellLayout:
         before = sum(b.n * b.size**2 for b in self.buckets if b.shell == 0 and b.start < bucket.start)
         flat = self.micro[before : before + bucket.n * bucket.size**2]
         return flat.view(bucket.n, bucket.size, bucket.size).to(dtype)
+
+
+def spread(cells: Tensor, cell: Tensor) -> Tensor:
+    """Rows ``(n_cells, d)`` at their slots ``(n_slots,)``, and zeros in the padding."""
+    return torch.cat([cells, cells.new_zeros(1, cells.shape[1])]).index_select(0, cell)
+
+
+def collected(slots: Tensor, slot: Tensor) -> Tensor:
+    """Sum over shells of the rows ``(n_slots, d)`` at each cell's slots ``(n_shells, n_cells)``; half types add in single."""
+    rows = torch.cat([slots, slots.new_zeros(1, slots.shape[1])])
+    return rows.index_select(0, slot.flatten()).unflatten(0, slot.shape).sum(0)
+
+
+class ToSlots(torch.autograd.Function):
+    """:func:`spread`, whose gradient is :func:`collected`.
+
+    A gather both ways. The gradient that torch has of a gather adds row by row, in an order that a GPU does not fix, and
+    all padding to one row.
+    """
+
+    @staticmethod
+    def forward(ctx, cells: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+        """Rows of cells ``(n_cells, d)`` at their slots, ``(n_slots, d)``."""
+        ctx.save_for_backward(slot)
+        return spread(cells, cell)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the cells, from that of their slots."""
+        return collected(grad, *ctx.saved_tensors), None, None
+
+
+class FromSlots(torch.autograd.Function):
+    """:func:`collected`, whose gradient is :func:`spread`; see :class:`ToSlots`."""
+
+    @staticmethod
+    def forward(ctx, slots: Tensor, cell: Tensor, slot: Tensor) -> Tensor:
+        """Sum over shells of each cell's slots ``(n_slots, d)``, ``(n_cells, d)``."""
+        ctx.save_for_backward(cell)
+        return collected(slots, slot)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Gradient of the slots, from that of the cells."""
+        return spread(grad, *ctx.saved_tensors), None, None
 
 
 def at_least_single(kind: torch.dtype) -> torch.dtype:

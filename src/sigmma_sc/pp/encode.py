@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_divides
+from sigmma_sc._checks import require_choice, require_divides
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import common_setup, objects_of, slides_of, stored_setup
 from sigmma_sc.tissue.tiling import lattice_tiles
@@ -36,6 +36,7 @@ def encode_patches(
     *,
     stride: float | None = None,
     crop_sizes: Sequence[int] | None = None,
+    precision: Literal["auto", "32-true"] = "auto",
     client: Client | None = None,
 ) -> None:
     """Compute the patch features that training and embedding need, and cache them for ``SIGMMA(…, cache_dir=…)``.
@@ -56,6 +57,9 @@ def encode_patches(
         Step of the lattice of training tiles, µm; by default as in :meth:`sigmma_sc.SIGMMA.train`.
     crop_sizes
         Side of the crops of each scale in px, see :class:`sigmma_sc.Config`.
+    precision
+        ``"32-true"`` computes in float32 on any device, for training with that precision. By default a GPU computes in
+        bfloat16 or float16, whichever it is fast in.
     client
         Client of ``dask.distributed``. Each worker opens the objects from their stores and builds the encoder again.
 
@@ -76,11 +80,13 @@ def encode_patches(
     """
     from sigmma_sc.encoders.encoder import get_encoder
 
+    require_choice(precision, ("auto", "32-true"), "precision")
     encoder = get_encoder(image_encoder)
+    how = (str(cache_dir), stride, crop_sizes, precision)
     if client is None:
         rank = int(os.environ.get("RANK", 0))
         world = int(os.environ.get("WORLD_SIZE", 1))
-        _encode_share(sdata, encoder, cache_dir, stride, crop_sizes, rank, world)
+        _encode_share(sdata, encoder, *how, rank, world)
         return
     if encoder.spec is None:
         raise SetupError(
@@ -89,7 +95,7 @@ def encode_patches(
         )
     stores = _stores(sdata)
     world = len(client.scheduler_info(n_workers=-1)["workers"])
-    share = (stores, encoder.spec, str(cache_dir), stride, crop_sizes)
+    share = (stores, encoder.spec, *how)
     client.gather([client.submit(_encode_stored, *share, n, world, pure=False, retries=1) for n in range(world)])
 
 
@@ -112,6 +118,7 @@ def _encode_stored(
     cache_dir: str,
     stride: float | None,
     crop_sizes: Sequence[int] | None,
+    precision: str,
     rank: int,
     world: int,
 ) -> None:
@@ -125,7 +132,7 @@ def _encode_stored(
         objects[name] = spatialdata.read_zarr(path)
         objects[name].attrs[_keys.SETUP] = setup
     encoder = ImageEncoder.from_spec(spec)
-    _encode_share(objects.get(None, objects), encoder, cache_dir, stride, crop_sizes, rank, world)
+    _encode_share(objects.get(None, objects), encoder, cache_dir, stride, crop_sizes, precision, rank, world)
 
 
 def _encode_share(
@@ -134,6 +141,7 @@ def _encode_share(
     cache_dir: str | Path,
     stride: float | None,
     crop_sizes: Sequence[int] | None,
+    precision: str,
     rank: int,
     world: int,
 ) -> None:
@@ -147,11 +155,12 @@ def _encode_share(
     stride = setup.tile_size / setup.grids[0] if stride is None else stride
     require_divides(stride, setup.tile_size)
     data = TissueData(setup, encoder, config, cache_dir)
+    data.single_precision = precision == "32-true"
     for slide in slides_of(sdata):
         crops, sizes = _needed(data, slide, stride)
         share = np.array_split(np.lexsort((crops[:, 0], crops[:, 1])), world)[rank]
         if len(share):
-            data.features(slide, crops[share], _device(), sizes[share])
+            data.features(slide, crops[share], _device(), sizes[share], data.single_precision)
 
 
 def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

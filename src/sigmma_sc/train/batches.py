@@ -110,10 +110,13 @@ class TileDataModule(pl.LightningDataModule):
 
     def _loader(self, batches: TileBatches) -> DataLoader:
         trainer = self.trainer
+        pinned = False
         if trainer is not None:
             batches.rank = trainer.global_rank
             batches.world = trainer.world_size
-        return DataLoader(self.dataset, batch_sampler=batches, collate_fn=lambda batch: batch)
+            # A GPU fetches a batch from pinned memory by itself, while the host goes on.
+            pinned = trainer.strategy.root_device.type == "cuda"
+        return DataLoader(self.dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pinned)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training tiles."""

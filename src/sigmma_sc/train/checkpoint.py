@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sigmma_sc.train.options import TrainOptions
 
 FILE = "last.safetensors"
-FORMAT = 3
+FORMAT = 4
 OURS = "sigmma"
 
 NO_MATTER = {

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sigmma_sc.errors import SetupError
-from sigmma_sc.features.patches import CPU_BATCH
 from sigmma_sc.train.checkpoint import SaveEpochs, describe_run
+from sigmma_sc.train.device import SINGLE, chunk_of, describe_device, precision_of, require_trainable
 from sigmma_sc.train.options import ENCODER_LR, TrainOptions
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, copy_of
-from sigmma_sc.train.runner import precision_of, runner_for
+from sigmma_sc.train.runner import runner_for
 from sigmma_sc.train.tiles import tile_batches, training_sample
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from sigmma_sc.train.batches import TileDataModule
 
     Build = Callable[[int, TissueData], TwoTowers]
-
-GPU_CHUNK = 64
-"""Crops that pass the encoder at once on a GPU: of a ViT-L in half precision they take some 10 GB in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,7 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     if any(slide.region is None for slide in slides):
         raise SetupError("Training needs cells: set up with table_key=…, H&E alone can only be embedded.")
     data = before.data.copy()
+    data.single_precision = str(options.precision) in SINGLE
     seed = data.config.seed + before.epochs
     options = replace(options, precision=precision_of(options))
     runner, stopping = runner_for(before.towers, before.history, options)
@@ -64,6 +62,7 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     if before.towers is None and not checkpoints.restored:
         data.fit_node_features(slides)
     device = runner.trainer.strategy.root_device
+    require_trainable(build, data, device)
     batches = tile_batches(data, slides, options.stride, options.batch_size, device)
     data.average_moments(batches.dataset.slides)
     callbacks = runner.trainer.callbacks
@@ -79,7 +78,8 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
             elif stopping is not None:
                 callbacks += [stopping, KeepBest(towers)]
             towers.train()  # Lightning leaves the mode as it is, and an earlier call, or loading, left it in evaluation
-            _ready_encoder(towers, data, options, device)
+            chunk = _ready_encoder(towers, data, options, device)
+            describe_device(device, options.precision, data, chunk)
             runner.model.module = towers
             runner.data_splitter = batches
             encoder_lr = options.encoder_lr or ENCODER_LR[data.config.regime]
@@ -104,14 +104,15 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     )
 
 
-def _ready_encoder(towers: TwoTowers, data: TissueData, options: TrainOptions, device: torch.device) -> None:
-    """Set how an image encoder in training is trained."""
+def _ready_encoder(towers: TwoTowers, data: TissueData, options: TrainOptions, device: torch.device) -> int | None:
+    """Set how an image encoder in training is trained, and return how many crops it encodes at once."""
     if towers.encoder is None:
-        return
+        return None
     # Whatever was encoded before is not of the encoder that this call trains.
     data.use_encoder(towers.encoder.encoder)
     towers.encoder.augment = options.augment
-    towers.encoder.chunk_size = options.chunk_size or (CPU_BATCH if device.type == "cpu" else GPU_CHUNK)
+    towers.encoder.chunk_size = options.chunk_size or chunk_of(towers.encoder, device, options.precision)
+    return towers.encoder.chunk_size
 
 
 def _built(build: Build, data: TissueData, batches: TileDataModule, device: torch.device) -> TwoTowers:

@@ -70,10 +70,11 @@ class AlignmentPlan(pl.LightningModule):
         n = sum(part["n_tiles"] for part in batch) * self.trainer.world_size
         losses = self.module.losses(self._gathered(self.module(batch)))
         total = self.module.total(losses)
-        values: dict[str, torch.Tensor | float] = {name: total}
+        values = {name: total}
         for scale, loss in losses.items():
             values[f"{prefix}_loss_{scale}"] = loss
-        values[f"{prefix}_ln_batch"] = math.log(n)
+        # Lightning would copy a float to the device, and wait for that.
+        values[f"{prefix}_ln_batch"] = torch.full((), math.log(n), device=total.device)
         several = self.trainer.world_size > 1
         for key, value in values.items():
             self.log(key, value, prog_bar=key == name, batch_size=n, on_epoch=True, on_step=False, sync_dist=several)

@@ -56,19 +56,6 @@ def translated(options: TrainOptions) -> Iterator[None]:
         raise SetupError(f"The trainer cannot be made with {shown}: {error}. See scvi.train.Trainer.") from error
 
 
-def precision_of(options: TrainOptions) -> str:
-    """Precision to train in: what was asked for, or bfloat16 autocast on a GPU that has it."""
-    from scvi.model._utils import parse_device_args
-
-    precision = str(options.precision)
-    if precision != "auto":
-        return precision
-    with translated(options):
-        device = parse_device_args(options.accelerator, options.devices, return_device="torch")[2]
-    half = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-    return "bf16-mixed" if half else "32-true"
-
-
 def runner_for(
     towers: TwoTowers | None, history: dict[str, pd.DataFrame], options: TrainOptions
 ) -> tuple[TrainRunner, EarlyStopping | None]:
