@@ -70,6 +70,10 @@ class ExpressionWarning(UserWarning):
     """Expression cannot be predicted later, or a gene's prediction comes without an estimate of its reliability."""
 
 
+class PanelWarning(UserWarning):
+    """A slide lacks many of the genes that the node features are made of."""
+
+
 class SplitWarning(UserWarning):
     """The chosen split leaks, or leaves few tiles or slides to evaluate on."""
 

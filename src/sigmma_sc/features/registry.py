@@ -90,4 +90,6 @@ def node_features_of(config: Config, setup: Setup) -> NodeFeatures:
         raise SetupError(
             "node_features='obsm' needs an embedding of the cells. Name it with SIGMMA.setup_spatialdata(sdata, features_key=…)."
         )
-    return kind(config.cell_covariates, config.seed)
+    features = kind(config.cell_covariates, config.seed)
+    features.panel = config.genes
+    return features

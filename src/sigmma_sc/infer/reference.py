@@ -12,6 +12,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.infer.evaluate import chosen_counts
 from sigmma_sc.infer.scales import joined
 from sigmma_sc.metrics.expression import log_expression, median_total
+from sigmma_sc.tissue.panel import common_genes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,7 @@ PREFIX = "reference."
 class Reference:
     """Training and validation tiles of a model, with both embeddings and expression."""
 
-    genes: list[str]  # genes in order, those of the table trained on
+    genes: list[str]  # genes in order: those that all slides trained on have
     library: float  # counts that a tile's are scaled to: the median total of the training tiles
     # (n, n_genes) float16, log1p of the counts pooled over a tile's cells and scaled to library.
     expression: NDArray[np.float16]
@@ -57,7 +58,7 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
             "it on the object it was trained on, save it again, and load that."
         )
     train = np.concatenate(roles) == "train"
-    genes = [str(name) for name in chosen[0][0].slide.table.var_names]
+    genes = common_genes([e.slide.table for e, _ in chosen])
     counts = chosen_counts(chosen, genes)
     library = median_total(counts[train])
     return Reference(

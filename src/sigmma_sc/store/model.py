@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
-FORMAT = 8
+FORMAT = 9
 PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
 """Fields of a saved model that are JSON values as they are."""
 
