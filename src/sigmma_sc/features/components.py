@@ -40,38 +40,42 @@ class GeneComponents:
     variance: NDArray[np.float64]  # of the scores, (n_components,)
     noise: NDArray[np.float64]  # of each gene, (n_genes,)
 
-    def axes(self, observed: NDArray[np.bool_]) -> NDArray[np.floating]:
-        """Matrix ``(n_observed, n_components)`` that takes the centred observed genes to the scores of all genes.
+    def fill(self, observed: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Matrix ``(n_observed, n_missing)`` from the centred observed genes to what is expected of the missing ones.
 
-        The scores are those of a cell whose missing genes have the values expected from its observed ones: with the
-        loadings W of observed (o) and missing (m) genes and their noise Ψ, ``W_o x_o + W_m W_mᵀ t``, where
-        ``t = (W_o Ψ_o⁻¹ W_oᵀ + Λ⁻¹)⁻¹ W_o Ψ_o⁻¹ x_o`` is the posterior mean of the scores. With all genes observed the
-        matrix is the transpose of the components.
+        With loadings W of observed (o) and missing (m) genes, noise Ψ and variances of the scores Λ, the expected scores are
+        ``(W_o Ψ_o⁻¹ W_oᵀ + Λ⁻¹)⁻¹ W_o Ψ_o⁻¹ x_o``, and the missing genes are W_mᵀ times these.
+        """
+        weighted, posterior = self._posterior(observed)
+        return weighted.T @ posterior @ self.components[:, ~observed].astype(np.float64)
+
+    def axes(self, observed: NDArray[np.bool_]) -> NDArray[np.floating]:
+        """Matrix ``(n_observed, n_components)`` from the centred observed genes to the components of all genes.
+
+        The missing genes have their expected values (:meth:`fill`). With all genes observed the matrix is the transpose
+        of the components.
         """
         if observed.all():
             return self.components.T
-        weighted, posterior, missing = self._posterior(observed)
-        axes = self.components[:, observed].T + weighted.T @ posterior @ missing
+        axes = self.components[:, observed].T + self.fill(observed) @ self.components[:, ~observed].T
         return np.ascontiguousarray(axes, dtype=self.components.dtype)
 
     def shared_variance(self, observed: NDArray[np.bool_]) -> float:
-        """Share of the variance of the scores that the observed genes explain, in [0, 1]."""
+        """Share of the variance of the components that the observed genes explain, in [0, 1]."""
         if observed.all():
             return 1.0
-        _, posterior, missing = self._posterior(observed)
-        noise = (self.components.astype(np.float64) ** 2) @ np.where(observed, 0.0, self.noise)
-        total = self.variance.sum() + ((self.components.astype(np.float64) ** 2) @ self.noise).sum()
-        return float(1 - (np.trace(missing @ posterior @ missing) + noise.sum()) / total)
+        _, posterior = self._posterior(observed)
+        square = self.components.astype(np.float64) ** 2
+        missing = self.components[:, ~observed].astype(np.float64)
+        across = missing @ missing.T
+        unknown = np.trace(across @ posterior @ across) + (square[:, ~observed] @ self.noise[~observed]).sum()
+        return float(1 - unknown / (self.variance.sum() + (square @ self.noise).sum()))
 
-    def _posterior(
-        self, observed: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """``W_o Ψ_o⁻¹``, the posterior covariance of the scores, and ``W_m W_mᵀ``."""
-        loadings = self.components.astype(np.float64)
-        weighted = loadings[:, observed] / self.noise[observed]
-        precision = weighted @ loadings[:, observed].T + np.diag(1 / self.variance)
-        missing = loadings[:, ~observed]
-        return weighted, np.linalg.inv(precision), missing @ missing.T
+    def _posterior(self, observed: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``W_o Ψ_o⁻¹``, and the posterior covariance of the scores."""
+        loadings = self.components[:, observed].astype(np.float64)
+        weighted = loadings / self.noise[observed]
+        return weighted, np.linalg.inv(weighted @ loadings.T + np.diag(1 / self.variance))
 
 
 def fit_components(groups: Sequence[Group], n_components: int, seed: int) -> GeneComponents:
@@ -178,12 +182,12 @@ def _expected(patterns: list[Pattern], now: GeneComponents) -> tuple[NDArray[np.
     covariance = np.zeros((n_genes, n_genes))
     for genes, n, here, within in patterns:
         observed = np.isin(np.arange(n_genes), genes)
-        weighted, posterior, _ = now._posterior(observed)
+        _, posterior = now._posterior(observed)
         loadings = now.components[:, ~observed]
         # Completed cells are fill @ observed genes; observed genes fill themselves.
         fill = np.zeros((n_genes, len(genes)))
         fill[genes, np.arange(len(genes))] = 1
-        fill[~observed] = loadings.T @ posterior @ weighted
+        fill[~observed] = now.fill(observed).T
         spread = fill @ within @ fill.T
         block = np.ix_(~observed, ~observed)
         spread[block] += loadings.T @ posterior @ loadings + np.diag(now.noise[~observed])

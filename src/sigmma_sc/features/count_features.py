@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import logging
 import warnings
-from abc import abstractmethod
-from typing import TYPE_CHECKING
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from sigmma_sc.errors import PanelWarning, SetupError
+from sigmma_sc.features.components import GeneComponents, fit_components
 from sigmma_sc.features.node_features import NodeFeatures
+from sigmma_sc.tissue.counts import log_normalise
 from sigmma_sc.tissue.panel import find_genes, genes_of, is_control
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
-    from scipy.sparse import csr_matrix
 
+    from sigmma_sc.features.components import Group
     from sigmma_sc.features.node_features import Training
     from sigmma_sc.tissue.frame import Slide
 
@@ -30,7 +32,7 @@ ENOUGH_SHARED = 0.8
 
 ROUNDS = 1000
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger("sigmma_sc")
 
 
 class CountFeatures(NodeFeatures):
@@ -38,6 +40,8 @@ class CountFeatures(NodeFeatures):
 
     Attributes
     ----------
+    basis
+        Components of the log-normalised counts, by which missing genes are expected from those that are there.
     target_sum
         Total counts over all genes to which cells or tiles are scaled: the median of those trained on.
     shares
@@ -45,22 +49,20 @@ class CountFeatures(NodeFeatures):
         share of those it has, so that depths of different panels can be compared.
     """
 
+    most_components: ClassVar[int]  # most components that are fitted
     genes: list[str]
     target_sum: float
     shares: NDArray[np.float64]  # (n_genes,)
-
-    @abstractmethod
-    def shared_variance(self, observed: NDArray[np.bool_]) -> float:
-        """Share of the features' variance that the observed genes ``(n_genes,)`` explain."""
+    basis: GeneComponents
 
     def differences(self, slide: Slide) -> Iterator[str]:
         """Too few of the genes."""
         if self.genes is None:
             return
         observed = find_genes(slide.table, self.genes) >= 0
-        shared = self.shared_variance(observed)
+        shared = self.basis.shared_variance(observed)
         if shared < LEAST_SHARED:
-            yield f"{self._lack(observed, shared)}, at least {LEAST_SHARED:.0%} is needed".replace("%", " %")
+            yield f"{self._lack(observed, shared)}, at least {100 * LEAST_SHARED:.0f} % is needed"
 
     def _lack(self, observed: NDArray[np.bool_], shared: float) -> str:
         absent = [gene for gene, here in zip(self.genes, observed, strict=True) if not here]
@@ -73,7 +75,7 @@ class CountFeatures(NodeFeatures):
         """Column of each gene in the table of a slide, -1 where it is missing, with a warning if many are."""
         where = find_genes(slide.table, self.genes)
         observed = where >= 0
-        shared = self.shared_variance(observed)
+        shared = self.basis.shared_variance(observed)
         if shared < LEAST_SHARED:
             raise SetupError(f"Slide {slide.name!r} does not fit the model: {next(self.differences(slide))}.")
         if shared < ENOUGH_SHARED:
@@ -91,13 +93,20 @@ class CountFeatures(NodeFeatures):
         for slide, _ in training:
             controls = int(is_control(slide.table).sum())
             missing = int((find_genes(slide.table, self.genes) < 0).sum())
-            log.info(
+            logger.info(
                 "Slide %r: %d of %d genes, %d control probes left out.",
                 slide.name, len(self.genes) - missing, len(self.genes), controls,
             )  # fmt: skip
 
-    def _fit_depth(self, groups: Sequence[tuple[NDArray[np.bool_], csr_matrix]], what: str) -> None:
-        """Set shares and target sum from counts ``(n, n_observed)`` and the genes they are of, ``(n_genes,)``."""
+    def _fit_groups(self, groups: Sequence[Group], what: str) -> None:
+        """Set depth and components from the genes of each group ``(n_genes,)``, and its counts ``(n, n_observed)``."""
+        self._fit_depth(groups, what)
+        logs = []
+        for observed, counts in groups:
+            logs.append((observed, log_normalise(counts, self.target_sum * self._share(observed))))
+        self.basis = fit_components(logs, self.most_components, self.seed)
+
+    def _fit_depth(self, groups: Sequence[Group], what: str) -> None:
         sums = []
         totals = []
         for _, counts in groups:
@@ -111,6 +120,18 @@ class CountFeatures(NodeFeatures):
             scaled.append(total / self._share(observed))
         depth = np.concatenate(scaled)
         self.target_sum = float(np.median(depth[depth > 0]))
+
+    def state(self) -> dict[str, Any]:
+        """Genes, their shares, target sum and components."""
+        return {"genes": self.genes, "target_sum": self.target_sum, "shares": self.shares, **asdict(self.basis)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Set what :meth:`state` gave."""
+        self.genes = state["genes"]
+        self.target_sum = state["target_sum"]
+        self.shares = np.asarray(state["shares"])
+        arrays = {field.name: np.ascontiguousarray(state[field.name]) for field in fields(GeneComponents)}
+        self.basis = GeneComponents(**arrays)
 
 
 def gene_shares(panels: Sequence[NDArray[np.bool_]], sums: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sigmma_sc.features.components import GeneComponents, fit_components
 from sigmma_sc.features.count_features import CountFeatures
 from sigmma_sc.tissue.counts import counts_of, log_normalise, log_totals
 from sigmma_sc.tissue.panel import find_genes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from scipy.sparse import csr_matrix
 
+    from sigmma_sc.features.components import Group
     from sigmma_sc.features.node_features import Training
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.tiling import Tiles
@@ -28,11 +26,11 @@ MAX_FIT_CELLS = 100_000
 class CountsPCA(CountFeatures):
     """PCA of log-normalised counts, fitted on training cells and applied to any.
 
-    Cells that lack genes get the scores expected from the genes they have (:meth:`GeneComponents.axes`). Covariates are
+    Cells that lack genes get the scores expected from the genes they have (:meth:`~sigmma_sc.features.components.GeneComponents.axes`). Covariates are
     log1p of a cell's total counts and of its distance to its neighbours.
     """
 
-    basis: GeneComponents
+    most_components = N_COMPONENTS
 
     @property
     def n_components(self) -> int:  # type: ignore[override]
@@ -42,14 +40,9 @@ class CountsPCA(CountFeatures):
     def fit(self, training: Training) -> None:
         """Fit as scanpy's normalize_total and log1p and scikit-learn's PCA do; without any count, raise an error."""
         self._choose_genes(training)
-        groups = self._sample(training)
-        self._fit_depth(groups, "cell")
-        logs = []
-        for observed, counts in groups:
-            logs.append((observed, log_normalise(counts, self.target_sum * self._share(observed))))
-        self.basis = fit_components(logs, N_COMPONENTS, self.seed)
+        self._fit_groups(self._sample(training), "cell")
 
-    def _sample(self, training: Training) -> list[tuple[NDArray[np.bool_], csr_matrix]]:
+    def _sample(self, training: Training) -> list[Group]:
         """Genes of each slide, and their counts in at most :data:`MAX_FIT_CELLS` cells on training tiles of all slides."""
         from scipy.sparse import csr_matrix, vstack
 
@@ -67,10 +60,6 @@ class CountsPCA(CountFeatures):
             groups.append((observed, vstack(parts, format="csr")))
         return groups
 
-    def shared_variance(self, observed: NDArray[np.bool_]) -> float:
-        """Share of the components' variance that the observed genes explain."""
-        return self.basis.shared_variance(observed)
-
     def transform(self, slide: Slide, tiles: Tiles) -> NDArray[np.float32]:
         """Components, and the logarithm of the total if covariates are asked for; genes are matched by name."""
         where = self._columns(slide)
@@ -86,15 +75,3 @@ class CountsPCA(CountFeatures):
             if self.covariates:
                 out[some, n] = log_totals(panel, share)
         return out
-
-    def state(self) -> dict[str, Any]:
-        """Genes, their shares, target sum and components."""
-        return {"genes": self.genes, "target_sum": self.target_sum, "shares": self.shares, **asdict(self.basis)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Set what :meth:`state` gave."""
-        self.genes = state["genes"]
-        self.target_sum = state["target_sum"]
-        self.shares = np.asarray(state["shares"])
-        arrays = {field.name: np.ascontiguousarray(state[field.name]) for field in fields(GeneComponents)}
-        self.basis = GeneComponents(**arrays)
