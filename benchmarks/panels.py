@@ -131,7 +131,7 @@ def main() -> None:
         value, cells = recall(model, slide, tiles, image)
         labels = {scale: np.asarray(prototypes.assign(scale, cells[scale])[0]) for scale in scales}
         full = full or labels
-        row = {"genes": name, "share": share, "variance": model.data.node_features.shared_variance(observed)}
+        row = {"genes": name, "share": share, "variance": model.data.node_features.basis.shared_variance(observed)}
         row |= {"recall": value, **{s: niche_agreement(labels[s], full[s])["ari"] for s in scales}}
         rows.append(row)
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)

@@ -46,7 +46,7 @@ class GeneComponents:
         With loadings W of observed (o) and missing (m) genes, noise Ψ and variances of the scores Λ, the expected scores are
         ``(W_o Ψ_o⁻¹ W_oᵀ + Λ⁻¹)⁻¹ W_o Ψ_o⁻¹ x_o``, and the missing genes are W_mᵀ times these.
         """
-        weighted, posterior = self._posterior(observed)
+        weighted, posterior = self.posterior(observed)
         return weighted.T @ posterior @ self.components[:, ~observed].astype(np.float64)
 
     def axes(self, observed: NDArray[np.bool_]) -> NDArray[np.floating]:
@@ -64,18 +64,19 @@ class GeneComponents:
         """Share of the variance of the components that the observed genes explain, in [0, 1]."""
         if observed.all():
             return 1.0
-        _, posterior = self._posterior(observed)
+        _, posterior = self.posterior(observed)
         square = self.components.astype(np.float64) ** 2
         missing = self.components[:, ~observed].astype(np.float64)
         across = missing @ missing.T
         unknown = np.trace(across @ posterior @ across) + (square[:, ~observed] @ self.noise[~observed]).sum()
         return float(1 - unknown / (self.variance.sum() + (square @ self.noise).sum()))
 
-    def _posterior(self, observed: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def posterior(self, observed: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """``W_o Ψ_o⁻¹``, and the posterior covariance of the scores."""
         loadings = self.components[:, observed].astype(np.float64)
         weighted = loadings / self.noise[observed]
-        return weighted, np.linalg.inv(weighted @ loadings.T + np.diag(1 / self.variance))
+        precision: NDArray[np.float64] = weighted @ loadings.T + np.diag(1 / self.variance)
+        return weighted, np.linalg.inv(precision).astype(np.float64)
 
 
 def fit_components(groups: Sequence[Group], n_components: int, seed: int) -> GeneComponents:
@@ -132,8 +133,9 @@ def _fit_incomplete(groups: Sequence[Group], n_components: int) -> GeneComponent
         found = _leading(mean, covariance, k)
         if np.abs(found.variance - before.variance).max() <= TOLERANCE * found.variance.max():
             break
-    as_float = found.mean.astype(np.float32), found.components.astype(np.float32)
-    return GeneComponents(*map(np.ascontiguousarray, as_float), found.variance, found.noise)
+    mean = np.ascontiguousarray(found.mean, dtype=np.float32)
+    components = np.ascontiguousarray(found.components, dtype=np.float32)
+    return GeneComponents(mean, components, found.variance, found.noise)
 
 
 Pattern = tuple["NDArray[np.int64]", int, "NDArray[np.float64]", "NDArray[np.float64]"]
@@ -182,7 +184,7 @@ def _expected(patterns: list[Pattern], now: GeneComponents) -> tuple[NDArray[np.
     covariance = np.zeros((n_genes, n_genes))
     for genes, n, here, within in patterns:
         observed = np.isin(np.arange(n_genes), genes)
-        _, posterior = now._posterior(observed)
+        _, posterior = now.posterior(observed)
         loadings = now.components[:, ~observed]
         # Completed cells are fill @ observed genes; observed genes fill themselves.
         fill = np.zeros((n_genes, len(genes)))
