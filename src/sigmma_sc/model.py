@@ -574,7 +574,7 @@ class SIGMMA:
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
         towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. Parameters are written to
-        ``uns["sigmma"]``.
+        ``uns["sigmma"]``, with the numbers of genes used and of control probes left out.
 
         Parameters
         ----------
@@ -620,6 +620,8 @@ class SIGMMA:
                 "image_encoder": self.image_encoder.name,
                 "n_offsets": n_offsets,
             }
+            if slide.adata is not None:
+                params |= self.data.node_features.described(slide)
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), params)
             write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], params)

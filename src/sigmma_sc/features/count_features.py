@@ -64,6 +64,15 @@ class CountFeatures(NodeFeatures):
         if shared < LEAST_SHARED:
             yield f"{self._lack(observed, shared)}, at least {100 * LEAST_SHARED:.0f} % is needed"
 
+    def described(self, slide: Slide) -> dict[str, Any]:
+        """Numbers of genes used and of control probes left out, and the share of variance that the genes explain."""
+        observed = find_genes(slide.table, self.genes) >= 0
+        return {
+            "n_genes": int(observed.sum()),
+            "n_control_probes": int(is_control(slide.table).sum()),
+            "shared_variance": self.basis.shared_variance(observed),
+        }
+
     def _lack(self, observed: NDArray[np.bool_], shared: float) -> str:
         absent = [gene for gene, here in zip(self.genes, observed, strict=True) if not here]
         return (

@@ -112,6 +112,10 @@ class NodeFeatures(ABC):
         if missing:
             yield f"{len(missing)} of {len(genes)} genes are missing, e.g. {', '.join(missing[:5])}"
 
+    def described(self, slide: Slide) -> dict[str, Any]:
+        """What ``uns["sigmma"]`` tells of these features of a slide."""
+        return {}
+
     def fit_checked(self, training: Training) -> None:
         """Fit, and raise :class:`SetupError` unless slides have what is needed and the state can be saved."""
         self._require_fitting(training)
