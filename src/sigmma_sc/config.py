@@ -51,6 +51,10 @@ class Config:
     node_features
         ``"pca"`` of log-normalised counts, ``"obsm"`` for the embedding that ``features_key`` names, or the name of a
         registered node feature. ``"auto"`` is ``"obsm"`` if ``features_key`` is given, and ``"pca"`` otherwise.
+    genes
+        Genes that node features from counts are made of: ``"union"`` of the panels of the training slides, the genes that
+        all of them have (``"shared"``), or a list of names. Control probes are left out, unless they are listed. A slide may
+        lack some of the genes: page *Gene panels*.
     edges
         ``"sampled"`` adds edges stochastically (the method), ``"full"`` links every pair within a block, ``"none"`` has only
         the spatial edges (Table 4).
@@ -129,6 +133,7 @@ class Config:
     n_latent: int = 128
     cells: Literal["graph", "genes"] = "graph"
     node_features: str = "auto"
+    genes: Literal["union", "shared"] | tuple[str, ...] = "union"
     edges: Literal["sampled", "full", "none"] = "sampled"
     cell_covariates: bool = True
     standardise: Literal["slide", "training"] = "slide"
@@ -165,6 +170,7 @@ class Config:
         require_choice(self.standardise, ("slide", "training"), "standardise")
         require_choice(self.negatives, ("within_slide", "pooled"), "negatives")
         require_choice(self.regime, ("frozen", "lora", "last_k", "full"), "regime")
+        _check_genes(self.genes)
         for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise SetupError(f"{name}={getattr(self, name)!r} must be True or False.")
@@ -241,3 +247,12 @@ class Config:
             if value is not None and len(value) != len(grids):
                 raise SetupError(f"{name}={value!r} must have one value for each of grids={grids!r}, fine to coarse.")
         return config
+
+
+def _check_genes(genes: object) -> None:
+    if isinstance(genes, tuple):
+        names = [gene for gene in genes if isinstance(gene, str) and gene]
+        if len(names) < max(2, len(genes)) or len(set(names)) < len(names):
+            raise SetupError(f"genes={genes!r} must list two or more names of genes, all different.")
+    else:
+        require_choice(genes, ("union", "shared"), "genes")

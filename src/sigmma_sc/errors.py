@@ -74,6 +74,10 @@ class MemoryWarning(UserWarning):
     """The memory of a device ran out; fewer crops pass the image encoder at once from now on."""
 
 
+class PanelWarning(UserWarning):
+    """A slide lacks many of the genes that the node features are made of."""
+
+
 class SplitWarning(UserWarning):
     """The chosen split leaks, or leaves few tiles or slides to evaluate on."""
 

@@ -589,7 +589,7 @@ class SIGMMA:
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
         towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. Parameters are written to
-        ``uns["sigmma"]``.
+        ``uns["sigmma"]``, with the numbers of genes used and of control probes left out.
 
         Parameters
         ----------
@@ -636,6 +636,8 @@ class SIGMMA:
         for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
             slide = group[0].slide
             told = params[id(slide.sdata)]
+            if slide.adata is not None:
+                told |= self.data.node_features.described(slide)
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), told)
             write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], told)
@@ -752,7 +754,7 @@ class SIGMMA:
     def predict_expression(
         self,
         sdata: Tissue | None = None,
-        method: Literal["retrieval", "ridge"] = "retrieval",
+        method: Literal["retrieval", "ridge", "auto"] = "retrieval",
         scale: str = "all",
         n_neighbors: int = 50,
     ) -> AnnData:
@@ -769,7 +771,9 @@ class SIGMMA:
         method
             ``"retrieval"`` averages the training tiles whose *transcriptome* embeddings are nearest to the tile's image
             embedding, weighted by softmax(cosine similarity / temperature), after BLEEP (Xie et al. 2023). ``"ridge"`` is
-            the probe of :meth:`evaluate_expression`, fitted to every gene; its values may be negative.
+            the probe of :meth:`evaluate_expression`, fitted to every gene; its values may be negative. ``"auto"`` takes for
+            each gene the best of retrieval, ridge, ridge on the features of the image encoder, and the mean of the training
+            tiles, as chosen on the validation tiles; it needs 10 of them.
         scale
             Embedding to use: one scale, or ``"all"``. For retrieval that is the mean of the scales' cosine similarities.
         n_neighbors
@@ -781,12 +785,14 @@ class SIGMMA:
         Tiles with ``obs["split"] == "train"`` were predicted from themselves among others. Tiles with little
         ``obs["tissue"]`` show glass. ``var["reliability"]`` is the Pearson correlation of predicted and measured expression
         across the validation tiles of a slide, mean over slides, and ``var["reliability_n_tiles"]`` their number. Both hold
-        for tissue like that of the training slides, not for other stains or organs.
+        for tissue like that of the training slides, not for other stains or organs. ``var["method"]`` is the method of each
+        gene: with ``"auto"`` it is ``"retrieval"``, ``"ridge"``, ``"encoder"`` or ``"mean"``. Its reliability is then of
+        choices that were made without the validation tiles they are judged on.
 
         Raises
         ------
         SetupError
-            The model holds no expression: it was trained without raw counts.
+            The model holds no expression: it was trained without raw counts. Or the method needs more tiles.
 
         Warns
         -----
@@ -807,7 +813,7 @@ class SIGMMA:
         """
         from sigmma_sc.infer.predict import Prediction, predict_expression, require_enough, temperature_of
 
-        require_choice(method, ("retrieval", "ridge"), "method")
+        require_choice(method, ("retrieval", "ridge", "auto"), "method")
         towers = self._trained()
         require_choice(scale, (*towers.aligned, "all"), "scale")
         require_whole(n_neighbors, "n_neighbors")
@@ -815,7 +821,8 @@ class SIGMMA:
         slides = self.resolve(sdata, cells=False)
         reference = self._reference_from(slides if sdata is None or sdata is self.sdata else None)
         require_enough(reference, how)
-        return predict_expression(reference, self.embedder.slides(slides, cells=False), self.data, how)
+        embedder = self.embedder
+        return predict_expression(reference, embedder, embedder.slides(slides, cells=False), how)
 
     def _reference_from(self, slides: Sequence[Slide] | None = None) -> Reference:
         """Tiles to predict expression from: those that the model carries, else built from its own slides.
@@ -834,9 +841,10 @@ class SIGMMA:
         Of several processes the first one writes. A folder that holds more than a model is never replaced.
 
         A frozen encoder's weights are not stored, only how to load and recognise it. The folder holds what
-        :meth:`predict_expression` needs: for each training and validation tile 2 bytes a gene and ``24 n_latent`` bytes of
-        embeddings of three scales. That is 8 MB for 2,000 tiles of 377 genes, and 200 MB for 5,000 tiles of 18,000 genes. A
-        model without raw counts is saved without them, with a warning.
+        :meth:`predict_expression` needs: for each training and validation tile 2 bytes a gene, ``24 n_latent`` bytes of
+        embeddings of three scales, and 6 bytes a feature of the encoder. With 1,280 features that is 23 MB for 2,000 tiles of
+        377 genes, and 234 MB for 5,000 tiles of 18,000 genes. A model without raw counts is saved without them, with a
+        warning.
 
         Parameters
         ----------

@@ -34,7 +34,11 @@ def features(table, rows, covariates=True):
     """Features of all cells of a table, fitted on those of some rows."""
     training = np.isin(np.arange(table.n_obs), rows).astype(int)
     slide = SimpleNamespace(
-        table=table, rows=np.arange(table.n_obs), tile_of_cell=training, setup=SimpleNamespace(layer=None)
+        name="slide",
+        table=table,
+        rows=np.arange(table.n_obs),
+        tile_of_cell=training,
+        setup=SimpleNamespace(layer=None),
     )
     fitted = CountsPCA(covariates)
     fitted.fit([(slide, np.array([1]))])

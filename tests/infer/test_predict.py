@@ -1,4 +1,5 @@
 import json
+import warnings
 from dataclasses import replace
 
 import anndata as ad
@@ -14,8 +15,18 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.errors import ExpressionWarning, SetupError
 from sigmma_sc.infer import predict as predict_module
 from sigmma_sc.infer.evaluate import chosen_counts
-from sigmma_sc.infer.predict import Prediction, predict, reliability, retrieve, ridge
-from sigmma_sc.infer.reference import Reference
+from sigmma_sc.infer.predict import (
+    Prediction,
+    Query,
+    predict,
+    predict_best,
+    predict_parts,
+    reliability,
+    require_enough,
+    retrieve,
+    ridge,
+)
+from sigmma_sc.infer.reference import Reference, encoder_features
 from sigmma_sc.metrics.expression import ALPHAS, log_expression, pearson
 
 SCALES = ("micro", "meso", "macro")
@@ -28,7 +39,9 @@ def made_up(n=40, g=6, d=5, n_slides=1, seed=0):
     expression = 2 + image["micro"] @ rng.normal(size=(d, g)) + 0.3 * rng.normal(size=(n, g))
     slide, train = np.arange(n) % n_slides, np.arange(n) < 3 * n // 4
     genes = [f"g{k}" for k in range(g)]
-    return Reference(genes, 500.0, expression.astype(np.float16), image, transcriptome, slide, train)
+    encoder = np.concatenate([image[s] for s in SCALES], axis=1).astype(np.float16)
+    block = np.arange(n) // 5
+    return Reference(genes, 500.0, expression.astype(np.float16), image, transcriptome, encoder, slide, block, train)
 
 
 class TestRetrieval:
@@ -113,6 +126,8 @@ class TestReliability:
             np.array(train + held, np.float16),
             keys,
             keys,
+            np.zeros((6, 1), np.float16),
+            np.zeros(6, int),
             np.zeros(6, int),
             np.arange(6) < 3,
         )
@@ -269,3 +284,49 @@ def test_a_reference_of_too_few_tiles_has_no_ridge(loaded, monkeypatch):
         loaded.predict_expression(method="ridge")
     with pytest.warns(ExpressionWarning, match="genes is not known"):  # two tiles share their zeros
         assert loaded.predict_expression().n_vars == 120
+
+
+class TestAuto:
+    def test_each_gene_is_that_of_its_method(self, fitted, alone):
+        found = fitted.predict_expression(alone, "auto")
+        methods = found.var["method"]
+        assert set(methods) <= {"retrieval", "ridge", "encoder", "mean"}
+        assert found.uns["sigmma"]["method"] == "auto"
+        for method in ("retrieval", "ridge"):
+            part = fitted.predict_expression(alone, method)
+            assert (part.var["method"] == method).all()
+            same = (methods == method).to_numpy()
+            np.testing.assert_allclose(found.X[:, same], part.X[:, same], atol=1e-5)
+
+    def test_is_not_worse_than_its_best_part_on_an_unseen_slide(self, fitted, unseen, alone):
+        model = fitted
+        found = model.predict_expression(alone, "auto")
+        ((embedded, which),) = chosen = model.embed_split(unseen, "all")
+        counts = chosen_counts(chosen, list(found.var_names))
+        truth = log_expression(counts, found.uns["sigmma"]["library"]).toarray()
+        reference = model._reference
+        query = Query(embedded.image, encoder_features(model.embedder, embedded))
+        parts = predict_parts(query, reference, Prediction("auto", "all", 50, 0.07))
+        best = max(np.nanmean(pearson(truth, values[which].astype(float))) for values in parts.values())
+        assert np.nanmean(pearson(truth, found.X[which].astype(float))) > best - 0.02
+
+    def test_its_reliability_is_of_choices_made_without_the_tile(self):
+        """Genes of noise: the best of three methods on the tiles it is chosen by would look reliable."""
+        rng = np.random.default_rng(1)
+        reference = made_up(n=200, g=60)
+        noise = replace(reference, expression=(3 + rng.normal(size=(200, 60))).astype(np.float16))
+        query = Query({s: rng.normal(size=(4, 5)).astype(np.float32) for s in SCALES}, np.zeros((4, 15), np.float16))
+        how = Prediction("auto", "all", 5, 0.07)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExpressionWarning)  # genes predicted by their mean
+            values, var = predict_best(query, noise, how)
+        assert values.shape == (4, 60)
+        assert abs(var["reliability"].mean()) < 0.06
+        mean = var["method"] == "mean"
+        train = noise.expression[noise.train].astype(np.float32)
+        np.testing.assert_allclose(values[:, mean], np.tile(train.mean(axis=0)[mean], (4, 1)))
+
+    def test_without_validation_tiles_there_is_nothing_to_choose_by(self):
+        reference = replace(made_up(), train=np.arange(40) < 35)
+        with pytest.raises(SetupError, match=r"method='auto' .* needs 10, the model has 5\. Train with a split"):
+            require_enough(reference, Prediction("auto", "all", 5, 0.07))

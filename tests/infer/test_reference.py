@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -58,6 +60,6 @@ def test_a_reference_costs_no_more_than_is_said(fitted, saved):
     with_it = (saved / "weights.safetensors").stat().st_size
     weights = sum(v.numel() * v.element_size() for v in fitted.module.state_dict().values())
     nodes = fitted.data.node_features
-    others = weights + nodes.mean.nbytes + nodes.components.nbytes
-    assert with_it - others == pytest.approx(n * (2 * 120 + 24 * 32), rel=0.25)  # and a header of some kB
+    others = weights + sum(array.nbytes for array in (nodes.shares, *asdict(nodes.basis).values()))
+    assert with_it - others == pytest.approx(n * (2 * 120 + 24 * 32 + 6 * 6), rel=0.25)  # and a header of some kB
     assert reference.expression.dtype == np.float16

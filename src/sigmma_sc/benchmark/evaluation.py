@@ -24,6 +24,7 @@ from sigmma_sc.infer.scales import at_scale
 from sigmma_sc.metrics.expression import expression_targets, fit_probe
 from sigmma_sc.metrics.retrieval import retrieval_table, tile_ranks
 from sigmma_sc.tissue.counts import pooled_counts
+from sigmma_sc.tissue.panel import common_genes
 from sigmma_sc.tissue.setup import common_setup, slides_of
 from sigmma_sc.tissue.split import Blocks, SplitJson, get_split
 
@@ -191,8 +192,7 @@ def _ranks(embedded: Embedded) -> dict[RankKey, NDArray[np.int64]]:
 
 def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]:
     """Targets and predictions of both protocols, and of BLEEP's inference."""
-    first, _ = train.chosen[0]
-    genes = [str(gene) for gene in first.table.var_names]
+    genes = common_genes([slide.table for slide, _ in (*train.chosen, *scored.chosen)])
     counts, counts_scored = _counts(train.chosen, genes), _counts(scored.chosen, genes)
     expression: dict[Protocol, Expression] = {}
     for protocol in PROTOCOLS:

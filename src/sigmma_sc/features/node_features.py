@@ -42,6 +42,8 @@ class NodeFeatures(ABC):
         Whether there is a row for each tile, for models with ``cells="genes"``, rather than for each cell.
     genes
         Genes that every slide must have; ``None`` for no such genes.
+    panel
+        Genes that the configuration asks for: ``"union"``, ``"shared"`` or a tuple of names.
     n_components
         Number of leading features that are components of one PCA. They are scaled together.
 
@@ -57,6 +59,7 @@ class NodeFeatures(ABC):
 
     per_tile: ClassVar[bool] = False
     genes: Sequence[str] | None = None
+    panel: str | tuple[str, ...] = "union"
     n_components: int = 0
 
     def __init__(self, covariates: bool = True, seed: int = 0):
@@ -109,18 +112,26 @@ class NodeFeatures(ABC):
         if missing:
             yield f"{len(missing)} of {len(genes)} genes are missing, e.g. {', '.join(missing[:5])}"
 
+    def described(self, slide: Slide) -> dict[str, Any]:
+        """What ``uns["sigmma"]`` tells of these features of a slide."""
+        return {}
+
     def fit_checked(self, training: Training) -> None:
         """Fit, and raise :class:`SetupError` unless slides have what is needed and the state can be saved."""
-        for slide, _ in training:
-            for difference in self.differences(slide):
-                raise SetupError(f"Slide {slide.name!r} does not fit {type(self).__name__}: {difference}.")
+        self._require_fitting(training)
         self.fit(training)
+        self._require_fitting(training)
         for name, value in self.state().items():
             if not _is_storable(value):
                 raise SetupError(
                     f"{type(self).__name__}.state()[{name!r}] is {type(value).__name__}, which cannot be saved. Give JSON values "
                     "or NumPy arrays of numbers."
                 )
+
+    def _require_fitting(self, training: Training) -> None:
+        for slide, _ in training:
+            for difference in self.differences(slide):
+                raise SetupError(f"Slide {slide.name!r} does not fit {type(self).__name__}: {difference}.")
 
     def state(self) -> dict[str, Any]:
         """What :meth:`fit` found: JSON values and NumPy arrays by name."""

@@ -93,7 +93,9 @@ def node_features_of(config: Config, setup: Setup) -> NodeFeatures:
         raise SetupError(
             "node_features='obsm' needs an embedding of the cells. Name it with SIGMMA.setup_spatialdata(sdata, features_key=…)."
         )
-    return kind(config.cell_covariates, config.seed)
+    features = kind(config.cell_covariates, config.seed)
+    features.panel = config.genes
+    return features
 
 
 def require_joint_features(config: Config, slides: Sequence[Slide]) -> None:
@@ -117,14 +119,3 @@ def require_joint_features(config: Config, slides: Sequence[Slide]) -> None:
                     f"obsm[{slide.setup.features_key!r}] of slide {slide.name!r} has shape {('n', *widths[0])}, and of "
                     f"{first.name!r} {('n', *widths[1])}. Bring one embedding for all objects."
                 )
-        elif kind in (CountsPCA, Pseudobulk, None):
-            _require_genes(slide, first)
-
-
-def _require_genes(slide: Slide, first: Slide) -> None:
-    missing = first.table.var_names.difference(slide.table.var_names, sort=False)
-    if len(missing):
-        raise SetupError(
-            f"The table of slide {slide.name!r} lacks {len(missing):,} of the {first.table.n_vars:,} genes of {first.name!r}, e.g. "
-            f"{', '.join(map(str, missing[:5]))}. Bring the same panel, or features_key=… of an embedding that all share."
-        )

@@ -8,6 +8,7 @@ import numpy as np
 
 from sigmma_sc.metrics.expression import expression_probe
 from sigmma_sc.tissue.counts import pooled_counts
+from sigmma_sc.tissue.panel import common_genes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ def expression_table(
     embedder: Embedder, train: Chosen, test: Chosen, protocol: Literal["default", "hest"]
 ) -> pd.DataFrame:
     """Per gene figures of the aligned embedding, frozen encoder and gene mean, from ``train`` to ``test`` tiles."""
-    genes = [str(name) for name in train[0][0].slide.table.var_names]
+    genes = common_genes([e.slide.table for e, _ in (*train, *test)])
     train_counts = chosen_counts(train, genes)
     test_counts = chosen_counts(test, genes)
     slides = slide_names(test)

@@ -1,9 +1,9 @@
-"""Expression of tiles from H&E alone: by retrieval, or by the ridge probe, with a reliability for each gene."""
+"""Expression of tiles from H&E alone: by retrieval, by the ridge probe, or by the best, with a reliability by gene."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,8 @@ from scipy.special import softmax
 
 from sigmma_sc import _keys
 from sigmma_sc.errors import ExpressionWarning, SetupError
+from sigmma_sc.infer.auto import MEAN, choose, chosen_apart, fold_scores, folds_of, picked
+from sigmma_sc.infer.reference import encoder_features
 from sigmma_sc.infer.scales import at_scale, joined, unit
 from sigmma_sc.infer.tiles import centres_of, tile_obs
 from sigmma_sc.metrics.expression import fit_probe, pearson
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from sigmma_sc.features.data import TissueData
-    from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.infer.embed import Embedder, SlideEmbedding
     from sigmma_sc.infer.reference import Reference
     from sigmma_sc.infer.scales import Scales
     from sigmma_sc.nn.towers import TwoTowers
@@ -43,35 +44,91 @@ FEWEST = 3
 class Prediction:
     """How expression is predicted; see :meth:`sigmma_sc.SIGMMA.predict_expression`."""
 
-    method: str  # "retrieval" or "ridge"
+    method: str  # "retrieval", "ridge" or "auto"
     scale: str  # one scale, or "all"
     n_neighbors: int  # training tiles that retrieval averages
     temperature: float  # τ of the retrieval's weights
 
 
+@dataclass(frozen=True)
+class Query:
+    """Tiles to predict."""
+
+    image: Scales  # image embeddings by scale, (n, d)
+    encoder: NDArray[np.float16]  # features of the image encoder, (n, d); used by "auto" alone
+
+
 def predict_expression(
-    reference: Reference, embeddings: Sequence[SlideEmbedding], data: TissueData, how: Prediction
+    reference: Reference, embedder: Embedder, embeddings: Sequence[SlideEmbedding], how: Prediction
 ) -> AnnData:
     """Predict the expression of every tile of embedded slides."""
     n_train = require_enough(reference, how)
     image = joined([(e, np.arange(len(e.tiles))) for e in embeddings], "image")
     used = {"method": how.method, "scale": how.scale, "library": reference.library, "n_train": n_train}
-    if how.method == "retrieval":
+    if how.method != "ridge":
         used["n_neighbors"] = how.n_neighbors
+    if how.method == "auto":
+        encoder = np.concatenate([encoder_features(embedder, e) for e in embeddings])
+        values, var = predict_best(Query(image, encoder), reference, how)
+    else:
+        values, var = predict(image, reference, how), reliability(reference, how)
     return AnnData(
-        X=predict(image, reference, how),
-        obs=pd.concat([tile_obs(data, e.slide) for e in embeddings]),
-        var=reliability(reference, how),
+        X=values,
+        obs=pd.concat([tile_obs(embedder.data, e.slide) for e in embeddings]),
+        var=var,
         obsm={"spatial": centres_of(embeddings)},
         uns={_keys.UNS: used},
     )
 
 
+def predict_best(query: Query, reference: Reference, how: Prediction) -> tuple[NDArray[np.float32], pd.DataFrame]:
+    """Log expression of tiles by the part that is best for each gene on the validation tiles, and what is known of it.
+
+    By gene: the part, ``method``, and the reliability of :func:`reliability`. Reliability is that of predictions of
+    validation tiles by parts that were chosen without the fold of these tiles.
+    """
+    held = np.flatnonzero(~reference.train)
+    folds = folds_of(reference.block[held])
+    parts = predict_parts(with_held_out(query, reference), reference, how)
+    measured = reference.expression[held].astype(np.float64)
+    of_held = {name: values[: len(held)] for name, values in parts.items()}
+    scores = fold_scores(
+        measured, {name: v.astype(np.float64) for name, v in of_held.items()}, folds, reference.slide[held]
+    )
+    choice = choose(scores)
+    mean = reference.expression[reference.train].astype(np.float32).mean(axis=0)
+    judged = np.empty((len(held), len(mean)), np.float32)
+    for k, apart in enumerate(chosen_apart(scores)):
+        here = folds == k
+        judged[here] = picked({name: v[here] for name, v in of_held.items()}, apart, mean)
+    values = picked({name: v[len(held) :] for name, v in parts.items()}, choice, mean)
+    var = reliability_of(reference, judged.astype(np.float64))
+    var["method"] = np.array([*parts, MEAN])[choice]
+    return values, var
+
+
+def with_held_out(query: Query, reference: Reference) -> Query:
+    """The validation tiles of a reference, and then the query."""
+    held = ~reference.train
+    image = {scale: np.concatenate([values[held], query.image[scale]]) for scale, values in reference.image.items()}
+    return Query(image, np.concatenate([reference.encoder[held], query.encoder]))
+
+
+def predict_parts(query: Query, reference: Reference, how: Prediction) -> dict[str, NDArray[np.float32]]:
+    """Log expression ``(n, n_genes)`` by each part: retrieval, and ridge on aligned embeddings or encoder features."""
+    train = reference.train
+    parts = {method: predict(query.image, reference, replace(how, method=method)) for method in ("retrieval", "ridge")}
+    parts["encoder"] = ridge(query.encoder, reference.encoder[train], reference.expression[train].astype(np.float32))
+    return parts
+
+
 def require_enough(reference: Reference, how: Prediction) -> int:
-    """Number of training tiles; raise :class:`SetupError` if ridge needs more."""
+    """Number of training tiles; raise :class:`SetupError` if the method needs more, of these or of validation tiles."""
     n_train = int(reference.train.sum())
-    if how.method == "ridge" and n_train < FEWEST:
+    if how.method != "retrieval" and n_train < FEWEST:
         raise SetupError(f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use 'retrieval'.")
+    if how.method == "auto":
+        folds_of(reference.block[~reference.train])
     return n_train
 
 
@@ -132,14 +189,22 @@ def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.floa
 def reliability(reference: Reference, how: Prediction) -> pd.DataFrame:
     """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
 
-    By gene: ``reliability``, NaN with a warning where it is undefined, and ``reliability_n_tiles``.
+    By gene: ``reliability``, NaN with a warning where it is undefined, ``reliability_n_tiles`` and ``method``.
     """
     held = ~reference.train
-    rows = []
-    slides = []
+    predicted = None
     if held.sum() >= FEWEST:
         image = {name: values[held] for name, values in reference.image.items()}
         predicted = predict(image, reference, how).astype(np.float64)
+    return reliability_of(reference, predicted).assign(method=how.method)
+
+
+def reliability_of(reference: Reference, predicted: NDArray[np.float64] | None) -> pd.DataFrame:
+    """Reliability by gene, of predictions ``(n, n_genes)`` of the validation tiles; ``None`` where these are too few."""
+    held = ~reference.train
+    rows = []
+    slides = []
+    if predicted is not None:
         measured, slide = reference.expression[held].astype(np.float64), reference.slide[held]
         slides = [s for s in np.unique(slide) if (slide == s).sum() >= FEWEST]
         rows = [pearson(measured[slide == s], predicted[slide == s]) for s in slides]
@@ -157,14 +222,14 @@ def _warn_undefined(mean: pd.Series, n_held: int, any_slide: bool) -> None:
             f"No slide has {FEWEST} validation tiles ({n_held} in all), so the reliability of no gene is known. Train with a "
             "split that holds some out.",
             ExpressionWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
     elif undefined:
         warnings.warn(
             f"The reliability of {len(undefined)} of {len(mean)} genes is not known, for they or their predictions are constant "
             f"across the validation tiles: {', '.join(undefined[:5])}{' …' if len(undefined) > 5 else ''}.",
             ExpressionWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from sigmma_sc._checks import require_key
 from sigmma_sc.errors import SetupError
+from sigmma_sc.tissue.panel import find_genes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,13 +105,13 @@ def pooled_counts(slide: Slide, tiles: Tiles, genes: list[str]) -> csr_matrix:
 
 
 def positions(table: AnnData, genes: list[str]) -> NDArray[np.int64]:
-    """Columns of a table that hold ``genes``, matched by name."""
-    where = table.var_names.get_indexer(genes)
+    """Columns of a table that hold ``genes``, as :func:`find_genes` matches them; :class:`SetupError` if any is missing."""
+    where = find_genes(table, genes)
     if (where < 0).any():
         missing = [gene for gene, k in zip(genes, where, strict=True) if k < 0]
         raise SetupError(
-            f"{len(missing)} of {len(genes)} genes the model is trained on are missing, e.g. {', '.join(missing[:5])}. "
-            "Bring the same panel, or train with features_key=… on an embedding that all slides share."
+            f"{len(missing)} of {len(genes)} genes are missing, e.g. {', '.join(missing[:5])}. Name genes that the table has in "
+            "var_names or in a column of var."
         )
     return where
 
@@ -179,9 +180,9 @@ def log_normalise(counts: csr_matrix, target_sum: float) -> csr_matrix:
     return logs
 
 
-def log_totals(counts: csr_matrix) -> NDArray[np.float32]:
-    """log1p of the total of each row, ``(n,)``."""
-    return np.log1p(np.asarray(counts.sum(axis=1)).ravel()).astype(np.float32)
+def log_totals(counts: csr_matrix, share: float = 1.0) -> NDArray[np.float32]:
+    """log1p of the total of each row, ``(n,)``, of counts of genes that make up ``share`` of the panel."""
+    return np.log1p(np.asarray(counts.sum(axis=1)).ravel() / share).astype(np.float32)
 
 
 def row_totals(counts: csr_matrix) -> NDArray[np.float64]:
