@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key
 from sigmma_sc.errors import RegistrationWarning, SetupError
+from sigmma_sc.registration.dapi import witnessed
 from sigmma_sc.registration.landmarks import pose_of_landmarks, read_landmarks
 from sigmma_sc.registration.place import moved, place, placed, require_free, scales_of
 from sigmma_sc.registration.register import Registered, find_pose
@@ -85,7 +86,9 @@ def register(
     ``written``: whether the image has a new transformation. Cells within ``error`` of the pose stay where they are.
     ``by``: ``"nuclei"``, ``"expression"`` or ``"landmarks"``. ``affine``: whether windows held out are better explained by an affine than by
     a similarity. ``r2``: R² of colour in squares held out. ``far``: score of the best pose elsewhere, as a share.
-    ``nuclei``: height of the peak of haematoxylin at the cells. ``residual``: median shift in µm of single windows, or of
+    ``nuclei``: height of the peak of haematoxylin at the cells. ``dapi``: median distance in µm between the nuclei of the H&E
+    and those of a DAPI image of the cells, such as ``morphology_focus`` of a Xenium run; a pose that it contradicts is not
+    certified. ``residual``: median shift in µm of single windows, or of
     landmarks, that remains, as in a deformed section.
 
     The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``, and the rows in
@@ -151,6 +154,7 @@ def register(
             found = pose_of_landmarks(slide, marked[slide.name], seed)
         else:
             found = find_pose(slide, scales_of(slide), seed=seed)
+        found = witnessed(slide, found, seed)
         row = _row(slide, found)
         if row["written"]:
             matrices.append((slide, placed(slide, found)))
@@ -205,6 +209,7 @@ def _row(slide: Slide, found: Registered) -> dict[str, Any]:
         "r2": float(told.r2_held_out),
         "far": float(told.far_share),
         "nuclei": float(told.nuclei),
+        "dapi": float(told.dapi),
         "residual": found.residuals.median if found.residuals is not None else float("nan"),
         "advice": advice,
     }
