@@ -632,12 +632,12 @@ class SIGMMA:
                 "image_encoder": self.image_encoder.name,
                 "n_offsets": int(n_offsets),
             }
+            if slide.adata is not None:
+                params[id(slide.sdata)] |= self.data.node_features.described(slide)
             require_free(slide.sdata, slide.setup, params[id(slide.sdata)], overwrite)
         for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
             slide = group[0].slide
             told = params[id(slide.sdata)]
-            if slide.adata is not None:
-                told |= self.data.node_features.described(slide)
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), told)
             write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], told)

@@ -5,6 +5,7 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+import spatialdata
 from spatialdata.transformations import get_transformation
 
 import sigmma_sc as sg
@@ -127,10 +128,26 @@ def test_image_and_alignment_from_elsewhere(write_xenium, truth, tmp_path):
 
 def test_missing_alignment_is_said(write_xenium):
     out = write_xenium("3.1.0", alignment=False)
-    with pytest.warns(RegistrationWarning, match=r"Section_he_imagealignment\.csv.*he_alignment=.*check_registration"):
+    with pytest.warns(RegistrationWarning, match=r"Section_he_imagealignment\.csv.*pp\.register.*he_alignment="):
         sdata = sg.io.xenium(out)
     matrix = get_transformation(sdata["he_image"], "global").to_affine_matrix(("x", "y"), ("x", "y"))
     np.testing.assert_array_equal(matrix, np.eye(3))
+
+
+@pytest.mark.filterwarnings("ignore::sigmma_sc.errors.RegistrationWarning")
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
+def test_an_image_without_alignment_can_be_registered_straight_after(write_xenium, truth, version, tmp_path):
+    """Thirty cells are too few for the search, which says so and changes nothing; landmarks put the image in its place."""
+    sdata = sg.io.xenium(write_xenium(version, alignment=False))
+    (row,) = sg.pp.register(sdata).itertuples()
+    assert (row.verdict, row.written) == ("cannot tell", False)
+    assert "landmarks=" in row.advice
+    some = [0, 5, 17, 24, 29]
+    (row,) = sg.pp.register(sdata, landmarks=(truth.he_xy[some], truth.xy[some])).itertuples()
+    assert (row.verdict, row.by, row.written) == ("registered", "landmarks", True)
+    check(sdata, truth)
+    sdata.write(tmp_path / "cells.zarr")
+    check(spatialdata.read_zarr(tmp_path / "cells.zarr"), truth)
 
 
 def test_pixel_size_is_the_run_s_own(write_xenium, truth):

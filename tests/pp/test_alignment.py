@@ -27,6 +27,16 @@ def spoilt(sdata, degrees=10.0, shift=(150.0, -80.0), mirrored=True):
     return right
 
 
+def _by_region(sdata):
+    """Images and systems of the regions, of which the simulation makes one each, in the same order."""
+    regions = sdata["table"].uns["spatialdata_attrs"]["region"]
+    systems = [region.split("_")[0] for region in regions]
+    return {
+        "image_key": dict(zip(regions, sdata.images, strict=True)),
+        "coordinate_system": dict(zip(regions, systems, strict=True)),
+    }
+
+
 def off_by(sdata, right):
     """Largest distance in µm between where cells are on the image and where they belong."""
     (slide,) = resolve_slides(sdata, DEFAULTS, aligned=False)
@@ -101,12 +111,38 @@ def test_shuffled_cells_are_refused_and_nothing_is_written():
     assert get_transformation(sdata["he_image"], get_all=True) == before
 
 
+def test_landmarks_take_the_place_of_the_search(rng, monkeypatch):
+    """Marked with a standard deviation of 5 µm on an image that was mirrored, turned, moved and of another pixel size."""
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_pose", lambda *a, **k: pytest.fail("searched"))
+    sdata = sg.datasets.simulate_tissue(n_cells=900, seed=1)
+    right = spoilt(sdata, shift=(900.0, 300.0))
+    larger = Affine(np.diag([1.3, 1.3, 1]), input_axes=("x", "y"), output_axes=("x", "y"))
+    set_transformation(sdata["he_image"], Sequence([get_transformation(sdata["he_image"], SYSTEM), larger]), SYSTEM)
+    places = np.array([[200.0, 240], [1000, 300], [420, 900], [900, 1050]])
+    cells = affine_to(sdata["cell_circles"], SYSTEM, "cells")
+    marked = apply_affine(np.linalg.inv(cells) @ right, places) + rng.normal(0, 5, places.shape)
+    found = sg.pp.register(sdata, landmarks={"cell_circles": (places, marked)})
+    (row,) = found.itertuples()
+    assert (row.verdict, row.by, row.written) == ("registered", "landmarks", True)
+    assert row.nuclei > 7
+    assert 1 < row.residual < 20
+    assert off_by(sdata, right) < 1
+    assert resolve_slides(sdata, DEFAULTS)[0].microns_per_pixel == pytest.approx(0.5, rel=0.002)
+    assert sdata.attrs["sigmma_registration"]["cell_circles"]["by"] == "landmarks"
+
+
 def test_mistakes_are_named_before_any_search(monkeypatch):
     monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda *a, **k: pytest.fail("searched"))
     sdata = sg.datasets.simulate_tissue(n_cells=500)
     with pytest.raises(MissingKeyError, match="nothing"):
         sg.pp.register(sdata, image_key="nothing")
+    with pytest.raises(MissingKeyError, match="slide of landmarks='other'"):
+        sg.pp.register(sdata, landmarks={"other": np.zeros((3, 2, 2))})
+    with pytest.raises(SetupError, match="2 pairs"):
+        sg.pp.register(sdata, landmarks=np.zeros((2, 2, 2)))
     several = sg.datasets.simulate_tissue(n_cells=300, n_slides=2)
+    with pytest.raises(SetupError, match="Pass a dict by slide"):
+        sg.pp.register(several, landmarks=np.zeros((3, 2, 2)), **_by_region(several))
     regions = several["table"].uns["spatialdata_attrs"]["region"]
     for name in list(several.images)[1:]:
         set_transformation(several[list(several.images)[0]], Identity(), name.split("_")[0])

@@ -10,7 +10,7 @@ from spatialdata.transformations import Affine, Sequence, get_transformation, se
 import sigmma_sc as sg
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
-from sigmma_sc.registration.check import lattice_pitch, registration
+from sigmma_sc.registration.check import checked_slides, lattice_pitch, registration
 from sigmma_sc.registration.haematoxylin import Zoom, measure_shift
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of
 
@@ -38,7 +38,7 @@ def spoilt(simulated):
     def check(matrix):
         inverse = Affine(np.linalg.inv(np.asarray(matrix, float)), input_axes=("x", "y"), output_axes=("x", "y"))
         set_transformation(image, Sequence([inverse, right]), "global")
-        return sg.pp.check_registration(simulated).iloc[0]
+        return next(checked_slides(simulated))[1]
 
     yield check
     set_transformation(image, right, "global")
@@ -60,18 +60,19 @@ def bins_of(slide, size, blur=0.0):
 def test_registered(spoilt):
     report = spoilt(np.eye(3))
     assert report.verdict == "registered"
-    assert report.on_image == 1
-    assert report.on_tissue > 0.95
-    assert np.hypot(report.shift_x, report.shift_y) < 2
-    assert report.agreement == 1
+    assert report.decided
+    assert report.match.on_image == 1
+    assert report.match.on_tissue > 0.95
+    assert np.hypot(*report.match.best_shift) < 2
+    assert report.match.agreement == 1
 
 
 def test_a_shift_is_caught_with_its_size_and_direction(spoilt):
     """Cells 20 µm too far to the right and 8 µm too high have to move back."""
     report = spoilt([[1, 0, 40], [0, 1, -16], [0, 0, 1]])
     assert report.verdict == "shifted"
-    assert (report.shift_x, report.shift_y) == pytest.approx((-20, 8), abs=1.5)
-    assert report.best_score > 2 * report.score
+    assert report.match.best_shift == pytest.approx((-20, 8), abs=1.5)
+    assert report.match.best_score > 2 * report.match.score
 
 
 @pytest.mark.parametrize(
@@ -81,16 +82,39 @@ def test_a_shift_is_caught_with_its_size_and_direction(spoilt):
         (lambda w, h: [[-1, 0, w], [0, 1, 0], [0, 0, 1]], r"were at \(\d+ − x, y\)"),
         (lambda w, h: [[0, -1, (w + h) / 2], [1, 0, (h - w) / 2], [0, 0, 1]], "not registered"),
         (lambda w, h: np.diag([0.776, 0.776, 1]), "not registered"),
-        (lambda w, h: np.diag([3.0, 3.0, 1]), "% of the cells are under the image"),
+        (lambda w, h: [[1, 0, 0.5 * w], [0, 1, 0.1 * h], [0, 0, 1]], "Only .*% of the cells are under the image"),
     ],
-    ids=["axes swapped", "mirrored", "turned", "pixel size wrong", "pixel size far too large"],
+    ids=["axes swapped", "mirrored", "turned", "pixel size wrong", "half beside the image"],
 )
 def test_misfits_are_caught(spoilt, slide, misfit, words):
     report = spoilt(misfit(slide.width, slide.height))
     assert report.verdict == "misregistered"
-    assert slide.name == report.name
     assert "set_transformation" in report.advice
     assert re.search(words, report.advice), report.advice
+
+
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_a_right_image_of_a_part_of_the_section_is_registered(slide, share):
+    """As of one core, or of a slide scanned in part."""
+    part = replace(slide, width=int(share * slide.width))
+    found = registration(part)
+    assert found.verdict == "registered", found.advice
+    assert found.match.on_image == (slide.xy[:, 0] < part.width).mean() < 0.9
+    assert f"Only {found.match.on_image:.0%} of the cells are under the image" in found.advice
+
+
+def test_setup_warns_of_cells_beside_the_image_if_nothing_says_that_this_is_right(simulated, spoilt, slide):
+    """Some forty cells are under the image: too few for a peak, or for the lack of one."""
+    spoilt([[1, 0, 0.82 * slide.width], [0, 1, 0], [0, 0, 1]])
+    with pytest.warns(RegistrationWarning, match="too few.*Only .* are under the image.*pp.register"):
+        sg.SIGMMA.setup_spatialdata(simulated)
+
+
+def test_spots_beside_an_image_of_a_part_of_the_section_are_not_condemned(slide):
+    bins, counts = bins_of(slide, 55.0)
+    found = registration(replace(bins, width=bins.width // 2), lambda cells: counts[cells])
+    assert found.verdict == "cannot tell"
+    assert "under the image" in found.advice
 
 
 def test_shifts_that_differ_from_place_to_place_are_no_registration(slide):
@@ -123,8 +147,10 @@ def test_wide_spots_never_count_as_registered(slide):
 
 
 def test_few_cells_cannot_tell(slide):
-    few = slide.xy[:12] + np.random.default_rng(0).uniform(20, 60, (12, 2))
-    assert registration(replace(slide, xy=few, rows=np.arange(12))).verdict == "cannot tell"
+    """Nor can they where they lie right: a few cells peak somewhere by chance."""
+    for moved in (0.0, 30.0):
+        few = replace(slide, xy=slide.xy[:12] + moved, rows=np.arange(12))
+        assert registration(few).verdict == "cannot tell"
 
 
 def test_each_cell_counts_once_and_the_seed_decides(slide):

@@ -86,6 +86,7 @@ def xenium(
     See Also
     --------
     sigmma_sc.io.hest : Read a Xenium sample of HEST-1k.
+    sigmma_sc.pp.register : Find the alignment of an H&E that has none.
     sigmma_sc.pp.check_registration : Check the alignment.
 
     Notes
@@ -115,10 +116,9 @@ def xenium(
     if alignment is None:
         warnings.warn(
             f"No alignment was found for {image.name}: neither {' nor '.join(_beside(image))} nor {ALIGNMENT} is next to it or in "
-            f"{path}. "
-            "Its pixels are used as those of the morphology image, which is rarely right. Download the file with the data "
-            "set of 10x Genomics, or align the H&E in Xenium Explorer and export the matrix. Pass it as he_alignment=…, then "
-            "look at sg.pp.check_registration(sdata).",
+            f"{path}. Its pixels are used as those of the morphology image, which is rarely right. Find the alignment with "
+            "sg.pp.register(sdata). Or download the file with the data set of 10x Genomics, or align the H&E in Xenium Explorer "
+            "and export the matrix. Pass it as he_alignment=…, then look at sg.pp.check_registration(sdata).",
             RegistrationWarning,
             stacklevel=2,
         )

@@ -6,8 +6,10 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_whole
-from sigmma_sc.errors import RegistrationWarning
+from sigmma_sc._checks import require_key, require_whole
+from sigmma_sc.errors import RegistrationWarning, SetupError
+from sigmma_sc.registration.dapi import witnessed
+from sigmma_sc.registration.landmarks import pose_of_landmarks, read_landmarks
 from sigmma_sc.registration.place import moved, place, placed, require_free
 from sigmma_sc.registration.record import record_of
 from sigmma_sc.registration.register import Registered
@@ -16,7 +18,9 @@ from sigmma_sc.tissue.setup import Setup, prefixed, resolve_slides, stored_setup
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import ArrayLike
 
+    from sigmma_sc.registration.landmarks import Landmarks
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Tissue
 
@@ -31,6 +35,7 @@ def register(
     coordinate_system: str | dict[str, str] | None = None,
     layer: str | None = None,
     microns_per_pixel: float | dict[str, float] | None = None,
+    landmarks: ArrayLike | tuple[ArrayLike, ArrayLike] | tuple[str, str] | dict[str, Any] | None = None,
     overwrite: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -62,6 +67,13 @@ def register(
         Size of a pixel of level 0 in µm, or sizes by region. Scales within 2 % of it are searched. Without it, the
         transformation of the image determines the size. An identity does not: then scales from 0.8 to 1.25 are searched
         about the unit of the system, and about the size at which the image holds as much tissue as the cells cover.
+    landmarks
+        Places marked by hand, used in place of the search; or landmarks by slide, where slides without any are searched. Three or
+        more pairs, not on a line: an array ``(n, 2, 2)``, two arrays ``(n, 2)``, or the names of two elements of points or
+        circles in the object. The first of a pair is on the image, the second at the same place among the cells. Arrays hold
+        (x, y) in px of level 0 of the image, and in units of the element that the table annotates. Elements may be points that
+        napari-spatialdata saved, in the order in which they were marked. The similarity, mirrored or not, with the least squares is
+        taken, of any scale. Cells with visible nuclei are then put on them.
     overwrite
         Register an image again that was registered before.
     seed
@@ -74,10 +86,12 @@ def register(
     ``verdict``: ``"registered"`` or ``"cannot tell"``; ``advice`` explains it. ``error``: expected error in µm, 95 % of the
     time below it. ``moved``: root mean square distance in µm that the cells moved on the image.
     ``written``: whether the image has a new transformation. Cells within ``error`` of the pose stay where they are.
-    ``by``: ``"nuclei"`` or ``"expression"``. ``affine``: whether windows held out are better explained by an affine than by
+    ``by``: ``"nuclei"``, ``"expression"`` or ``"landmarks"``. ``affine``: whether windows held out are better explained by an affine than by
     a similarity. ``r2``: R² of colour in squares held out. ``far``: score of the best pose elsewhere, as a share.
-    ``nuclei``: height of the peak of haematoxylin at the cells. ``residual``: median shift in µm of single windows that
-    remains, as in a deformed section.
+    ``nuclei``: height of the peak of haematoxylin at the cells. ``dapi``: median distance in µm between the nuclei of the H&E
+    and those of a DAPI image of the cells, such as ``morphology_focus`` of a Xenium run; a pose that it contradicts is not
+    certified. ``residual``: median shift in µm of single windows, or of
+    landmarks, that remains, as in a deformed section.
 
     The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``. The rows, with what
     :func:`sigmma_sc.pl.register` shows, are kept in ``sdata.attrs["sigmma_registration"]``. Write both to the store with ``sdata.write_transformations(image_key)`` and
@@ -86,7 +100,8 @@ def register(
     Raises
     ------
     SetupError
-        The table has no raw counts or no genes, or several regions share an image.
+        The table has no raw counts or no genes, or several regions share an image. Landmarks are fewer than three pairs, of
+        different numbers, on a line, not finite, or do not fit together; the message names the pairs that do not.
     ExistsError
         An image was registered before, and ``overwrite`` is not set.
     MissingKeyError
@@ -110,6 +125,14 @@ def register(
                      verdict      by  written
     slide
     cell_circles  registered  nuclei    False
+
+    Three places marked by hand on a section whose pixels are of 0.5 µm:
+
+    >>> on_image = [(100, 150), (900, 200), (400, 800)]  # px
+    >>> among_cells = [(50, 75), (450, 100), (200, 400)]  # µm
+    >>> found = sg.pp.register(tissue, landmarks=(on_image, among_cells))
+    >>> found.by.tolist()
+    ['landmarks']
     """
     import pandas as pd
 
@@ -126,11 +149,16 @@ def register(
     for prefix, one in prefixed(sdata):
         slides += resolve_slides(one, (stored_setup(one) or DEFAULTS).changed(given), prefix, aligned=False)
     require_free(slides, overwrite)
+    marked = _by_slide(landmarks, slides)
     rows: dict[str, dict[str, Any]] = {}
     records: dict[str, dict[str, Any]] = {}
     matrices = []
     for given_slide in slides:
-        slide, found = find_at_likely_sizes(given_slide, seed)
+        if given_slide.name in marked:
+            slide, found = given_slide, pose_of_landmarks(given_slide, marked[given_slide.name], seed)
+        else:
+            slide, found = find_at_likely_sizes(given_slide, seed)
+        found = witnessed(slide, found, seed)
         row = _row(slide, found)
         if row["written"]:
             matrices.append((slide, placed(slide, found)))
@@ -151,6 +179,20 @@ def register(
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
 
+def _by_slide(landmarks: Any, slides: list[Slide]) -> dict[str, Landmarks]:  # noqa: ANN401 - checked in read_landmarks
+    """Landmarks by name of slide, all read before any search."""
+    if landmarks is None:
+        return {}
+    names = [slide.name for slide in slides]
+    if not isinstance(landmarks, dict):
+        if len(slides) > 1:
+            raise SetupError(f"landmarks belong to one of the slides {', '.join(names)}. Pass a dict by slide.")
+        landmarks = {names[0]: landmarks}
+    for name in landmarks:
+        require_key(name, names, "slide of landmarks")
+    return {slide.name: read_landmarks(slide, landmarks[slide.name]) for slide in slides if slide.name in landmarks}
+
+
 def _row(slide: Slide, found: Registered) -> dict[str, Any]:
     """What was found of one slide, in plain types."""
     told = found.certificate
@@ -163,8 +205,8 @@ def _row(slide: Slide, found: Registered) -> dict[str, Any]:
         unsized = slide.setup.microns_per_pixel is None and identity(slide)
         size = "Give the size of its pixels as microns_per_pixel, if you know it. " if unsized else ""
         advice = (
-            f"{told.reason}. The image keeps its transformation. {size}Align it by landmarks, e.g. with "
-            "spatialdata.transformations.align_elements_using_landmarks."
+            f"{told.reason}. The image keeps its transformation. {size}Mark three or more places on image and cells, and pass "
+            "them as landmarks=…"
         )
     return {
         "verdict": told.verdict,
@@ -176,6 +218,7 @@ def _row(slide: Slide, found: Registered) -> dict[str, Any]:
         "r2": float(told.r2_held_out),
         "far": float(told.far_share),
         "nuclei": float(told.nuclei),
+        "dapi": float(told.dapi),
         "residual": found.residuals.median if found.residuals is not None else float("nan"),
         "advice": advice,
     }

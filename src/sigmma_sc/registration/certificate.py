@@ -51,6 +51,8 @@ class Certificate:
     # Haematoxylin at the cells, in standard deviations of far shifts, in windows that the pose was not fitted to; NaN where
     # nodes are no single cells.
     nuclei: float
+    # Median distance of nuclei in a DAPI image of the cells from those of the H&E, µm; NaN without one.
+    dapi: float = float("nan")
 
 
 def refusal(reason: str) -> Certificate:
@@ -73,7 +75,9 @@ def evidence(
         shuffled.append(explain(mixed, colours, best.pose).r2)
     told = predicted_share(squares, held, colours, best.pose)
     told_far = predicted_share(squares, held, colours, far.pose) if far else 0.0
-    far_share = max(0.0, far.score / best.score) if far else 0.0
+    far_share = 0.0
+    if far:
+        far_share = max(0.0, far.score / best.score) if best.score > 0 else 1.0
     reason = ""
     if fit.r2 <= max(shuffled):
         reason = "expression explains the colour no better than shuffled expression does"

@@ -1,4 +1,4 @@
-"""Are the cells on their nuclei? Haematoxylin at the centroids, against the same centroids shifted.
+"""Are the cells on their nuclei? Haematoxylin at the centroids, against the same centroids shifted: cheap, without a search.
 
 Bins fill the plane, so their positions alone do not show registration. Bins over nuclei hold more RNA than bins beside
 them, so counts and haematoxylin correlate if image and bins are registered. Spots much wider than a cell can only be
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from sigmma_sc.registration.register import Registered
     from sigmma_sc.tissue.frame import Slide
+    from sigmma_sc.tissue.setup import Tissue
 
     Totals = Callable[[NDArray[np.int64]], NDArray[np.float64]]
-    from sigmma_sc.tissue.setup import Tissue
 
 REGISTERED = "registered"
 SHIFTED = "shifted"
@@ -40,8 +41,10 @@ SIGNIFICANT = 7.0
 """Least height of a peak in standard deviations of the far shifts; misregistered real slides stay below 6."""
 
 MIN_ON_IMAGE = 0.9
+"""With a smaller share of the cells under the image, the advice names it: such an image may show a part of the section."""
+
 MIN_ON_TISSUE = 0.5
-"""Least shares of cells under the image and on tissue; with less, the slide is misregistered."""
+"""Least share of cells on tissue; with less, and without a peak, the slide is misregistered."""
 
 MOST = 0.85
 GAIN = 0.1
@@ -51,7 +54,7 @@ MIN_AGREEMENT = 0.75
 """Least share of the windows with their peak at the common shift; with less, there is no common shift."""
 
 MIN_CELLS = 50
-"""Least number of cells for which the lack of a peak means misregistration."""
+"""Least number of cells under the image for which a peak, or the lack of one, means anything."""
 
 FINE_PITCH = 20.0
 """Largest pitch of bins, µm, that can show a shift of the size of a cell."""
@@ -69,6 +72,9 @@ class Registration:
     verdict: str  # "registered", "shifted", "misregistered" or "cannot tell"
     advice: str  # the verdict in words, with what to do
     match: Match  # the measurements behind it
+    decided: bool  # whether haematoxylin has a peak, here or in another orientation, so that no search is needed
+    found: Registered | None = None  # what a search by expression found, where there was one
+    distance: float = float("nan")  # root mean square distance of the cells from that pose, µm
 
 
 def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64, seed: int = 0) -> Registration:
@@ -87,23 +93,39 @@ def registration(slide: Slide, totals: Totals | None = None, n_windows: int = 64
     blind = coarse > 1 or (np.isfinite(pitch) and totals is None)
     if blind:
         found = found.without_peak()
-    if found.on_image < MIN_ON_IMAGE:
-        advice = f"only {found.on_image:.0%} of the cells are under the image: they are not registered. {FIX}"
-        return Registration(MISREGISTERED, advice, found)
-    if found.best_score >= SIGNIFICANT:
-        return Registration(*_by_peak(found), found)
-    if better := _better_orientation(slide, found, measure, blind):
-        advice = f"image and cells are not registered; they fit better if {better}. {FIX}"
-        return Registration(MISREGISTERED, advice, found)
-    return Registration(*_without_peak(found, np.isfinite(pitch), blind), found)
+    decided = True
+    if _has_peak(found):
+        verdict, advice = _by_peak(found)
+    elif better := _better_orientation(slide, found, measure, blind):
+        verdict, advice = MISREGISTERED, f"image and cells are not registered; they fit better if {better}. {FIX}"
+        decided = not blind
+    else:
+        verdict, advice = _without_peak(found, np.isfinite(pitch), blind)
+        decided = False
+    return Registration(verdict, f"{advice}{share_under(found)}", found, decided)
+
+
+def _has_peak(found: Match) -> bool:
+    return found.n_cells >= MIN_CELLS and found.best_score >= SIGNIFICANT
+
+
+def share_under(found: Match) -> str:
+    """Words on the share of cells under the image, where it is small."""
+    if found.on_image >= MIN_ON_IMAGE:
+        return ""
+    return (
+        f" Only {found.on_image:.0%} of the cells are under the image: it shows a part of the section, or its alignment is to be "
+        "found with sg.pp.register(sdata)."
+    )
 
 
 def warn_unregistered(slide: Slide) -> None:
-    """Warn if the cells of a slide are not on their nuclei."""
+    """Warn if the cells of a slide are not on their nuclei, or not under the image and nothing says that this is right."""
     if slide.region is None:
         return
     report = registration(slide, totals_of(slide))
-    if report.verdict in (MISREGISTERED, SHIFTED):
+    unsure = report.verdict == CANNOT_TELL and report.match.on_image < MIN_ON_IMAGE
+    if unsure or report.verdict in (MISREGISTERED, SHIFTED):
         warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=3)
 
 
@@ -154,14 +176,14 @@ def _by_peak(found: Match) -> tuple[str, str]:
 
 def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
     on_tissue = f"{found.on_tissue:.0%} of them are on tissue; look at sg.pl.registration(sdata)."
+    if not lattice and found.n_cells < MIN_CELLS:
+        return CANNOT_TELL, f"cannot tell: {found.n_cells} cells under the image are too few. {on_tissue}"
     if blind:
         return CANNOT_TELL, f"cannot tell: spots this wide, or bins without counts, do not show nuclei. {on_tissue}"
     if lattice:
         return CANNOT_TELL, f"cannot tell: counts and haematoxylin of bins do not correlate at any shift. {on_tissue}"
     if found.on_tissue < MIN_ON_TISSUE:
         return MISREGISTERED, f"only {found.on_tissue:.0%} of the cells are on tissue: they are not registered. {FIX}"
-    if found.n_cells < MIN_CELLS:
-        return CANNOT_TELL, f"cannot tell: {found.n_cells} cells are too few. {on_tissue}"
     return MISREGISTERED, (
         f"haematoxylin does not peak at the cells (score {found.score:.1f}, at least {SIGNIFICANT:.0f} expected): image and "
         f"cells are probably not registered. {FIX}"
@@ -178,7 +200,9 @@ def _better_orientation(slide: Slide, found: Match, measure: Callable[[NDArray],
         if ((xy >= 0) & (xy < (slide.width, slide.height))).all(axis=1).mean() < MIN_ON_IMAGE:
             continue
         other = measure(xy)
-        fit = other.on_tissue if blind else other.best_score
+        fit = other.on_tissue
+        if not blind:
+            fit = other.best_score if _has_peak(other) else 0.0
         if fit >= least:
             least = fit
             better = words

@@ -20,10 +20,11 @@ from sigmma_sc.registration.certificate import (
 from sigmma_sc.registration.check import FINE_PITCH, SIGNIFICANT, lattice_pitch
 from sigmma_sc.registration.coarse import Candidate, distinct, search
 from sigmma_sc.registration.colour import read_colours
+from sigmma_sc.registration.explain import explain
 from sigmma_sc.registration.fine import prefers_affine, window_curves
 from sigmma_sc.registration.haematoxylin import peak_of
 from sigmma_sc.registration.held_out import BLOCK, blocks_of, held_out
-from sigmma_sc.registration.pose import to_pixels
+from sigmma_sc.registration.pose import displacement, to_pixels
 from sigmma_sc.registration.refine import refine
 from sigmma_sc.registration.residuals import Residuals, residuals_of_blocks, residuals_of_windows
 from sigmma_sc.registration.squares import N_COMPONENTS, Squares, expression_squares
@@ -31,7 +32,7 @@ from sigmma_sc.registration.squares import N_COMPONENTS, Squares, expression_squ
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from sigmma_sc.registration.colour import ColourRaster
+    from sigmma_sc.registration.colour import ColourMap, ColourRaster
     from sigmma_sc.tissue.frame import Slide
 
 KNOWN_SCALE = (0.97, 1.03)
@@ -79,6 +80,7 @@ class Registered:
     residuals: Residuals | None  # local shifts that would improve the pose
     # Best distinct poses of the search, px to px, with their scores, best first.
     landscape: list[Candidate]
+    before: Certificate | None = None  # the same evidence for the alignment that the cells came with, None without any
 
     @property
     def certified(self) -> bool:
@@ -145,16 +147,24 @@ def find_pose(
         return _refused("no pose puts half of the cells on tissue")
     colours = raster.smoothed(sizes.fine)
     certificate = evidence(squares, held, colours, found[0], found[1] if len(found) > 1 else None, seed)
-    microns = slide.microns_per_pixel
-    landscape = [Candidate(to_pixels(one.pose, microns), one.score) for one in found]
+    before = _as_it_is(squares, held, colours, found, 2 * sizes.coarse, seed)
+    landscape = [Candidate(to_pixels(one.pose, slide.microns_per_pixel), one.score) for one in found]
     if certificate.verdict == CANNOT_TELL:
-        return Registered(landscape[0].pose, certificate, "expression", False, None, landscape)
+        return Registered(landscape[0].pose, certificate, "expression", False, None, landscape, before)
     start = refine(squares, colours, found[0].pose, scales, sizes.fine / 4, 0.2).pose
-    if np.isnan(sizes.pitch):
-        done = _by_nuclei(slide, start, n_windows, seed, certificate, landscape)
-        if done is not None:
-            return done
-    return _by_expression(slide, squares, raster, start, sizes, scales, seed, certificate, landscape)
+    done = by_nuclei(slide, start, n_windows, seed, certificate, landscape) if np.isnan(sizes.pitch) else None
+    if done is None:
+        done = _by_expression(slide, squares, raster, start, sizes, scales, seed, certificate, landscape)
+    return replace(done, before=before)
+
+
+def _as_it_is(
+    squares: Squares, held: NDArray[np.bool_], colours: ColourMap, found: list[Candidate], apart: float, seed: int
+) -> Certificate:
+    """Evidence for the alignment that the cells came with, against the best pose more than ``apart`` µm from it."""
+    here = Candidate(np.eye(3), explain(squares.take(~held), colours, np.eye(3)).score)
+    far = next((one for one in found if displacement(one.pose, here.pose, squares.xy) > apart), None)
+    return evidence(squares, held, colours, here, far, seed)
 
 
 def _refused(reason: str) -> Registered:
@@ -176,7 +186,7 @@ def candidates(
     return distinct(found, squares.xy, apart, N_FINALISTS)
 
 
-def _by_nuclei(
+def by_nuclei(
     slide: Slide,
     pose: NDArray[np.float64],
     n_windows: int,
