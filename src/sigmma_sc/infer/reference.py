@@ -53,7 +53,7 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
     """Reference from the slides that a model was trained on; other slides, or ones without raw counts, are an error."""
     chosen = []
     roles = []
-    blocks = []
+    blocks: list[NDArray[np.int64]] = []
     for slide in slides:
         role = embedder.data.roles.of(slide)
         which = np.flatnonzero(np.isin(role, ("train", "val")))

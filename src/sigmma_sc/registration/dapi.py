@@ -12,7 +12,7 @@ from sigmma_sc.registration.check import TOLERANCE
 from sigmma_sc.registration.haematoxylin import SURROUNDINGS, Zoom, cell_windows
 from sigmma_sc.registration.residuals import Residuals
 from sigmma_sc.tissue.frame import affine_to, apply_affine, axis_scale, raster_levels
-from sigmma_sc.tissue.pixels import level_scales
+from sigmma_sc.tissue.levels import level_scales
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -42,6 +42,8 @@ def find_at_likely_sizes(slide: Slide, seed: int = 0) -> tuple[Slide, Registered
         found,
         matrix=None if found.matrix is None else found.matrix @ back,
         landscape=[Candidate(one.pose @ back, one.score) for one in found.landscape],
+        # At another size of a pixel, the cells were not where their alignment puts them.
+        before=found.before if ratio == 1 else None,
     )
     return replace(slide, microns_per_pixel=microns), found
 
@@ -90,10 +92,8 @@ def _closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _implied(slide: Slide) -> float:
     """Size of a pixel in µm by the transformations of cells in µm and of the image, or the slide's where these do not tell."""
-    for elements in (slide.sdata.shapes, slide.sdata.points):
-        if slide.region in elements:
-            unit = microns_per_unit(affine_to(elements[slide.region], slide.coordinate_system, "cells"))
-            if unit is not None:
-                image = affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, "image")
-                return unit * axis_scale(image, "image")
-    return slide.microns_per_pixel
+    unit = None if slide.cells_to_system is None else microns_per_unit(slide.cells_to_system)
+    if unit is None:
+        return slide.microns_per_pixel
+    image = affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, "image")
+    return unit * axis_scale(image, "image")

@@ -20,8 +20,8 @@ from sigmma_sc.registration.check import (
     lattice_pitch,
     share_under,
 )
-from sigmma_sc.registration.place import moved, scales_of
-from sigmma_sc.registration.register import find_pose
+from sigmma_sc.registration.place import moved
+from sigmma_sc.registration.size import find_at_likely_sizes
 
 if TYPE_CHECKING:
     from sigmma_sc.registration.certificate import Certificate
@@ -33,14 +33,14 @@ NEAR = 50.0
 
 
 def by_expression(slide: Slide, quick: Registration, seed: int) -> Registration:
-    """The verdict with the search of :func:`find_pose` behind it, unless nuclei decided or there are no raw counts."""
+    """The verdict with the search of a pose behind it, unless nuclei decided or there are no raw counts."""
     if quick.decided or slide.table.n_vars == 0:
         return quick
     try:
-        found = find_pose(slide, scales_of(slide), seed=seed)
+        sized, found = find_at_likely_sizes(slide, seed)
     except SetupError as error:
         return replace(quick, advice=f"{quick.advice} Expression was not used: {error}")
-    return judged(quick, found, moved(slide, found), lattice_pitch(slide.xy) * slide.microns_per_pixel)
+    return judged(quick, found, moved(sized, found), lattice_pitch(slide.xy) * slide.microns_per_pixel)
 
 
 def judged(quick: Registration, found: Registered, distance: float, pitch: float) -> Registration:
