@@ -622,6 +622,7 @@ class SIGMMA:
         from sigmma_sc.store.write import by_object, cell_matrices, require_free, write_cells, write_tiles
 
         require_whole(n_offsets, "n_offsets", most=MOST_OFFSETS)
+        self._trained()
         slides = self.resolve(sdata)
         params = {}
         for slide in slides:
