@@ -44,7 +44,8 @@ def xenium(
     path
         Folder with ``experiment.xenium``.
     he_image
-        H&E as (OME-)TIFF; by default the only ``*he_image.ome.tif`` of the folder.
+        H&E as (OME-)TIFF; by default the only ``*he_image.ome.tif`` of the folder. The largest colour image of the file is
+        read.
     he_alignment
         Matrix ``(3, 3)`` from H&E pixels to pixels of the morphology image, as CSV. By default
         ``<name of the H&E>alignment.csv`` next to the H&E or in the folder, or else the only ``*he_imagealignment.csv``
@@ -69,6 +70,8 @@ def xenium(
     -----
     RegistrationWarning
         There is no alignment, so that H&E and morphology image get the same pixels, which is rarely right.
+    ImageWarning
+        The file of the H&E holds several colour images of about the same size.
 
     See Also
     --------
