@@ -25,7 +25,6 @@ UNTESTED = {
     "baselines/one_scale.py",
     "cli/results.py",
     "datasets/_section.py",
-    "io/tiff.py",
     "metrics/__init__.py",
     "pl/_cells.py",
     "pl/_finish.py",

@@ -161,7 +161,7 @@ class SIGMMA:
         sample_key
             Column of ``obs`` that names the donor or section; ``None`` makes each region a sample.
         microns_per_pixel
-            µm per H&E pixel at full resolution, or by region; ``None`` takes it from the transforms.
+            µm per H&E pixel at full resolution, or by region; ``None`` takes it from the transforms, which is logged.
         tile_size
             Side of a tile in µm (128 in the paper).
         grids
@@ -176,6 +176,10 @@ class SIGMMA:
         -----
         RegistrationWarning
             The cells are probably not registered to the image.
+        ImageWarning
+            A part of the image is black or transparent, or the image may not be an H&E.
+        PixelSizeWarning
+            The µm per pixel may be wrong.
 
         See Also
         --------

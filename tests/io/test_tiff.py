@@ -7,7 +7,6 @@ import tifffile
 from spatialdata.transformations import Identity
 
 from sigmma_sc.errors import ImageWarning, SetupError
-from sigmma_sc.io.colours import rgb_of_ycbcr
 from sigmma_sc.io.tiff import read_pyramid
 from sigmma_sc.tissue.frame import raster_levels
 
@@ -118,15 +117,6 @@ def test_rgb_stays_as_it_is(tmp_path, slide, options):
     slide[:] = RGB
     path = write(tmp_path / "x.tif", slide, **options)
     assert np.abs(pixels_of(path).astype(int) - RGB).max() <= 2
-
-
-def test_tiles_that_a_file_lacks_stay_black(slide):
-    stored = ycbcr(slide)
-    stored[64:128, 64:128] = 0
-    rgb = rgb_of_ycbcr(stored)
-    assert (rgb[64:128, 64:128] == 0).all()
-    assert np.abs(rgb[:64].astype(int) - slide[:64]).max() <= 2
-    assert rgb_of_ycbcr(np.concatenate([stored, np.full_like(stored[..., :1], 7)], -1))[..., 3].max() == 7
 
 
 def test_a_missing_tile_is_black_in_the_file(tmp_path, slide):

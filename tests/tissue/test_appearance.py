@@ -174,16 +174,6 @@ def test_fewer_bits_than_the_type_are_refused_wherever_the_tissue_is(he, bits, s
         set_up(wide)
 
 
-@pytest.mark.parametrize("order", ["<u2", ">u2", "<f4", ">f4"])
-def test_full_range_in_either_order_of_bytes_is_the_same_as_8_bits(he, order):
-    from sigmma_sc.tissue.decode import read_window
-
-    wide = (he / 255).astype(order) if order.endswith("f4") else (he.astype(np.uint16) * 257).astype(order)
-    assert set_up(wide) == []
-    level = Image2DModel.parse(wide, ("c", "y", "x"))
-    np.testing.assert_array_equal(read_window(level, 5, 7, 90, 120), he[:, 7:120, 5:90].transpose(1, 2, 0))
-
-
 def test_a_float_image_beyond_one_is_refused_wherever_it_is(he):
     pixels = he.astype(np.float32) / 255
     pixels[:, 3, 5] = 200

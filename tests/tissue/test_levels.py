@@ -10,7 +10,7 @@ from xarray import DataArray, Dataset, DataTree
 
 from sigmma_sc.registration.haematoxylin import Zoom
 from sigmma_sc.tissue.frame import Slide
-from sigmma_sc.tissue.levels import level_frames
+from sigmma_sc.tissue.levels import level_frames, level_scales
 from sigmma_sc.tissue.mask import tissue_mask
 from sigmma_sc.tissue.pixels import read_crops
 
@@ -142,3 +142,13 @@ def test_a_pyramid_of_even_sides_is_not_read(monkeypatch, picture):
     monkeypatch.setattr(levels, "read_window", None)
     even = picture[:, :496, :704]
     np.testing.assert_array_equal(level_frames(slide_of(pyramid(even, lambda p: halved(p, False)))).origins, 0)
+
+
+def test_pyramids_that_drop_the_last_row_keep_their_scale():
+    def levels(*shapes):
+        return [DataArray(da.zeros((3, h, w), dtype=np.uint8), dims=("c", "y", "x")) for w, h in shapes]
+
+    # 1,001 px halve to 500, which are 2 px each: a ratio of 2.002 would be 30 px off at the lower end.
+    np.testing.assert_array_equal(level_scales(levels((1001, 60000), (500, 30000), (125, 7500))), [1, 2, 8])
+    np.testing.assert_array_equal(level_scales(levels((5371, 17079), (2686, 8540), (1343, 4270))), [1, 2, 4])
+    np.testing.assert_allclose(level_scales(levels((1000, 900), (700, 630))), [1, 10 / 7])

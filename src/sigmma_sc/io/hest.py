@@ -77,6 +77,8 @@ def hest(folder: str | Path, sample_id: str) -> SpatialData:
     -----
     CoverageWarning
         Some cells have transcripts but no polygon, and are left out.
+    ImageWarning
+        The file of the H&E holds several colour images of about the same size.
 
     See Also
     --------

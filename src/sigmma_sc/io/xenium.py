@@ -53,7 +53,8 @@ def xenium(
     path
         Folder with ``experiment.xenium``.
     he_image
-        H&E as (OME-)TIFF; by default the only ``*he_image.ome.tif`` of the folder.
+        H&E as (OME-)TIFF; by default the only ``*he_image.ome.tif`` of the folder. The largest colour image of the file is
+        read.
     he_alignment
         Matrix ``(3, 3)`` from H&E pixels to pixels of the morphology image, as CSV. By default the file that has the name of
         the H&E, next to it or in the folder: ``<name>alignment.csv`` as 10x Genomics publishes it, or ``<name>_matrix.csv``
@@ -82,6 +83,8 @@ def xenium(
         There is no alignment, so that H&E and morphology image get the same pixels, which is rarely right.
     CoverageWarning
         Some cells have no boundary.
+    ImageWarning
+        The file of the H&E holds several colour images of about the same size.
 
     See Also
     --------

@@ -22,7 +22,7 @@ NUMBERED = re.compile(r"(?:c|ch|chan|channel|s|sample|band|image)?[\W_]*\d+(?:[\
 OTHERS = (
     (
         "a fluorescence image",
-        r"dapi|hoechst\w*|draq\d*|to-?pro\w*|syto\w*|sytox\w*|fitc|tritc|texas ?red|cy[2357](\.5)?|[egy]fp|mcherry|"
+        r"dapi|hoechst.*|draq\d*|to-?pro\w*|syto\w*|sytox\w*|fitc|tritc|texas ?red|cy[2357](\.5)?|[egy]fp|mcherry|"
         r"(alexa|af|atto|opal|dylight|cf)[\W_]*(fluor)?[\W_]*\d{3}\w*|a(488|555|568|594|647)|18s|atp1a1\w*|"
         r"(pan)?[\W_]*c(yto)?k(eratin)?s?\d*|panck|cd\d+\w*|e-?cad\w*|vimentin|alpha[\W_]?sma|[aα]?sma|polyt|fluorescen\w*|"
         r"boundary|membrane|interior\w*|foxp3|ki-?67|pd-?l?1|autofluorescence",
