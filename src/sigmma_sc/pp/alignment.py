@@ -68,12 +68,12 @@ def register(
         transformation of the image determines the size. An identity does not: then scales from 0.8 to 1.25 are searched
         about the unit of the system, and about the size at which the image holds as much tissue as the cells cover.
     landmarks
-        Places marked by hand, used in place of the search; or landmarks by slide, where slides without any are searched. Three or
-        more pairs, not on a line: an array ``(n, 2, 2)``, two arrays ``(n, 2)``, or the names of two elements of points or
-        circles in the object. The first of a pair is on the image, the second at the same place among the cells. Arrays hold
-        (x, y) in px of level 0 of the image, and in units of the element that the table annotates. Elements may be points that
-        napari-spatialdata saved, in the order in which they were marked. The similarity, mirrored or not, with the least squares is
-        taken, of any scale. Cells with visible nuclei are then put on them.
+        Places marked by hand, used in place of the search; or landmarks by slide, where slides without any are searched.
+        Three or more pairs, not on a line: an array ``(n, 2, 2)``, two arrays ``(n, 2)``, or the names of two elements of
+        points or circles in the object. The first of a pair is on the image, the second at the same place among the cells.
+        Arrays hold (x, y) in px of level 0 of the image, and in units of the element that the table annotates. Elements may
+        be points that napari-spatialdata saved, in the order in which they were marked. The similarity, mirrored or not, with
+        the least squares is taken, of any scale. Cells with visible nuclei are then put on them.
     overwrite
         Register an image again that was registered before.
     seed
@@ -86,12 +86,12 @@ def register(
     ``verdict``: ``"registered"`` or ``"cannot tell"``; ``advice`` explains it. ``error``: expected error in µm, 95 % of the
     time below it. ``moved``: root mean square distance in µm that the cells moved on the image.
     ``written``: whether the image has a new transformation. Cells within ``error`` of the pose stay where they are.
-    ``by``: ``"nuclei"``, ``"expression"`` or ``"landmarks"``. ``affine``: whether windows held out are better explained by an affine than by
-    a similarity. ``r2``: R² of colour in squares held out. ``far``: score of the best pose elsewhere, as a share.
-    ``nuclei``: height of the peak of haematoxylin at the cells. ``dapi``: median distance in µm between the nuclei of the H&E
-    and those of a DAPI image of the cells, such as ``morphology_focus`` of a Xenium run; a pose that it contradicts is not
-    certified. ``residual``: median shift in µm of single windows, or of
-    landmarks, that remains, as in a deformed section.
+    ``by``: ``"nuclei"``, ``"expression"`` or ``"landmarks"``. ``affine``: whether windows held out are better explained by
+    an affine than by a similarity. ``r2``: R² of colour in squares held out. ``far``: score of the best pose elsewhere, as a
+    share. ``nuclei``: height of the peak of haematoxylin at the cells. ``dapi``: median distance in µm between the nuclei
+    of the H&E and those of a DAPI image of the cells, such as ``morphology_focus`` of a Xenium run; a pose that it
+    contradicts is not certified. ``residual``: median shift in µm of single windows, or of landmarks, that remains, as in a
+    deformed section.
 
     The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``. The rows, with what
     :func:`sigmma_sc.pl.register` shows, are kept in ``sdata.attrs["sigmma_registration"]``. Write both to the store with ``sdata.write_transformations(image_key)`` and
@@ -126,13 +126,15 @@ def register(
     slide
     cell_circles  registered  nuclei    False
 
-    Three places marked by hand on a section whose pixels are of 0.5 µm:
+    By three places marked by hand, in px and µm:
 
-    >>> on_image = [(100, 150), (900, 200), (400, 800)]  # px
-    >>> among_cells = [(50, 75), (450, 100), (200, 400)]  # µm
+    >>> on_image = [(250, 300), (1800, 400), (800, 1600)]
+    >>> among_cells = [(149, -61), (876, 214), (222, 641)]
     >>> found = sg.pp.register(tissue, landmarks=(on_image, among_cells))
-    >>> found.by.tolist()
-    ['landmarks']
+    >>> found[["verdict", "by", "written"]]
+                     verdict         by  written
+    slide
+    cell_circles  registered  landmarks    False
     """
     import pandas as pd
 

@@ -42,7 +42,8 @@ def check_registration(sdata: Tissue, seed: int = 0) -> pd.DataFrame:
     ``shift_x``, ``shift_y``: shift of the peak, µm along the axes of the image.
     ``agreement``: share of the windows with a peak that have it there, low if the pixel size is wrong.
     ``r2``: R² of colour on expression in squares held out, under the alignment as it is. ``distance``: root mean square
-    distance in µm of the cells from the best pose found by search. ``error``: expected error of that pose in µm, if it is certified.
+    distance in µm of the cells from the best pose found by search. ``error``: expected error of that pose in µm, where it
+    was measured.
 
     Raises
     ------
