@@ -177,6 +177,13 @@ def test_slides_without_a_gene_in_common_do_not_train_one_model(slide, encoder):
         model.train(1, **QUIET)
 
 
+def test_genes_and_control_probes_are_counted_with_the_embeddings(model, slide):
+    other = more(slide, ["BLANK_1", "NegControlProbe_7", "UNSEEN"])
+    model.write_embeddings(other, n_offsets=1)
+    told = other["sigmma_tiles"].uns["sigmma"]
+    assert (told["n_genes"], told["n_control_probes"], told["shared_variance"]) == (120, 2, 1.0)
+
+
 def test_shares_of_panels_that_overlap_are_those_of_all_genes(rng):
     shares = rng.dirichlet(np.ones(8))
     first, second, third = (np.isin(np.arange(8), kept) for kept in ([0, 1, 2, 3, 4], [3, 4, 5, 6, 7], [0, 7]))

@@ -61,8 +61,9 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
             # Only these: the others may never have been encoded.
             chosen.append((embedder.tiles(slide, slide.tiles.take(which)), np.arange(len(which))))
             roles.append(role[which])
-            group = Blocks().groups(slide.tiles, embedder.data.usable(slide, slide.tiles))[which]
-            blocks.append(np.unique(group, return_inverse=True)[1] + 1 + max((b.max() for b in blocks), default=-1))
+            first = blocks[-1].max() + 1 if blocks else 0
+            block = Blocks().groups(slide.tiles, embedder.data.usable(slide, slide.tiles))[which]
+            blocks.append(first + np.unique(block, return_inverse=True)[1])
     if not chosen:
         raise SetupError(
             "The model carries no expression to predict from, and its object holds none of the tiles it was trained on. Load "
