@@ -127,7 +127,7 @@ def test_no_search_where_nuclei_decide_or_counts_are_not_raw(slide, monkeypatch)
     assert report.verdict == "cannot tell"
     assert "Expression was not used" in report.advice
     assert "normalised already" in report.advice
-    monkeypatch.setattr("sigmma_sc.registration.verdict.find_pose", lambda *a, **k: pytest.fail("searched"))
+    monkeypatch.setattr("sigmma_sc.registration.verdict.find_at_likely_sizes", lambda *a, **k: pytest.fail("searched"))
     found = registration(slide)
     assert by_expression(slide, found, seed=0) is found
     bare = replace(slide, adata=slide.table[:, :0].copy())

@@ -92,7 +92,9 @@ def _closed(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _implied(slide: Slide) -> float:
     """Size of a pixel in µm by the transformations of cells in µm and of the image, or the slide's where these do not tell."""
-    unit = None if slide.cells_to_system is None else microns_per_unit(slide.cells_to_system)
+    if slide.setup.microns_per_pixel is None or slide.cells_to_system is None:
+        return slide.microns_per_pixel
+    unit = microns_per_unit(slide.cells_to_system)
     if unit is None:
         return slide.microns_per_pixel
     image = affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, "image")
