@@ -51,8 +51,9 @@ def run(*arguments):
 
 
 def said(capsys):
-    """Printed words, however the terminal broke the lines."""
-    return " ".join(capsys.readouterr().out.split())
+    """Printed words, however the terminal broke the lines, those of errors last."""
+    printed = capsys.readouterr()
+    return " ".join((printed.out + printed.err).split())
 
 
 def test_demo_writes_everything_and_prints_its_figures(tmp_path, capsys):
@@ -301,3 +302,62 @@ def test_a_split_of_ones_own_by_its_name(store, results, tmp_path, monkeypatch, 
         sys.modules.pop("own_split", None)
     assert json.loads((tmp_path / "out" / "model" / "model.json").read_text())["data"]["split"] == "diagonals"
     assert pd.read_csv(tmp_path / "out" / "retrieval.csv").pool.min() > 1
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "text inside", "other zarr", "hollow"])
+@pytest.mark.parametrize("command", ["check", "register"])
+def test_what_is_no_store_is_told_in_a_sentence_on_stderr(tmp_path, capsys, what, command):
+    path = tmp_path / "slide.zarr"
+    if what == "file":
+        path.write_text("x")
+    elif what == "other zarr":
+        ad.AnnData(np.ones((2, 2))).write_zarr(path)
+    elif what == "hollow":
+        sd.SpatialData().write(path)
+    else:
+        path.mkdir()
+    if what == "text inside":
+        (path / ".zattrs").write_text("{")
+    assert run(command, path) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "slide.zarr is" in printed.err
+    assert "Write one with" in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("Pass microns_per_pixel=0.5.", "Pass --microns-per-pixel=0.5."),
+        ("layer='counts' does not exist", "--layer='counts' does not exist"),
+        (
+            "Pass layer=… for the raw counts, or features_key=….",
+            "Pass --layer=… for the raw counts, or --features-key=….",
+        ),
+        ("region of image_key='a' does not exist", "region of --image='a' does not exist"),
+        ("temperature=3 must be less", "--set temperature=3 must be less"),
+        ("Pass overwrite=True to replace it.", "Pass --overwrite to replace it."),
+        ("use a smaller tile_size, or raise min_cells=5", "use a smaller tile_size, or raise --set min_cells=5"),
+        ("obs['layer']=3 and my_layer=2", "obs['layer']=3 and my_layer=2"),
+    ],
+)
+def test_errors_name_options_of_the_command(message, words):
+    assert cli.with_options(message) == words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--layer", "raw"), "--layer='raw' does not exist"),
+        (("--image", "he"), "--image='he' does not exist"),
+        (("--sample-key", "patient"), "--sample-key='patient' does not exist"),
+        (("--tile-size", "-1"), "--tile-size=-1.0 must be a positive number"),
+        (("--set", "temperature=0"), "--set temperature=0 must be a positive number"),
+    ],
+)
+def test_mistakes_are_told_by_their_option_on_stderr(store, tmp_path, capsys, arguments, words):
+    assert run("train", store, "--out", tmp_path / "out", *arguments) == 2
+    printed = capsys.readouterr()
+    assert words in " ".join(printed.err.split())
+    assert printed.out == ""

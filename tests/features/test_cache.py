@@ -235,6 +235,18 @@ def test_a_damaged_shard_is_told_of_and_computed_again(slide, encoder, read, tmp
     assert torch.equal(found, good)
 
 
+@pytest.mark.parametrize("text", ["", "[1.0", "{}", "[]", '["a"]', "null"])
+def test_an_output_that_was_cut_short_is_written_again(slide, encoder, tmp_path, text):
+    first = encode(slide, encoder(), grid(2), tmp_path)
+    (stored,) = tmp_path.rglob("output.json")
+    whole = stored.read_text()
+    stored.write_text(text)
+    with pytest.warns(CacheWarning, match="output.json is damaged and is written again"):
+        again = encode(slide, encoder(), grid(2), tmp_path)
+    assert stored.read_text() == whole
+    assert torch.equal(again, first)
+
+
 def test_a_shard_of_another_image_is_not_believed(tmp_path):
     crops = np.array([[0.0, 0.0, 1.0]])
     shard = FeatureCache(tmp_path, "one", 2).write(crops, torch.ones(1, 2).half())

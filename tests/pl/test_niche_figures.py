@@ -9,6 +9,7 @@ import sigmma_sc as sg
 from sigmma_sc import SIGMMA
 from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.infer.tiles import tile_by_name
+from sigmma_sc.pl._cells import PALETTE
 
 mpl.use("agg")
 
@@ -94,6 +95,39 @@ def test_confidence_is_mapped_where_it_is_asked_for(adata, tmp_path):
     np.testing.assert_allclose(missing.get_offsets().data, adata.obsm["spatial"][-1:])
     inside = (adata.obsm["spatial"] <= 50).all(axis=1) & np.isfinite(shares)
     np.testing.assert_array_equal(axes[3].collections[1].get_array(), shares[inside])
+
+
+@pytest.mark.parametrize("high", ["micro", "macro"])
+def test_the_limits_of_the_panels_hold_every_curve(high, tmp_path):
+    history = {"train_ln_batch": pd.DataFrame({"x": [3.0, 3.0]})}
+    for scale in ("micro", "meso", "macro"):
+        history[f"train_loss_{scale}"] = pd.DataFrame({"x": [9.0, 8.0] if scale == high else [1.0, 0.5]})
+    for ax in sg.pl.training(history, show=False, save=tmp_path / "f.png"):
+        low, top = ax.get_ylim()
+        assert low == 0
+        assert top >= 9
+
+
+@pytest.mark.parametrize("colours", [["#123456", "#fedcba"], ["red", "blue", "green"]])
+def test_labels_have_the_colours_that_the_table_keeps(adata, tmp_path, colours):
+    adata.uns["cell_type_colors"] = list(colours)
+    axes = sg.pl.niches(adata, scales=["meso"], reference="cell_type", show=False, save=tmp_path / "f.png")
+    drawn = {mpl.colors.to_hex(colour) for part in axes[0].collections for colour in part.get_facecolors()}
+    assert drawn == {mpl.colors.to_hex(colour) for colour in colours[:2]}
+    assert adata.uns["cell_type_colors"] == colours
+    kept = adata.uns["sigmma_niche_meso_colors"]
+    assert kept == list(PALETTE[:2])
+    adata.uns["sigmma_niche_meso_colors"] = ["#000001", "#000002"]
+    axes = sg.pl.niches(adata, scales=["meso"], show=False, save=tmp_path / "f.png")
+    again = {mpl.colors.to_hex(colour) for part in axes[0].collections for colour in part.get_facecolors()}
+    assert {"#000001", "#000002"} <= again
+
+
+@pytest.mark.parametrize("kept", [["#123456"], ["no colour", "#123456"], []])
+def test_colours_that_do_not_fit_are_made_anew(adata, tmp_path, kept):
+    adata.uns["sigmma_niche_meso_colors"] = kept
+    sg.pl.niches(adata, scales=["meso"], show=False, save=tmp_path / "f.png")
+    assert adata.uns["sigmma_niche_meso_colors"] == list(PALETTE[:2])
 
 
 def test_losses_stand_beside_the_logarithm_of_the_batch(tmp_path):

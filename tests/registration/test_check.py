@@ -83,8 +83,9 @@ def test_a_shift_is_caught_with_its_size_and_direction(spoilt):
         (lambda w, h: [[0, -1, (w + h) / 2], [1, 0, (h - w) / 2], [0, 0, 1]], "not registered"),
         (lambda w, h: np.diag([0.776, 0.776, 1]), "not registered"),
         (lambda w, h: [[1, 0, 0.5 * w], [0, 1, 0.1 * h], [0, 0, 1]], "Only .*% of the cells are under the image"),
+        (lambda w, h: [[1, 0, 0.86 * w], [0, 1, 0], [0, 0, 1]], "hardly any cell is under the image"),
     ],
-    ids=["axes swapped", "mirrored", "turned", "pixel size wrong", "half beside the image"],
+    ids=["axes swapped", "mirrored", "turned", "pixel size wrong", "half beside the image", "almost all beside it"],
 )
 def test_misfits_are_caught(spoilt, slide, misfit, words):
     report = spoilt(misfit(slide.width, slide.height))

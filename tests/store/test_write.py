@@ -96,14 +96,15 @@ def test_what_others_call_by_our_names_is_never_overwritten(small, what, overwri
     assert [(kind, name) for kind, name, _ in sdata.gen_elements()] == elements
 
 
-def test_embeddings_of_another_model_are_replaced_only_when_asked(small, tmp_path):
-    sdata, model = small
-    model.write_embeddings(sdata, n_offsets=1)
+def test_embeddings_of_another_model_are_replaced_only_when_asked(small, encoder, tmp_path):
+    sdata, _ = small
+    model, other = (SIGMMA(sdata, encoder(), n_latent=width) for width in (8, 4))
+    for one in (model, other):
+        one.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
+    model.write_embeddings(n_offsets=1)
     sdata.write(tmp_path / "slide.zarr")
     again = sd.read_zarr(tmp_path / "slide.zarr")
     model.write_embeddings(again, n_offsets=1)  # its own, also from a store
-    other = SIGMMA(sdata, n_latent=4)
-    other.train(max_epochs=1, split="none", batch_size=32, enable_progress_bar=False)
     with pytest.raises(ExistsError, match=r"sigmma_tiles.*X_sigmma_micro.*sigmma_covered.*overwrite=True"):
         other.write_embeddings(n_offsets=1)
     assert sdata["table"].obsm["X_sigmma_micro"].shape[1] == 8

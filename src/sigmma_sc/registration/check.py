@@ -46,6 +46,9 @@ MIN_ON_IMAGE = 0.9
 MIN_ON_TISSUE = 0.5
 """Least share of cells on tissue; with less, and without a peak, the slide is misregistered."""
 
+HARDLY_ANY = 0.02
+"""Share of cells under the image below which, if they are few too, no image of a part of the section is believed."""
+
 MOST = 0.85
 GAIN = 0.1
 """Least share on tissue, and least gain of it, for another orientation to be better if there is no peak."""
@@ -175,6 +178,8 @@ def _by_peak(found: Match) -> tuple[str, str]:
 
 
 def _without_peak(found: Match, lattice: bool, blind: bool) -> tuple[str, str]:
+    if found.n_cells < MIN_CELLS and found.on_image < HARDLY_ANY:
+        return MISREGISTERED, f"hardly any cell is under the image: they are not registered. {FIX}"
     on_tissue = f"{found.on_tissue:.0%} of them are on tissue; look at sg.pl.registration(sdata)."
     if not lattice and found.n_cells < MIN_CELLS:
         return CANNOT_TELL, f"cannot tell: {found.n_cells} cells under the image are too few. {on_tissue}"
