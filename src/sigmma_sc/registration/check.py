@@ -46,7 +46,7 @@ MIN_ON_IMAGE = 0.9
 MIN_ON_TISSUE = 0.5
 """Least share of cells on tissue; with less, and without a peak, the slide is misregistered."""
 
-HARDLY_ANY = 0.02
+HARDLY_ANY = 0.01
 """Share of cells under the image below which, if they are few too, no image of a part of the section is believed."""
 
 MOST = 0.85

@@ -9,6 +9,7 @@ import numpy as np
 
 from sigmma_sc.registration.check import lattice_pitch
 from sigmma_sc.registration.coarse import Candidate
+from sigmma_sc.registration.pose import scale_of
 from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered, find_pose
 from sigmma_sc.tissue.frame import PLAUSIBLE_MICRONS, affine_to, axis_scale, microns_per_unit
 from sigmma_sc.tissue.mask import tissue_mask
@@ -31,12 +32,24 @@ def find_at_likely_sizes(slide: Slide, seed: int = 0) -> tuple[Slide, Registered
     The positions of the slide's cells and the pose's matrix are in px of the image, as they were.
     """
     for microns, scales in likely_sizes(slide):
-        ratio = _implied(slide) / microns
-        # Cells keep their place in µm, and so their distance in px changes with the size of a pixel.
-        sized = replace(slide, microns_per_pixel=microns, xy=slide.xy * ratio)
-        found = find_pose(sized, scales, seed=seed)
-        if found.certified:
+        sized, found = _find_at(slide, microns, scales, seed)
+        if found.certified and found.matrix is not None:
             break
+    else:
+        return sized, found
+    if scales == UNKNOWN_SCALE:
+        # A certified pose tells the size. With it, windows and errors are as large as they say.
+        again = _find_at(slide, _implied(slide) / scale_of(found.matrix), KNOWN_SCALE, seed)
+        if again[1].certified:
+            return again
+    return sized, found
+
+
+def _find_at(slide: Slide, microns: float, scales: tuple[float, float], seed: int) -> tuple[Slide, Registered]:
+    """The slide with a size of its pixels, and the pose that is found with it."""
+    ratio = _implied(slide) / microns
+    # Cells keep their place in µm, and so their distance in px changes with the size of a pixel.
+    found = find_pose(replace(slide, microns_per_pixel=microns, xy=slide.xy * ratio), scales, seed=seed)
     back = np.diag([ratio, ratio, 1.0])
     found = replace(
         found,
