@@ -777,8 +777,8 @@ class SIGMMA:
             ``"retrieval"`` averages the training tiles whose *transcriptome* embeddings are nearest to the tile's image
             embedding, weighted by softmax(cosine similarity / temperature), after BLEEP (Xie et al. 2023). ``"ridge"`` is
             the probe of :meth:`evaluate_expression`, fitted to every gene; its values may be negative. ``"auto"`` takes for
-            each gene the best of retrieval, ridge, ridge on the features of the image encoder, and the mean of the training
-            tiles, as chosen on the validation tiles; it needs 10 of them.
+            each gene the best of retrieval, ridge, ridge on the features of the image encoder, the average of these three, and
+            the mean of the training tiles, as chosen on the validation tiles; it needs 10 of them.
         scale
             Embedding to use: one scale, or ``"all"``. For retrieval that is the mean of the scales' cosine similarities.
         n_neighbors
@@ -791,7 +791,7 @@ class SIGMMA:
         ``obs["tissue"]`` show glass. ``var["reliability"]`` is the Pearson correlation of predicted and measured expression
         across the validation tiles of a slide, mean over slides, and ``var["reliability_n_tiles"]`` their number. Both hold
         for tissue like that of the training slides, not for other stains or organs. ``var["method"]`` is the method of each
-        gene: with ``"auto"`` it is ``"retrieval"``, ``"ridge"``, ``"encoder"`` or ``"mean"``. Its reliability is then of
+        gene: with ``"auto"`` it is ``"retrieval"``, ``"ridge"``, ``"encoder"``, ``"blend"`` or ``"mean"``. Its reliability is then of
         choices that were made without the validation tiles they are judged on.
 
         Raises

@@ -290,7 +290,7 @@ class TestAuto:
     def test_each_gene_is_that_of_its_method(self, fitted, alone):
         found = fitted.predict_expression(alone, "auto")
         methods = found.var["method"]
-        assert set(methods) <= {"retrieval", "ridge", "encoder", "mean"}
+        assert set(methods) <= {"retrieval", "ridge", "encoder", "blend", "mean"}
         assert found.uns["sigmma"]["method"] == "auto"
         for method in ("retrieval", "ridge"):
             part = fitted.predict_expression(alone, method)
@@ -308,7 +308,7 @@ class TestAuto:
         query = Query(embedded.image, encoder_features(model.embedder, embedded))
         parts = predict_parts(query, reference, Prediction("auto", "all", 50, 0.07))
         best = max(np.nanmean(pearson(truth, values[which].astype(float))) for values in parts.values())
-        assert np.nanmean(pearson(truth, found.X[which].astype(float))) > best - 0.02
+        assert np.nanmean(pearson(truth, found.X[which].astype(float))) > best - 0.01
 
     def test_its_reliability_is_of_choices_made_without_the_tile(self):
         """Genes of noise: the best of three methods on the tiles it is chosen by would look reliable."""
