@@ -33,7 +33,7 @@ FOURTH = 1.35
 """Largest relative error of a pitch. On a lattice, largest interquartile range of the nearest distances, and distance to the
 fourth neighbour, as shares of their median. Spots as they were printed have at most 0.13 and 1.24, cells 0.35 and 1.7."""
 
-FEWEST_CELLS = 50
+FEWEST_CELLS = 150
 PATCHES = 4
 PATCH = 500
 """Least cells to judge distances by; number of patches of neighbouring cells that are looked at, and cells in each."""
