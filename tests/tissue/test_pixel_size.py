@@ -152,12 +152,23 @@ def test_few_cells_say_nothing(rng):
     assert said(sdata_of(cells(rng, 20), Identity(), Identity(), 1), 0.05)[1] == []
 
 
-@pytest.mark.parametrize("n", [2, 300, 3000])
+@pytest.mark.parametrize("n", [50, 300, 3000])
 def test_nearest_distances_are_those_of_all_cells(rng, n):
     from scipy.spatial import cKDTree
 
     xy = rng.uniform(0, 1000, (n, 2))
-    everywhere = cKDTree(xy).query(xy, k=2)[0][:, 1]
+    everywhere = cKDTree(xy).query(xy, k=5)[0][:, 1:]
     found = nearest_distances(xy)
     assert np.isin(found.round(9), everywhere.round(9)).mean() > 0.98
-    np.testing.assert_allclose(np.median(found), np.median(everywhere), rtol=0.1)
+    np.testing.assert_allclose(np.median(found, axis=0), np.median(everywhere, axis=0), rtol=0.1)
+
+
+@pytest.mark.parametrize("n_cells", [100, 300])
+def test_simulated_cells_are_no_lattice(n_cells):
+    """They keep a distance, so that the nearest is about as far everywhere."""
+    from sigmma_sc.datasets import simulate_tissue
+
+    sdata = simulate_tissue(n_cells=n_cells)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PixelSizeWarning)
+        store_setup(sdata, Setup("he_image", "table", "global", None, None, None, None, 64.0, (4, 2, 1)))

@@ -29,10 +29,11 @@ PITCHES = (2.0, 8.0, 16.0, 55.0, 100.0, 200.0)
 
 PITCH_TOLERANCE = 0.1
 REGULAR = 0.2
-"""Largest relative error of a pitch, and interquartile range over median of the nearest distances on a lattice. Cells have
-0.3 and more, spots as they were printed 0.13 at most."""
+FOURTH = 1.35
+"""Largest relative error of a pitch. On a lattice, largest interquartile range of the nearest distances, and distance to the
+fourth neighbour, as shares of their median. Spots as they were printed have at most 0.13 and 1.24, cells 0.35 and 1.7."""
 
-FEWEST_CELLS = 50
+FEWEST_CELLS = 150
 PATCHES = 4
 PATCH = 500
 """Least cells to judge distances by; number of patches of neighbouring cells that are looked at, and cells in each."""
@@ -111,12 +112,15 @@ def _scale_of(element: SpatialElement, system: str) -> float | None:
 
 def _spacing(slide: Slide) -> str | None:
     """Whether the cells, bins or spots are at distances that none have."""
-    distances = nearest_distances(slide.xy) * slide.microns_per_pixel
-    distances = distances[distances > 0]
-    if len(slide.xy) < FEWEST_CELLS or not len(distances):
+    if len(slide.xy) < FEWEST_CELLS:
         return None
-    low, median, high = np.quantile(distances, (0.25, 0.5, 0.75))
-    if high - low < REGULAR * median:
+    distances = nearest_distances(slide.xy) * slide.microns_per_pixel
+    distances = distances[distances[:, 0] > 0]
+    if not len(distances):
+        return None
+    low, median, high = np.quantile(distances[:, 0], (0.25, 0.5, 0.75))
+    fourth = np.median(distances[:, -1])
+    if high - low < REGULAR * median and fourth < FOURTH * median:
         if np.abs(median / np.array(PITCHES) - 1).min() <= PITCH_TOLERANCE:
             return None
         known = ", ".join(f"{pitch:g}" for pitch in PITCHES)
@@ -132,11 +136,9 @@ def _spacing(slide: Slide) -> str | None:
 
 
 def nearest_distances(xy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distances to the nearest other position, of positions ``(n, 2)`` in some patches of neighbours."""
+    """Distances to the four nearest other positions ``(m, 4)``, of positions ``(n, 2)`` in some patches of neighbours."""
     from scipy.spatial import cKDTree
 
-    if len(xy) < 2:
-        return np.empty(0)
     found = []
     for start in range(PATCHES):
         middle = xy[(2 * start + 1) * len(xy) // (2 * PATCHES)]
@@ -145,5 +147,5 @@ def nearest_distances(xy: NDArray[np.float64]) -> NDArray[np.float64]:
         near = np.argpartition(square, size - 1)[:size]
         # The outer half of a patch may have neighbours outside of it.
         inner = near if size == len(xy) else near[square[near] <= np.median(square[near])]
-        found.append(cKDTree(xy[near]).query(xy[inner], k=2)[0][:, 1])
+        found.append(cKDTree(xy[near]).query(xy[inner], k=5)[0][:, 1:])
     return np.concatenate(found)
