@@ -28,7 +28,7 @@ class Counting(torch.nn.Module):
         ({"split": "bloks"}, SetupError, "split='bloks' is not one of"),
         ({"split": Blocks()}, SetupError, "must be a name. Call sg.register_split and pass 'blocks'"),
         ({"max_epochs": 2.5}, SetupError, "max_epochs=2.5 must be a whole number"),
-        ({"max_epoch": 5}, TypeError, "max_epoch"),
+        ({"max_epoch": 5}, SetupError, "max_epoch"),
         ({"strategy": "dpp"}, ValueError, "dpp"),
         ({"ckpt_path": "last"}, KeyError, "Give checkpoint_dir"),
     ],

@@ -316,11 +316,9 @@ def _counts(counts: Counts, what: str) -> sparse.csr_array:
     dense_or_sparse = counts if sparse.issparse(counts) else np.asarray(counts)
     matrix = sparse.csr_array(dense_or_sparse, dtype=np.float64, copy=True)
     matrix.sum_duplicates()  # log1p works on stored entries, and two may belong to one gene
-    wrong = matrix.data[~np.isfinite(matrix.data) | (matrix.data < 0) | (matrix.data != np.round(matrix.data))]
+    wrong = matrix.data[~np.isfinite(matrix.data) | (matrix.data < 0)]
     if len(wrong):
-        raise SetupError(
-            f"{what} contains {wrong[0]}; pass raw counts: finite, whole, not negative, not scaled or logged."
-        )
+        raise SetupError(f"{what} contains {wrong[0]}; pass raw counts: finite, not negative, not scaled.")
     return matrix
 
 
