@@ -166,9 +166,11 @@ def block_edges(slide: Any, tiles: Any, adjacency: Any, grid: int) -> int:
 def set_up(sdata: Any, setup: Any) -> Any:
     """The first slide, set up and checked as by setup_spatialdata."""
     from sigmma_sc.registration.check import warn_unregistered
-    from sigmma_sc.tissue.setup import store_setup
+    from sigmma_sc.tissue.setup import checked_setup, store_setup
 
-    slides = store_setup(sdata, setup)
+    checked = checked_setup(sdata, setup)
+    store_setup(sdata, {name: own for name, (own, _) in checked.items()})
+    slides = [slide for _, own in checked.values() for slide in own]
     for slide in slides:
         warn_unregistered(slide)
     return slides[0]

@@ -90,7 +90,7 @@ def test_embed_an_image_alone(store, results, tmp_path, capsys):
     sd.SpatialData(images={"he_image": sdata["he_image"]}).write(tmp_path / "image.zarr")
     arguments = ("embed", tmp_path / "image.zarr", "--model", results / "model", "--out", tmp_path / "out", "--he-only")
     assert run(*arguments) == 2
-    assert "microns_per_pixel" in said(capsys)
+    assert "--microns-per-pixel=" in said(capsys)
     assert run(*arguments, "--microns-per-pixel", 1.0) == 0
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"model", "tiles.zarr", "expression.h5ad"}
     tiles = sd.read_zarr(tmp_path / "out" / "tiles.zarr")["sigmma_tiles"]
@@ -230,7 +230,9 @@ def test_embed_with_weights_that_have_moved(store, tmp_path, capsys):
     (tmp_path / "w.safetensors").rename(tmp_path / "moved.safetensors")
     embed = ("embed", store, "--model", tmp_path / "out" / "model", "--out", tmp_path / "again")
     assert run(*embed) == 2
-    assert "/w.safetensors" in "".join(capsys.readouterr().out.split())  # lines break within a path
+    told = "".join(capsys.readouterr().err.split())  # lines break within a path
+    assert "/w.safetensors" in told
+    assert "get_encoder('test_efficientnet',weights=…)" in told
     assert run(*embed, *named, tmp_path / "moved.safetensors") == 0
     a, b = (sd.read_zarr(tmp_path / folder / "cells.zarr")["table"].obsm for folder in ("out", "again"))
     np.testing.assert_array_equal(a["X_sigmma_macro"], b["X_sigmma_macro"])

@@ -101,7 +101,7 @@ def test_a_tile_that_does_not_exist_is_named(seen, name):
 
 
 def test_refusals(seen, tiny, encoder):
-    with pytest.raises(SetupError, match="tiles is empty"):
+    with pytest.raises(SetupError, match=r"tiles=\[\]: name rows"):
         seen.get_attention([])
     with pytest.raises(SetupError, match="when='during'"):
         seen.get_attention("cell_circles_0", when="during")

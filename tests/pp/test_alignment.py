@@ -113,7 +113,7 @@ def test_shuffled_cells_are_refused_and_nothing_is_written():
 
 def test_landmarks_take_the_place_of_the_search(rng, monkeypatch):
     """Marked with a standard deviation of 5 µm on an image that was mirrored, turned, moved and of another pixel size."""
-    monkeypatch.setattr("sigmma_sc.pp.alignment.find_pose", lambda *a, **k: pytest.fail("searched"))
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda *a, **k: pytest.fail("searched"))
     sdata = sg.datasets.simulate_tissue(n_cells=900, seed=1)
     right = spoilt(sdata, shift=(900.0, 300.0))
     larger = Affine(np.diag([1.3, 1.3, 1]), input_axes=("x", "y"), output_axes=("x", "y"))

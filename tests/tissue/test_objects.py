@@ -130,14 +130,6 @@ def test_features_that_cannot_be_joined_are_named_with_object_and_key(sdata, enc
         SIGMMA(objects, encoder())
 
 
-def test_genes_that_a_second_object_lacks_are_named_with_the_object(sdata, encoder):
-    objects = {"a": part(sdata, REGIONS[0]), "b": part(sdata, REGIONS[1])}
-    objects["b"].tables["table"] = objects["b"]["table"][:, 2:].copy()
-    set_up(objects)
-    with pytest.raises(SetupError, match="slide 'b/slide2_cell_circles' lacks 2 of the 120 genes"):
-        SIGMMA(objects, encoder())
-
-
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [

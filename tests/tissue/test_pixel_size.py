@@ -13,7 +13,7 @@ from spatialdata.transformations import Affine, Identity, Scale
 
 from sigmma_sc.errors import PixelSizeWarning
 from sigmma_sc.tissue.pixel_size import nearest_distances
-from sigmma_sc.tissue.setup import Setup, store_setup
+from sigmma_sc.tissue.setup import Setup, checked_setup
 
 SIDE = 900
 
@@ -58,7 +58,7 @@ def said(sdata, microns=None):
     try:
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            store_setup(sdata, Setup("he", "table", "global", None, None, None, microns, 64.0, (4, 2, 1)))
+            checked_setup(sdata, Setup("he", "table", "global", None, None, None, microns, 64.0, (4, 2, 1)))
     finally:
         logger.removeHandler(handler)
     return lines, [str(one.message) for one in seen if one.category is PixelSizeWarning]
@@ -171,4 +171,4 @@ def test_simulated_cells_are_no_lattice(n_cells):
     sdata = simulate_tissue(n_cells=n_cells)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PixelSizeWarning)
-        store_setup(sdata, Setup("he_image", "table", "global", None, None, None, None, 64.0, (4, 2, 1)))
+        checked_setup(sdata, Setup("he_image", "table", "global", None, None, None, None, 64.0, (4, 2, 1)))

@@ -304,10 +304,15 @@ def main() -> None:
 
 
 def with_options(message: str) -> str:
-    """A message in which arguments of Python are options of the command line."""
-    for argument, spelled in OPTIONS.items():
-        message = re.sub(rf"(?<![\w\[.'\"]){argument}(?==)", spelled, message)
+    """A message in which arguments of Python are options of the command line, but for those in a call of Python."""
+    # A call is found first, and stays as it is.
+    found = rf"(?P<call>\w\([^()]*\))|(?<![\w\[.'\"])(?P<argument>{'|'.join(OPTIONS)})(?==)"
+    message = re.sub(found, _spelled, message)
     return message.replace(f"{OPTIONS['overwrite']}=True", "--overwrite")
+
+
+def _spelled(match: re.Match[str]) -> str:
+    return match["call"] or OPTIONS[match["argument"]]
 
 
 def _read(store: Path) -> SpatialData:
