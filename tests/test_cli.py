@@ -102,6 +102,7 @@ def test_embed_an_image_alone(store, results, tmp_path, capsys):
     assert np.isfinite(expression.X).all()
 
 
+@pytest.mark.slow
 def test_cache_and_checkpoints_spare_work(store, results, tmp_path, monkeypatch):
     from sigmma_sc import ImageEncoder
 
@@ -219,6 +220,7 @@ def test_an_encoder_that_cannot_be_had_fails_before_the_store_is_read(store, res
     assert "--weights goes with --encoder" in said(capsys)
 
 
+@pytest.mark.slow
 def test_embed_with_weights_that_have_moved(store, tmp_path, capsys):
     import timm
     from safetensors.torch import save_file

@@ -45,6 +45,7 @@ class SlideIdentity(Method):
         return {"macro": image.astype(np.float32)}, {"macro": cells.astype(np.float32)}
 
 
+@pytest.mark.slow
 def test_a_method_that_knows_the_slide_alone_gains_nothing(monkeypatch, tmp_path):
     monkeypatch.setitem(METHODS, "slide-identity", SlideIdentity)
     config = {"datasets": {"a": {**SLIDES, "splits": ["blocks", "donor"]}}, "methods": ["slide-identity", "gene-mean"]}

@@ -64,6 +64,7 @@ def same(found, expected):
     assert all(torch.equal(found[0][crop], features) for crop, features in expected[0].items())
 
 
+@pytest.mark.slow
 def test_training_finds_everything_there(store, alone, tmp_path, monkeypatch):
     pp.encode_patches(store[1], "stain-stats", tmp_path)
     asked = []

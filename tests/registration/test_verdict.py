@@ -96,6 +96,7 @@ def test_cells_beside_the_image_are_named_and_not_condemned():
     assert "Only 60% of the cells are under the image" in report.advice
 
 
+@pytest.mark.slow
 def test_a_search_tells_where_the_cells_belong(slide):
     report = by_expression(slide, quick(), seed=0)
     assert report.verdict == "registered", report.advice

@@ -217,6 +217,7 @@ def test_refusals(three):
     assert not three.uns
 
 
+@pytest.mark.slow
 def test_a_fresh_process_compiles_nothing_for_many_cells():
     run = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
     counts, *imported = run.stdout.splitlines()

@@ -6,6 +6,7 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 
 
+@pytest.mark.slow
 def test_several_slides_hold_out_donors_and_batches_stay_within_a_slide(encoder):
     sdata = simulate_tissue(n_cells=900, n_slides=3, seed=0)
     regions = list(sdata["table"].uns["spatialdata_attrs"]["region"])
