@@ -1,3 +1,4 @@
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import spatialdata as sd
@@ -92,7 +93,12 @@ def test_again_only_if_asked(registered):
     # Objects by name have their name before that of the slide.
     again = sg.pp.register({"a": sdata}, overwrite=True)
     assert list(again.index) == ["a/cell_circles"]
-    assert {"cell_circles", "a/cell_circles"} == set(sdata.attrs["sigmma_registration"])
+    # The object may be read alone later, and keeps its own names.
+    assert set(sdata.attrs["sigmma_registration"]) == {"cell_circles"}
+    assert not sdata.attrs["sigmma_registration"]["cell_circles"]["written"]
+    for tissue, title in (({"a": sdata}, "a/cell_circles: before"), (sdata, "cell_circles: before")):
+        assert sg.pl.register(tissue, show=False)[0].get_title() == title
+    plt.close("all")
     # It is where it belongs: nothing is written, and the first transformation is still the one that is kept.
     assert not again.written.any()
     assert off_by(sdata, right) < 1

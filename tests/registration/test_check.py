@@ -1,6 +1,7 @@
 """The check on tissue of known alignment, and its parts by hand."""
 
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -204,3 +205,18 @@ def test_figure(simulated, tmp_path):
         sg.pl.registration(simulated, "other")
     with pytest.raises(SetupError, match="need 3"):
         sg.pl.registration(simulated, n_windows=2, ax=given)
+
+
+def test_the_figure_has_the_verdict_of_the_whole_check(simulated, monkeypatch):
+    """Where nuclei do not decide, the search does, in the figure as in the table."""
+    searched = []
+
+    def by_expression(slide, by_nuclei, seed):
+        searched.append((slide.name, by_nuclei.verdict, seed))
+        return replace(by_nuclei, verdict="misregistered")
+
+    # The name in the package is the function, not its module.
+    monkeypatch.setattr(sys.modules["sigmma_sc.pl.registration"], "by_expression", by_expression)
+    axes = sg.pl.registration(simulated, n_windows=1, seed=3, show=False)
+    assert axes[0].get_title() == "cell_circles: misregistered"
+    assert searched == [("cell_circles", "registered", 3)]

@@ -117,7 +117,8 @@ def _places(sdata: Tissue, name: str | None) -> _Places:
     """The slide with its cells before and after its registration."""
     known = []
     for prefix, one in prefixed(sdata):
-        for slide_name, record in one.attrs.get(_keys.REGISTRATION, {}).items():
+        for region, record in one.attrs.get(_keys.REGISTRATION, {}).items():
+            slide_name = prefix + region
             known.append(slide_name)
             if name not in (None, slide_name):
                 continue

@@ -10,6 +10,7 @@ from sigmma_sc._checks import require_positive, require_whole
 from sigmma_sc.errors import MissingKeyError, SetupError
 from sigmma_sc.pl._finish import finish
 from sigmma_sc.registration.check import Registration, checked_slides
+from sigmma_sc.registration.verdict import by_expression
 from sigmma_sc.registration.windows import overlay_windows
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def registration(
     save: str | Path | None = None,
 ) -> list[Axes]:
     """Show cells on the image in a few windows, and haematoxylin at the cells for shifts of them.
+
+    The verdict is that of :func:`sigmma_sc.pp.check_registration`, which searches the pose where nuclei do not decide.
 
     Parameters
     ----------
@@ -89,7 +92,8 @@ def registration(
     first = next(checked_slides(sdata, seed, slide), None)
     if first is None:
         raise MissingKeyError(f"slide={slide!r} does not exist. See the rows of sg.pp.check_registration(sdata).")
-    one, report = first
+    one, by_nuclei = first
+    report = by_expression(one, by_nuclei, seed)
     if ax is None:
         size = (3.4 * (n_windows + 1) + 0.8, 3.9)
         ax_grid = plt.subplots(1, n_windows + 1, figsize=size, squeeze=False, layout="constrained")[1]

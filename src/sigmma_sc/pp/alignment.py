@@ -176,7 +176,8 @@ def register(
         told = {key: value for key, value in rows[slide.name].items() if value == value}
         known = slide.sdata.attrs.get(_keys.REGISTRATION, {})
         # A new dict, because subsets of an object share the one that it has.
-        known = {**known, slide.name: told | records[slide.name]}
+        # By region: the name in a dict of objects is gone when the object is stored and read alone.
+        known = {**known, slide.region: told | records[slide.name]}
         slide.sdata.attrs = {**slide.sdata.attrs, _keys.REGISTRATION: known}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
