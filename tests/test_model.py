@@ -1,14 +1,16 @@
 import copy
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from spatialdata import SpatialData
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
-from sigmma_sc.errors import EncoderError, ExistsError, NotTrainedError, SetupError
+from sigmma_sc.errors import EncoderError, ExistsError, NotTrainedError, PixelSizeWarning, SetupError
 
 SCALES = ("micro", "meso", "macro")
 
@@ -131,6 +133,16 @@ def test_repr_tells_setup_and_state(trained):
     assert "SIGMMA (trained" in text
     assert "micro 32 µm" in text
     assert "5,000 cells" in text
+
+
+def test_a_simulated_slide_raises_no_doubt_about_its_pixels(trained):
+    """Dense cells that keep a distance are nearly as regular as a lattice of bins."""
+    sdata, _ = trained
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PixelSizeWarning)
+        SIGMMA.setup_spatialdata(
+            SpatialData(images=dict(sdata.images), shapes=dict(sdata.shapes), tables=dict(sdata.tables))
+        )
 
 
 def test_the_stored_model_is_plain_json(trained, tmp_path):

@@ -5,7 +5,15 @@ import torch
 from torch.nn import functional as F
 
 from sigmma_sc.encoders.registry import REGISTRY
-from sigmma_sc.encoders.stain import StainStatistics, optical_density, unmixing_matrix
+from sigmma_sc.encoders.stain import (
+    StainStatistics,
+    _ascending,
+    _blur,
+    _halved,
+    _parts,
+    optical_density,
+    unmixing_matrix,
+)
 from sigmma_sc.errors import EncoderError
 
 SIDE = 112
@@ -199,3 +207,24 @@ def test_autocast_changes_nothing(stain):
 def test_nothing_is_saved_and_nothing_is_trained(stain):
     assert not stain.state_dict()
     assert not list(stain.parameters())
+
+
+def test_the_short_ways_equal_those_of_torch():
+    """Values of either sign, ties and zeros among them, in maps that are parts of larger ones."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(2, 5, 48, 48, generator=generator).mul(4).round().div(4)[:, 1:4]
+    weight = torch.rand(2, 3, 48 * 48, generator=generator)
+    values = maps.flatten(2)
+    ordered, weights = _ascending(values, weight)
+    assert torch.equal(ordered, values.sort(dim=2).values)
+    for value in values.unique():
+        here = values == value
+        assert torch.allclose(weights[ordered == value].sum(), weight[here].sum())
+    with_gradient, _ = _ascending(values.clone().requires_grad_(), weight)
+    assert torch.equal(with_gradient, ordered)
+    assert torch.allclose(_halved(maps), F.avg_pool2d(maps, 2), atol=1e-6)
+    assert torch.allclose(_parts(maps), F.adaptive_avg_pool2d(maps, 4), atol=1e-6)
+    row = torch.tensor([1.0, 4, 6, 4, 1]) / 16
+    padded = F.pad(maps, (2, 2, 2, 2), mode="replicate").flatten(0, 1)[:, None]
+    filtered = F.conv2d(padded, (row[:, None] * row)[None, None])
+    assert torch.allclose(_blur(maps), filtered.view_as(maps), atol=1e-5)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +30,8 @@ def optical_density(rgb: Tensor) -> Tensor:
 
     Values darker than one grey level of 8 bits count as one grey level, so black is 2.41 and not infinite.
     """
-    return -torch.log10(rgb.clamp(1 / 255, 1.0))
+    # The natural logarithm is vectorised, the decadic one is not: a fifth of the time.
+    return rgb.clamp(1 / 255, 1.0).log_().mul_(-1 / math.log(10))
 
 
 def unmixing_matrix() -> Tensor:
@@ -79,8 +81,8 @@ class StainStatistics(nn.Module):
 
     def forward(self, rgb: Tensor) -> Tensor:
         """Measure ``(B, 3, S, S)`` RGB crops in [0, 1], ``S`` a multiple of 16: ``(B, D)`` float32."""
-        # On a CPU the maps of eight crops stay in the cache, which is worth a third of the time.
-        parts = rgb.split(8) if rgb.device.type == "cpu" and len(rgb) else (rgb,)
+        # On a CPU the maps of four crops stay in the cache, which is worth a third of the time.
+        parts = rgb.split(4) if rgb.device.type == "cpu" and len(rgb) else (rgb,)
         return torch.cat([torch.stack(list(self.describe(part).values()), dim=1) for part in parts])
 
     def describe(self, rgb: Tensor) -> dict[str, Tensor]:
@@ -92,15 +94,15 @@ class StainStatistics(nn.Module):
         with torch.autocast(rgb.device.type, enabled=False):
             density = optical_density(rgb.float())
             stains = F.conv2d(density, self.unmix[:, :, None, None])
-            half = F.avg_pool2d(stains, 2)
-            white = torch.sigmoid((_WHITE - density.mean(1, keepdim=True)) / _WHITE_SOFTNESS)
-            half_white = F.avg_pool2d(white, 2)
-            ordered, order = half[:, :2].flatten(2).sort(dim=2)
-            tissue = (1 - half_white).flatten(2).expand(-1, 2, -1).gather(2, order)
+            half = _halved(stains)
+            pair = half[:, :2].contiguous()
+            white = density.mean(1, keepdim=True).neg_().add_(_WHITE).div_(_WHITE_SOFTNESS).sigmoid_()
+            half_white = _halved(white)
+            ordered, tissue = _ascending(pair.flatten(2), (1 - half_white).flatten(2).expand(-1, 2, -1))
             matrix, nucleus = _two_classes(ordered[:, 0], tissue[:, 0])
             middle = (nucleus + matrix) / 2
             softness = (0.08 * (nucleus - matrix)).clamp_min(0.03)
-            nuclei = torch.sigmoid((stains[:, :1] - middle[:, None]) / softness[:, None])
+            nuclei = (stains[:, :1] - middle[:, None]).div_(softness[:, None]).sigmoid_()
             fine = stains[:, :2] - _blur(stains[:, :2])
             return {
                 **_distribution(density, stains, half),
@@ -110,11 +112,46 @@ class StainStatistics(nn.Module):
                 **_nuclei(stains, fine, nuclei, white),
                 "nuclei_contrast": (nucleus - matrix)[:, 0, 0],
                 **_octaves(stains[:, :2], fine),
-                **_autocorrelation(half[:, :2]),
-                **_orientation(half[:, :2], "fine"),
-                **_orientation(F.avg_pool2d(half[:, :2], 2), "coarse"),
-                **_layout(torch.cat([half[:, :2], half_white, F.avg_pool2d(nuclei, 2)], dim=1)),
+                **_autocorrelation(pair),
+                **_orientation(pair, "fine"),
+                **_orientation(_halved(pair), "coarse"),
+                **_layout(torch.cat([pair, half_white, _halved(nuclei)], dim=1)),
             }
+
+
+def _halved(maps: Tensor) -> Tensor:
+    """Means of 2 x 2 pixels of ``(B, C, S, S)``: avg_pool2d, ten times as fast on a CPU."""
+    rows = maps[:, :, ::2] + maps[:, :, 1::2]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def _ascending(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Values in ascending order along the last dimension, and the weights >= 0 that go with them."""
+    if values.device.type != "cpu" or values.requires_grad:
+        ordered, order = values.sort(dim=-1)
+        return ordered, weight.gather(-1, order)
+    # NumPy sorts whole numbers six times as fast as torch sorts numbers and their places: the bits of a value above those of
+    # its weight, with the order of negative values turned round.
+    bits = values.contiguous().numpy().view(np.int32)
+    pairs = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64) << 32
+    pairs |= weight.contiguous().numpy().view(np.int32)
+    pairs.sort(axis=-1)
+    bits = (pairs >> 32).astype(np.int32)
+    ordered = torch.from_numpy(bits ^ (bits >> 31 & 0x7FFFFFFF)).view(torch.float32)
+    return ordered, torch.from_numpy(pairs.astype(np.int32)).view(torch.float32)
+
+
+def _parts(maps: Tensor) -> Tensor:
+    """Means of 4 x 4 parts of ``(B, C, S, S)``, ``S`` a multiple of 4: ``(B, C, 4, 4)``."""
+    side = maps.shape[3] // 4
+    rows = maps.unflatten(3, (4, side)).mean(4)
+    return rows.unflatten(2, (4, side)).mean(3)
+
+
+def _mean_of_product(first: Tensor, second: Tensor) -> Tensor:
+    """Mean over pixels ``(B, C)`` of the product of ``(B, C, S, S)``, which is never stored."""
+    first = first.flatten(2)
+    return torch.linalg.vecdot(first, second.flatten(2)) / first.shape[2]
 
 
 def _named(values: Tensor, names: list[str] | tuple[str, ...]) -> Mapping[str, Tensor]:
@@ -156,17 +193,14 @@ def _two_classes(ordered: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _distribution(density: Tensor, stains: Tensor, half: Tensor) -> Mapping[str, Tensor]:
     """Moments of each stain, standard deviation of each colour, correlations between stains."""
-    flat = stains.flatten(2)
-    mean = flat.mean(2)
-    centred = flat - mean[:, :, None]
-    square = centred.square()
-    variance = square.mean(2)
-    skew = (square * centred).mean(2) / (variance + _VARIANCE_FLOOR).pow(1.5)
+    mean = stains.mean((2, 3))
+    centred = stains - mean[:, :, None, None]
+    variance = _mean_of_product(centred, centred)
+    skew = _mean_of_product(centred.square(), centred) / (variance + _VARIANCE_FLOOR).pow(1.5)
     found: dict[str, Tensor] = {}
     for values, what in ((mean, "mean"), (variance.sqrt(), "sd"), (skew, "skew")):
         found |= _named(values, [f"{stain}_{what}" for stain in STAINS])
-    colours = density.flatten(2)
-    deviation = (colours.square().mean(2) - colours.mean(2).square()).clamp_min(0).sqrt()
+    deviation = (_mean_of_product(density, density) - density.mean((2, 3)).square()).clamp_min(0).sqrt()
     found |= _named(deviation, ("red_sd", "green_sd", "blue_sd"))
     small = half.flatten(2)
     pairs = (("haematoxylin_eosin", 0, 1), ("haematoxylin_residual", 0, 2), ("eosin_residual", 1, 2))
@@ -178,7 +212,7 @@ def _quantiles(ordered: Tensor, tissue: Tensor) -> Mapping[str, Tensor]:
     rank = tissue.cumsum(2)
     found: dict[str, Tensor] = {}
     for q in _QUANTILES:
-        position = (rank < q * rank[..., -1:]).sum(2, keepdim=True).clamp_max(rank.shape[2] - 1)
+        position = torch.searchsorted(rank, q * rank[..., -1:]).clamp_max_(rank.shape[2] - 1)
         found |= _named(ordered.gather(2, position)[..., 0], [f"{s}_q{100 * q:02.0f}" for s in STAINS[:2]])
     return found
 
@@ -190,7 +224,7 @@ def _mask(mask: Tensor, name: str) -> Mapping[str, Tensor]:
     have (boundary)² π / 64 area = n, whatever their size.
     """
     area = mask.mean((1, 2, 3))
-    boundary = mask.diff(dim=3).abs().mean((1, 2, 3)) + mask.diff(dim=2).abs().mean((1, 2, 3))
+    boundary = mask.diff(dim=3).abs_().mean((1, 2, 3)) + mask.diff(dim=2).abs_().mean((1, 2, 3))
     number = mask.shape[3] ** 2 * boundary.square() * math.pi / (64 * (area + 1e-3))
     found = (area, boundary / (area + 1e-2), torch.log1p(number))
     return dict(zip([f"{name}_{what}" for what in ("fraction", "boundary", "number")], found, strict=True))
@@ -198,38 +232,41 @@ def _mask(mask: Tensor, name: str) -> Mapping[str, Tensor]:
 
 def _nuclei(stains: Tensor, fine: Tensor, nuclei: Tensor, white: Tensor) -> Mapping[str, Tensor]:
     """Chromatin inside the nuclear mask, cytoplasm and matrix outside it."""
-    haematoxylin = stains[:, :1]
-    eosin = stains[:, 1:2]
-    rest = (1 - nuclei) * (1 - white)
+    pair = stains[:, :2]
+    rest = (1 - nuclei).mul_(1 - white)
 
     def within(values: Tensor, weight: Tensor) -> Tensor:
         # The small constant stands for "no such pixel: 0", and keeps near-empty masks from dividing noise by noise.
-        return (values * weight).mean((1, 2, 3)) / (weight.mean((1, 2, 3)) + 1e-2)
+        weight = weight.expand_as(values)
+        return _mean_of_product(values, weight) / (weight.mean((2, 3)) + 1e-2)
 
-    def std(values: Tensor, weight: Tensor) -> Tensor:
-        return (within(values.square(), weight) - within(values, weight).square()).clamp_min(0).sqrt()
+    def std(mean: Tensor, mean_square: Tensor) -> Tensor:
+        return (mean_square - mean.square()).clamp_min(0).sqrt()
 
-    above = {a: torch.sigmoid((haematoxylin - a) / (0.15 * a)).mean((1, 2, 3)) for a in _AMOUNTS}
+    square = pair.square()
+    inside, inside_square = within(pair, nuclei), within(square, nuclei)
+    outside, outside_square = within(pair, rest), within(square, rest)
+    texture = within(fine[:, :1].square(), nuclei)
+    above = {a: torch.sub(pair[:, :1], a).div_(0.15 * a).sigmoid_().mean((1, 2, 3)) for a in _AMOUNTS}
     return {
         **{f"haematoxylin_above{a:g}": share for a, share in above.items()},
-        "chromatin_mean": within(haematoxylin, nuclei),
-        "chromatin_sd": std(haematoxylin, nuclei),
-        "chromatin_texture": _log_amplitude(within(fine[:, :1].square(), nuclei)),
-        "nuclei_eosin_mean": within(eosin, nuclei),
-        "matrix_eosin_mean": within(eosin, rest),
-        "matrix_eosin_sd": std(eosin, rest),
-        "matrix_haematoxylin_mean": within(haematoxylin, rest),
+        "chromatin_mean": inside[:, 0],
+        "chromatin_sd": std(inside, inside_square)[:, 0],
+        "chromatin_texture": _log_amplitude(texture)[:, 0],
+        "nuclei_eosin_mean": inside[:, 1],
+        "matrix_eosin_mean": outside[:, 1],
+        "matrix_eosin_sd": std(outside, outside_square)[:, 1],
+        "matrix_haematoxylin_mean": outside[:, 0],
     }
 
 
 def _blur(image: Tensor) -> Tensor:
     """Binomial 1-4-6-4-1 filter along both axes, borders repeated."""
-    padded = F.pad(image, (2, 2, 2, 2), mode="replicate")
-    for dim in (2, 3):
-        size = padded.shape[dim] - 4
-        shifted = [padded.narrow(dim, start, size) for start in range(5)]
-        padded = (shifted[0] + shifted[4] + 4 * (shifted[1] + shifted[3]) + 6 * shifted[2]) / 16
-    return padded
+    blurred = F.pad(image, (2, 2, 2, 2), mode="replicate")
+    for dim in (2, 2, 2, 2, 3, 3, 3, 3):  # the filter is four sums of two neighbours
+        size = blurred.shape[dim] - 1
+        blurred = blurred.narrow(dim, 0, size) + blurred.narrow(dim, 1, size)
+    return blurred / 256
 
 
 def _octaves(pair: Tensor, fine: Tensor) -> Mapping[str, Tensor]:
@@ -241,13 +278,12 @@ def _octaves(pair: Tensor, fine: Tensor) -> Mapping[str, Tensor]:
     smooth = pair - fine
     band = fine
     for octave in range(_OCTAVES):
-        band = band.flatten(2)
-        energy = band.square().mean(2)
-        asymmetry = band.pow(3).mean(2) / (energy + _VARIANCE_FLOOR / 10).pow(1.5)
+        energy = _mean_of_product(band, band)
+        asymmetry = _mean_of_product(band.square(), band) / (energy + _VARIANCE_FLOOR / 10).pow(1.5)
         found |= _named(_log_amplitude(energy), [f"{stain}_dog{octave}" for stain in STAINS[:2]])
         found |= _named(asymmetry, [f"{stain}_blob{octave}" for stain in STAINS[:2]])
         if octave + 1 < _OCTAVES:
-            level = F.avg_pool2d(smooth, 2)
+            level = _halved(smooth)
             smooth = _blur(level)
             band = level - smooth
     return found
@@ -256,7 +292,7 @@ def _octaves(pair: Tensor, fine: Tensor) -> Mapping[str, Tensor]:
 def _autocorrelation(pair: Tensor) -> Mapping[str, Tensor]:
     """Correlate a stain with itself some pixels away, mean of rows and columns, and their difference."""
     centred = pair - pair.mean((2, 3), keepdim=True)
-    variance = centred.square().mean((2, 3)) + _VARIANCE_FLOOR
+    variance = _mean_of_product(centred, centred) + _VARIANCE_FLOOR
     found: dict[str, Tensor] = {}
     for lag in _LAGS:
         step = min(lag, pair.shape[3] - 1)
@@ -276,8 +312,11 @@ def _orientation(pair: Tensor, name: str) -> Mapping[str, Tensor]:
     padded = F.pad(pair, (1, 1, 1, 1), mode="replicate")
     across = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     down = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-    tensor = torch.stack([across.square() + down.square(), across.square() - down.square(), 2 * across * down])
-    energy, real, imaginary = F.adaptive_avg_pool2d(tensor.flatten(0, 1), 4).view(3, *pair.shape[:2], 16)
+    columns = _parts(across.square()).flatten(2)
+    rows = _parts(down.square()).flatten(2)
+    energy = columns + rows
+    real = columns - rows
+    imaginary = 2 * _parts(across.mul_(down)).flatten(2)
     total = energy.mean(2) + _VARIANCE_FLOOR / 10
     whole = (real.mean(2).square() + imaginary.mean(2).square()).sqrt() / total
     local = (real.square() + imaginary.square()).sqrt().mean(2) / total
@@ -290,7 +329,7 @@ def _orientation(pair: Tensor, name: str) -> Mapping[str, Tensor]:
 def _layout(maps: Tensor) -> Mapping[str, Tensor]:
     """How unevenly stains, white space and nuclei lie over 4 x 4 parts, and whether they sit in the middle."""
     names = ("haematoxylin", "eosin", "white", "nuclei")
-    parts = F.adaptive_avg_pool2d(maps, 4)
+    parts = _parts(maps)
     middle = parts[:, :, 1:3, 1:3].mean((2, 3)) - parts.mean((2, 3))
     flat = parts.flatten(2)
     return {
