@@ -56,6 +56,7 @@ def said(capsys):
     return " ".join((printed.out + printed.err).split())
 
 
+@pytest.mark.slow
 def test_demo_writes_everything_and_prints_its_figures(tmp_path, capsys):
     out = tmp_path / "demo"
     assert run("demo", "--out", out, "--n-cells", 2000, "--epochs", 2) == 0
