@@ -30,13 +30,6 @@ def pytest_runtest_setup():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
-    """The tests of a file share a worker of `pytest -n`, and so do those of the trained model: fixtures are made once."""
-    for item in items:
-        group = "trained" if "trained" in item.fixturenames else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A small simulated slide and a model trained on it for a few epochs; tests must not change either."""
