@@ -62,6 +62,13 @@ def test_an_edge_left_out_weighs_nothing(triangles):
     assert (labels == labels[5]).sum() == 1
 
 
+def test_leiden_starts_from_the_labels_given():
+    # At resolution 0 nothing is gained by joining or parting two pairs without an edge between them.
+    pairs = WeightedGraph(np.array([0, 2]), np.array([1, 3]), np.ones(2), np.ones(4))
+    assert pairs.leiden(0.0, 0, 1).tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+    assert pairs.leiden(0.0, 0, 1, initial=np.zeros(4, int)).tolist() == [0] * 4
+
+
 def test_the_random_state_of_python_stays(triangles):
     random.seed(3)
     expected = random.random()

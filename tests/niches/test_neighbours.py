@@ -125,6 +125,16 @@ class TestLists:
         assert np.mean(shared) / 15 >= 0.99
         np.testing.assert_array_equal(distances, nearest(cells, 15)[1])
 
+    def test_crowded_cells_are_told_apart(self, monkeypatch, rng):
+        """Fifty crowds of thirty cells, a list holding several: within one, squared distances are 1e-6 of those beyond."""
+        monkeypatch.setattr(neighbours, "LIST_SIZE", 150)
+        crowds = np.repeat(rng.normal(size=(50, 16)), 30, axis=0)
+        cells = (crowds + rng.normal(size=(1500, 16)) / 2**10).astype(np.float32)
+        expected = brute(cells, 15)[0]
+        np.testing.assert_array_equal(nearest(cells, 15)[0], expected)
+        monkeypatch.setattr(neighbours, "ENOUGH", 0)
+        assert not np.array_equal(nearest(cells, 15)[0], expected)  # float32 alone does not do
+
     def test_same_bits_each_time_and_with_any_number_of_threads(self):
         cells = embedding(1500)
         cells[::50] = cells[0]

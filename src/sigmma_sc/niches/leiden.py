@@ -39,10 +39,11 @@ class WeightedGraph:
         """Graph of the groups 0 … k - 1 ``(n,)`` of nodes, with the sums of their weights, of all edges or the ``kept``."""
         n_groups = int(groups.max()) + 1
         weights, strength = self._parts(kept)
-        ends = np.sort(np.stack([groups[self.heads], groups[self.tails]]), axis=0)
-        sums = sparse.coo_matrix((weights, ends), (n_groups, n_groups)).tocsr()
-        sums.eliminate_zeros()
-        between = sparse.triu(sums, k=1).tocoo()
+        first, second = groups[self.heads], groups[self.tails]
+        apart = np.flatnonzero((first != second) & (weights > 0))
+        ends = np.minimum(first[apart], second[apart]), np.maximum(first[apart], second[apart])
+        between = sparse.coo_matrix((weights[apart], ends), (n_groups, n_groups))
+        between.sum_duplicates()
         return WeightedGraph(between.row, between.col, between.data, np.bincount(groups, strength, n_groups))
 
     def modularity(self, labels: NDArray, resolution: float) -> float:
@@ -55,11 +56,17 @@ class WeightedGraph:
         return float(inside / total - resolution * (np.bincount(labels, self.strength) ** 2).sum() / total**2)
 
     def leiden(
-        self, resolution: float, seed: int, n_iterations: int = 2, kept: NDArray[np.bool_] | None = None
+        self,
+        resolution: float,
+        seed: int,
+        n_iterations: int = 2,
+        kept: NDArray[np.bool_] | None = None,
+        initial: NDArray | None = None,
     ) -> NDArray[np.int32]:
         """Labels ``(n,)`` of Leiden [Traag et al. 2019] for modularity, if need be on the ``kept`` ``(m,)`` edges alone.
 
-        Edges that are left out weigh nothing, which is faster than another graph.
+        Edges that are left out weigh nothing, which is faster than another graph. ``initial`` labels ``(n,)`` to start
+        from instead of nodes apart.
         """
         import igraph
 
@@ -74,6 +81,7 @@ class WeightedGraph:
                 node_weights=strength.tolist(),
                 resolution=resolution / max(strength.sum(), np.finfo(float).tiny),
                 n_iterations=n_iterations,
+                initial_membership=None if initial is None else initial.tolist(),
             )
         finally:
             igraph.set_random_number_generator(random)

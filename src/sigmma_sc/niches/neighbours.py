@@ -39,6 +39,8 @@ N_STEPS = 5
 """Steps of k-means."""
 SPARE = 2
 """Neighbours found beyond those asked for, which tell whether the last of these ties with others."""
+ENOUGH = 1_000
+"""Rounding errors that the last of a cell's neighbours is away at least, if float32 is to do."""
 BLOCK = 2**22
 """Numbers that a block of distances may hold."""
 
@@ -116,12 +118,17 @@ def _search_lists(cells: NDArray, width: int, seed: int) -> NDArray:
     n_probes = _n_probes(cells, centres, width, seed)
     probes = _search(centres, cells, n_probes).astype(np.int32)
     lists = _grouped(probes[:, 0], len(centres))
-    visitors = _grouped(probes.ravel(), len(centres))
     found = np.full((len(cells), width), -1, np.int32)
-    gaps = np.full((len(cells), width), np.inf, cells.dtype)
-    for members, visits in zip(lists, visitors, strict=True):
-        if len(members):
-            _compare(cells, visits // n_probes, members, found, gaps)
+    gaps = np.full((len(cells), width), np.inf)
+    # Nearest lists first, twice as many each time: what they hold bounds how near a cell of another list has to be.
+    done = 0
+    while done < n_probes:
+        visits = probes[:, done : 2 * done + 1]
+        done += visits.shape[1]
+        for members, places in zip(lists, _grouped(visits.ravel(), len(centres)), strict=True):
+            step = max(1, BLOCK // max(1, len(members)))
+            for start in range(0, len(places) if len(members) else 0, step):
+                _compare(cells, places[start : start + step] // visits.shape[1], members, found, gaps)
     return found
 
 
@@ -159,15 +166,42 @@ def _centres(cells: NDArray, seed: int) -> NDArray:
 
 
 def _compare(cells: NDArray, rows: NDArray, members: NDArray, found: NDArray, gaps: NDArray) -> None:
-    """Compare cells with the members of a list, and keep the nearest in ``found`` and ``gaps``."""
+    """Compare cells with the members of a list, and keep the nearest in ``found``, their squared distances in ``gaps``.
+
+    Products of float32 cells are in float32. Cells for which this is not exact enough are compared in float64.
+    """
     width = found.shape[1]
-    search = NearestNeighbors(algorithm="brute").fit(cells[members])
-    gap, place = search.kneighbors(cells[rows], min(width, len(members)))
-    gap = np.concatenate([gaps[rows], gap], axis=1)
+    farthest = gaps[rows].max(axis=1)
+    gap, error = _squared(cells[rows], cells[members])
+    # Most cells have nearer ones already than this list can offer.
+    some = np.flatnonzero(gap.min(axis=1) < farthest + error)
+    gap, error, farthest, rows = gap[some], error[some], farthest[some], rows[some]
+    place = np.argpartition(gap, min(width, len(members)) - 1, axis=1)[:, :width]
+    near = np.take_along_axis(gap, place, axis=1)
+    if len(coarse := np.flatnonzero(np.minimum(near.max(axis=1), farthest) < ENOUGH * error)):
+        gap, _ = _squared(cells[rows[coarse]].astype(np.float64), cells[members].astype(np.float64))
+        place[coarse] = np.argpartition(gap, place.shape[1] - 1, axis=1)[:, :width]
+        near = near.astype(np.float64)
+        near[coarse] = np.take_along_axis(gap, place[coarse], axis=1)
+    near = np.concatenate([gaps[rows], near], axis=1)
     cell = np.concatenate([found[rows], members[place]], axis=1)
-    best = np.argpartition(gap, width - 1, axis=1)[:, :width]
-    gaps[rows] = np.take_along_axis(gap, best, axis=1)
+    best = np.argpartition(near, width - 1, axis=1)[:, :width]
+    gaps[rows] = np.take_along_axis(near, best, axis=1)
     found[rows] = np.take_along_axis(cell, best, axis=1)
+
+
+def _squared(one: NDArray, other: NDArray) -> tuple[NDArray, NDArray]:
+    """Squared distances of each pair of rows, and the rounding error of each row of them.
+
+    Seen from the centre of the others, so that rows far from 0 lose nothing.
+    """
+    centre = other.mean(axis=0)
+    one, other = one - centre, other - centre
+    squares, others = np.einsum("ij,ij->i", one, one), np.einsum("ij,ij->i", other, other)
+    gap = one @ (-2 * other.T)
+    gap += others
+    gap += squares[:, None]
+    return gap, 8 * np.finfo(gap.dtype).eps * (squares + others.max())
 
 
 def _grouped(labels: NDArray, n: int) -> list[NDArray]:

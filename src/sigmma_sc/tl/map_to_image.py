@@ -12,7 +12,6 @@ import pandas as pd
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_choice, require_key, require_model, require_stored_name, require_whole
 from sigmma_sc.errors import SetupError
-from sigmma_sc.infer.predict import retrieve, temperature_of
 from sigmma_sc.infer.scales import at_scale, joined
 from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 
@@ -97,6 +96,8 @@ def map_to_image(
     >>> tiles.uns["niche"]["n_val"]
     5
     """
+    from sigmma_sc.infer.predict import retrieve, temperature_of  # niches need no PyTorch
+
     require_model(model)
     require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
     require_whole(n_neighbors, "n_neighbors")

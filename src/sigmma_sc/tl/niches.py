@@ -54,7 +54,9 @@ def niches(
     The graph has UMAP's weights, as in scanpy. Up to 40,000 cells neighbours are exact, beyond that at least 99 % of them
     are the nearest ones. Each run of Leiden [Traag et al. 2019] has another seed and leaves out another fifth of the edges.
     Cells that are together in all runs stay together: Leiden on the graph of these core groups finds the niches of the
-    highest modularity [Ovelgönne and Geyer-Schulz 2012]. The same seed gives the same niches, to the bit.
+    highest modularity [Ovelgönne and Geyer-Schulz 2012]. The same seed gives the same niches, to the bit. Beyond 40,000
+    cells the runs cluster groups of about ten cells that Leiden finds first. A last iteration of Leiden then moves single
+    cells where modularity rises.
 
     Parameters
     ----------
@@ -244,7 +246,7 @@ def _cluster(
     """Niches of one scale, which hold whole ``finer`` niches if these are given."""
     from sigmma_sc.niches.consensus import by_size, confidence, merge_small
     from sigmma_sc.niches.leiden import WeightedGraph
-    from sigmma_sc.niches.resolution import compare
+    from sigmma_sc.niches.resolution import compare_in_groups
 
     graph = WeightedGraph.from_connectivities(connectivities)
     node = np.arange(covered.sum())
@@ -252,7 +254,7 @@ def _cluster(
         node = _nodes(finer[covered])
         graph = graph.contract(node)
     sizes = np.bincount(node)
-    best, table = compare(graph, sizes, resolutions, n_runs, seed)
+    best, table = compare_in_groups(graph, sizes, resolutions, n_runs, seed)
     merged = merge_small(best.labels, sizes, graph, min_size)
     numbered = by_size(merged, sizes)
     if (n_small := int((np.bincount(numbered, sizes) < min_size).sum())) > 0:
