@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from sigmma_sc._checks import origin_of, require_path, require_whole
+from sigmma_sc._files import recover
 from sigmma_sc.benchmark.config import BenchmarkConfig, MethodSpec, TrialSpec, read_config
 from sigmma_sc.benchmark.evaluation import run_trial
 from sigmma_sc.benchmark.intervals import intervals_table
@@ -138,6 +139,7 @@ def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[TrialSpe
     missing = []
     for spec in plan.trials():
         path, settings = trial_path(out, spec), settings_of(plan, spec.data, spec.method)
+        recover(path)
         if not path.exists() or (overwrite and not _was_run_with(path, settings)):
             missing.append(spec)
         else:

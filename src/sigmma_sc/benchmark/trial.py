@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sigmma_sc._files import fresh_file, recover, writing
+from sigmma_sc._files import fresh_file, writing
 from sigmma_sc._schema import require_fields
 from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, TrialSpec
 from sigmma_sc.errors import ExistsError, SetupError
@@ -93,7 +93,6 @@ class Trial:
         """Write to a file, whole or not at all."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        recover(path)
         with fresh_file(path) as fresh, open(fresh, "wb") as file:
             np.savez_compressed(file, **_encode(self))
 
