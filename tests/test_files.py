@@ -96,6 +96,7 @@ def test_a_file_takes_its_place_whole_or_leaves_the_old_one(tmp_path):
         with fresh_file(path) as part:
             part.write_text(text)
             assert not path.exists() or path.read_text() == "old"
+    (tmp_path / ".a-00000000.part" / "new").mkdir(parents=True)  # of a writer that was killed
     with pytest.raises(TypeError), fresh_file(path) as part:
         part.write_text(None)
     assert path.read_text() == "new"

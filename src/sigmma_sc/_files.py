@@ -55,8 +55,10 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
 def fresh_file(path: Path) -> Iterator[Path]:
     """Fill a new file that replaces ``path`` in one step, synced to disk, when the block ends without an error.
 
-    What cannot be written raises :class:`WriteError`.
+    Scratch of killed writers of the same file is removed. What cannot be written raises :class:`WriteError`.
     """
+    with writing(path):
+        sweep(path.parent, re.escape(path.name))
     with writing(path), scratch_folder(path) as scratch:
         # In a folder, because some writers make a file beside it first, and rename that.
         file = scratch / NEW / path.name

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import is_number, require_key, require_whole
-from sigmma_sc._files import fresh_file, recover, writing
+from sigmma_sc._files import fresh_file, writing
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.niches.standardise import standardise
 
@@ -273,7 +273,6 @@ class NichePrototypes:
             for name in ("centres", "niche", "limits"):
                 # Others would be written as they lie in memory, which is another array when it is read.
                 tensors[f"{scale}.{name}"] = np.ascontiguousarray(part.pop(name))
-        recover(path)
         with fresh_file(path) as file:
             save_file(tensors, file, metadata={METADATA: json.dumps(described)})
 
