@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import sys
@@ -10,8 +11,10 @@ import spatialdata as sd
 from spatialdata.transformations import Affine, get_transformation, set_transformation
 
 from sigmma_sc import cli
-from sigmma_sc.cli.results import require_free
+from sigmma_sc._files import fresh_folder
+from sigmma_sc.cli.results import model_kept, require_free
 from sigmma_sc.datasets import simulate_tissue
+from sigmma_sc.errors import ExistsError, WriteError
 
 RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv"}
 
@@ -124,6 +127,48 @@ def test_cache_and_checkpoints_spare_work(store, results, tmp_path, monkeypatch)
     )
     for other in others:
         np.testing.assert_array_equal(first.obsm["X_sigmma_meso"], other.obsm["X_sigmma_meso"])
+
+
+class Kept:
+    """A model that can be saved."""
+
+    def save(self, path):
+        path.mkdir()
+        (path / "model.json").write_text("{}")
+
+
+def fail_at_the_end(out):
+    with model_kept(Kept()), fresh_folder(out):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_cost_the_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(WriteError, match="No space left.*The trained model is kept in") as told:
+        fail_at_the_end(tmp_path / "out")
+    (folder,) = tmp_path.iterdir()
+    assert f"kept in {folder / 'model'}." in str(told.value)
+    assert (folder / "model" / "model.json").exists()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(WriteError, match="out cannot be written .*No space left"):
+        fail_at_the_end(tmp_path / "out")
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_store_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_read", lambda path: pytest.fail("read the store"))
+    (tmp_path / "file").write_text("x")
+    assert run("train", tmp_path / "a.zarr", "--out", tmp_path / "file" / "out") == 2
+    assert "out cannot be written" in said(capsys)
+
+
+def test_results_of_a_run_that_was_killed_at_its_end_are_restored(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / ".out-00000000.part" / name / "model").mkdir(parents=True)
+        (tmp_path / ".out-00000000.part" / name / "model" / "model.json").write_text(name)
+    with pytest.raises(ExistsError, match="out exists"):
+        require_free(tmp_path / "out", overwrite=False)
+    assert (tmp_path / "out" / "model" / "model.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_results_are_replaced_only_when_asked(store, results, capsys):

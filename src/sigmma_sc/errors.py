@@ -38,6 +38,10 @@ class ExistsError(SigmmaError, FileExistsError):
     """A file or element of the user would be overwritten."""
 
 
+class WriteError(SigmmaError, OSError):
+    """A file or folder cannot be written: no space is left, or writing is not allowed."""
+
+
 class EncoderError(SigmmaError, ValueError):
     """An image encoder cannot be built, loaded or used as described."""
 

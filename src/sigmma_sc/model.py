@@ -11,7 +11,7 @@ import pandas as pd
 
 from sigmma_sc._checks import require_choice, require_registered, require_whole
 from sigmma_sc.config import Config
-from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError
+from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError, WriteError
 from sigmma_sc.registration.check import warn_unregistered
 from sigmma_sc.tissue.setup import Setup, checked_setup, common_setup, objects_of, slides_of, store_setup
 
@@ -862,6 +862,8 @@ class SIGMMA:
         ------
         ExistsError
             The folder exists, or holds something else.
+        WriteError
+            Nothing can be written there, or the disk is full. The model is still in memory, and the folder as it was.
 
         Examples
         --------
@@ -884,23 +886,26 @@ class SIGMMA:
             reference = None
             warnings.warn(f"Model saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2)
         encoder = self.image_encoder
-        write_model(
-            folder,
-            SavedModel(
-                kind=type(self).__name__,
-                setup=self.setup,
-                config=self.config.to_json(),
-                extra=self._state.extra,
-                encoder={**identity_of(encoder), "dim": encoder.dim, "spec": encoder.spec},
-                n_node_features=towers.n_node_features,
-                data=self.data.state(),
-                towers=towers.trained_state(),
-                history=self.history,
-                epochs=self.epochs_trained,
-                reference=reference,
-                niches=self._niches,
-            ),
+        saved = SavedModel(
+            kind=type(self).__name__,
+            setup=self.setup,
+            config=self.config.to_json(),
+            extra=self._state.extra,
+            encoder={**identity_of(encoder), "dim": encoder.dim, "spec": encoder.spec},
+            n_node_features=towers.n_node_features,
+            data=self.data.state(),
+            towers=towers.trained_state(),
+            history=self.history,
+            epochs=self.epochs_trained,
+            reference=reference,
+            niches=self._niches,
         )
+        try:
+            write_model(folder, saved)
+        except WriteError as error:
+            raise WriteError(
+                f"{error} The trained model is still in memory: call save() with a folder on another disk."
+            ) from error
 
     @classmethod
     def load(

@@ -30,7 +30,33 @@ SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"
         ({"niches": {"methods": ["sigmma"]}}, "niches.methods='sigmma' is not one of"),
         ({"seeds": []}, "names no seeds"),
         ({"seeds": [1, 1]}, "seeds names 1 twice"),
-        ({"tune": {"lr": 1e-3}}, "must be a list of values"),
+        ({"tune": {"lr": 1e-3}}, r"tune\['lr'\]=0.001 must be a list"),
+        ({"tune": {"lr": []}}, "must be a list of values to try"),
+        ({"tune": ["lr"]}, r"tune=.'lr',. must be a mapping"),
+        ({"seeds": 3}, "seeds=3 must be a list"),
+        ({"seeds": [0, "1"]}, r"seeds\[1\]='1' must be a whole number"),
+        ({"seeds": [True]}, r"seeds\[0\]=True must be a whole number"),
+        ({"seeds": [-1]}, "seeds=-1 must be a whole number, 0 or more"),
+        ({"methods": "random"}, "methods='random' must be a list. Give a list"),
+        ({"methods": [3]}, r"methods\[0\]=3 must be a text or a mapping"),
+        ({"methods": None}, "methods=None must be a list"),
+        ({"methods": [{"method": "sigmma", "train": 5}]}, "methods: train=5 must be a mapping"),
+        ({"methods": [{"method": "sigmma", "arguments": ["edges"]}]}, "arguments=.* must be a mapping"),
+        ({"methods": [{"label": "mine"}]}, "methods needs 'method'"),
+        ({"datasets": ["a"]}, r"datasets=\['a'\] must be a mapping"),
+        ({"datasets": {3: {"simulate": {}}}}, "A name in datasets=3 must be a text"),
+        ({"datasets": {"a": "slide.zarr"}}, r"datasets\['a'\]='slide.zarr' must be a mapping"),
+        ({"datasets": {"a": {"simulate": 500}}}, "simulate=500 must be a mapping or null"),
+        ({"datasets": {"a": {"hest": "TENX95"}}}, "hest='TENX95' must be a mapping"),
+        ({"datasets": {"a": {"simulate": {}, "splits": "blocks"}}}, "splits='blocks' must be a list"),
+        ({"datasets": {"a": {"store": "a", "window": [0, 0, 1]}}}, "must have 4 values"),
+        ({"datasets": {"a": {"simulate": {}, "published": {"SIGMMA": 0.5}}}}, r"published\['SIGMMA'\]=0.5 must be"),
+        ({"datasets": {"a": {"simulate": {}, "note": 3}}}, "note=3 must be a text"),
+        ({"title": ["a"]}, "title=.* must be a text"),
+        ({"train": "fast"}, "train='fast' must be a mapping"),
+        ({"niches": "sigmma"}, "niches='sigmma' must be a mapping"),
+        ({"niches": {"methods": ["random"], "n_cells": 10.5}}, "n_cells=10.5 must be a whole number"),
+        ({"encoder": 3}, "encoder=3 must be a text or a mapping or null"),
         ({"score": "train"}, "score='train' is not one of 'test', 'val'"),
         ({"score": "val", "tune": {"lr": [1e-3]}}, "score='val' with tune"),
         ({"datasets": {"a/b": {"simulate": {}}}}, "datasets='a/b' names a folder"),
@@ -39,6 +65,19 @@ SMALL = {"datasets": {"a": {"simulate": {"n_cells": 500}}}, "methods": ["random"
 def test_what_is_wrong_is_named(change, message):
     with pytest.raises(SetupError, match=message):
         read_config(SMALL | change)
+
+
+@pytest.mark.parametrize("text", [b"datasets: [", b"\xff\xfe\x00", b"a: !!python/object/apply:os.system [echo]"])
+def test_a_file_that_is_no_yaml_is_named(tmp_path, text):
+    (tmp_path / "c.yaml").write_bytes(text)
+    with pytest.raises(SetupError, match="c.yaml is no YAML"):
+        read_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("config", [3, None, [], b"c.yaml"])
+def test_what_is_no_configuration_is_named(config):
+    with pytest.raises(SetupError, match="config=.* must be a path"):
+        read_config(config)
 
 
 def test_paths_start_at_the_file(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from sigmma_sc.benchmark import read_config
 from sigmma_sc.benchmark.intervals import intervals_table
-from sigmma_sc.benchmark.report import write_report
+from sigmma_sc.benchmark.report import _html, _table, plain, write_report
 from sigmma_sc.benchmark.scores import results_table, stability_table
 from sigmma_sc.benchmark.trial import RankKey
 
@@ -117,3 +117,56 @@ def test_the_page_needs_nothing_else(report):
     assert page.count("data:image/png;base64,") == 2
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert sorted(path.name for path in (folder / "figures").iterdir()) == ["d-blocks.png", "d-random.png"]
+
+
+MARKUP = [
+    "<b>bold</b>", "<script>alert(1)</script>", "**a**", "_a_ and __b__", "a*b*c", "`code`", "[a](https://example.org)",
+    "![a](figures/../secret.txt)", "a & b &lt; c", "# title", "~~~", "a\\b", "a | b", "two\nlines", "<!-- a -->", "x_1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MARKUP)
+def test_names_are_shown_as_they_are(tmp_path, name):
+    from html.parser import HTMLParser
+
+    class Words(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.tags, self.words = [], []
+
+        def handle_starttag(self, tag, attrs):
+            self.tags.append(tag)
+
+        def handle_data(self, data):
+            self.words.append(data)
+
+    frame = pd.DataFrame({"method": [name], name: ["1"]})
+    text = f"# {plain(name)}\n\n- {plain(name)}\n\n{_table(frame)}\n"
+    page = Words()
+    page.feed(_html(text, name, tmp_path))
+    assert page.tags == [
+        "html", "meta", "title", "style", "body", "h1", "ul", "li", "table", "thead", "tr", "th", "th", "tbody", "tr", "td", "td",
+    ]  # fmt: skip
+    shown = [words for words in page.words if words.strip()]
+    assert shown[0] == name
+    assert "".join(shown[2:]).count(" ".join(name.split())) == 4
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "figures/../secret.txt", "figures/..%2Fsecret.txt", "../secret.txt", "{folder}/secret.txt", "file://{folder}/secret.txt",
+        "https://example.org/a.png", "figures/missing.png", "figures/figures/a.png",
+    ],
+)  # fmt: skip
+def test_a_note_embeds_no_other_file(tmp_path, source):
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    (figures / "a b.png").write_bytes(b"picture")
+    (tmp_path / "secret.txt").write_text("secret")
+    note = f"![a *note*](<{source.format(folder=tmp_path)}>)\n\n<img src='{source}'>\n\n![ours](figures/a%20b.png)"
+    page = _html(note, "t", figures)
+    assert page.count("<img") == 1
+    assert 'src="data:image/png;base64,cGljdHVyZQ==" alt="ours"' in page
+    assert "c2VjcmV0" not in page  # "secret" in base64
+    assert not re.search(r'(src|href)="(?!data:)', page)

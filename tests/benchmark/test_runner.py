@@ -1,5 +1,6 @@
 """Trials once, tables, report; and what must not leak does not."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from sigmma_sc.benchmark.runner import arguments_of
 from sigmma_sc.benchmark.sources import load
 from sigmma_sc.benchmark.trial import Trial
 from sigmma_sc.encoders.registry import _registered
-from sigmma_sc.errors import EncoderError, ExistsError, SetupError, SplitWarning
+from sigmma_sc.errors import EncoderError, ExistsError, SetupError, SplitWarning, WriteError
 from sigmma_sc.features.registry import NODE_FEATURES
 from sigmma_sc.metrics.retrieval import retrieval_table
 from sigmma_sc.nn.objectives import OBJECTIVES
@@ -151,19 +152,58 @@ class Fails(Method):
         raise SetupError("No luck.")
 
 
-def test_a_method_that_fails_leaves_the_others(tmp_path, monkeypatch):
+class Crashes(Method):
+    """Has a fault of its own."""
+
+    def embed(self, slide, tiles):
+        return {"macro": 1 / 0}, None
+
+
+def test_methods_that_fail_leave_the_others(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "fails", Fails)
-    config = {"datasets": {"a": SMALL}, "methods": ["random", "fails"], "seeds": [0]}
+    monkeypatch.setitem(METHODS, "crashes", Crashes)
+    config = {"datasets": {"a": SMALL}, "methods": ["crashes", "random", "fails"], "seeds": [0]}
     with (
         pytest.warns(UserWarning, match="fails, seed 0: No luck.*The benchmark goes on"),
-        pytest.raises(SetupError, match="1 of 2 trials failed"),
+        pytest.raises(SetupError, match="2 of 3 trials failed.*crashes, seed 0: ZeroDivisionError: division by zero"),
     ):
         run(config, tmp_path)
-    assert "Trials that failed" in (tmp_path / "report.md").read_text()
-    assert "0.npz" in {p.name for p in (tmp_path / "trials" / "a" / "blocks" / "random").iterdir()}
+    failed = (tmp_path / "report.md").read_text().split("## Trials that failed")[1]
+    assert failed.split("\n")[2:4] == [
+        "- a, blocks, crashes, seed 0: ZeroDivisionError: division by zero",
+        "- a, blocks, fails, seed 0: No luck.",
+    ]
+    assert [p.name for p in (tmp_path / "trials" / "a" / "blocks" / "random").iterdir()] == ["0.npz"]
     told = pytest.warns(UserWarning, match="The benchmark goes on")
     with told, pytest.raises(SetupError, match="No trial could be run. a, blocks, fails, seed 0: No luck."):
         run({**config, "methods": ["fails"]}, tmp_path / "none")
+
+
+def test_a_full_disk_ends_it_and_what_is_done_is_kept(tmp_path, monkeypatch):
+    ran = count_runs(monkeypatch)
+    one = settings(datasets={"a": SMALL}, seeds=[0])
+    savez, saved = np.savez_compressed, []
+
+    def filling(file, **arrays):
+        saved.append(file)
+        if len(saved) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        savez(file, **arrays)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez_compressed", filling)
+        with pytest.raises(WriteError, match="gene-mean/0.npz cannot be written .*No space"):
+            run(one, tmp_path)
+    run(one, tmp_path)
+    assert ran == [f"a, blocks, {method}, seed 0" for method in ("random", "gene-mean", "gene-mean")]
+
+
+def test_files_of_the_user_are_refused_before_any_trial(tmp_path, monkeypatch):
+    monkeypatch.setattr("sigmma_sc.benchmark.runner.run_trial", lambda *_: pytest.fail("ran a trial"))
+    (tmp_path / "report.md").write_text("mine")
+    with pytest.raises(ExistsError, match="holds report.md, which this benchmark did not write"):
+        run(settings(), tmp_path)
+    assert (tmp_path / "report.md").read_text() == "mine"
 
 
 def test_encoders_are_tried_before_any_work(tmp_path):

@@ -1,16 +1,16 @@
-import os
-import time
+import errno
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import safetensors.torch
 import spatialdata as sd
 import torch
 
 from sigmma_sc import SIGMMA, ImageEncoder
 from sigmma_sc.errors import CacheWarning, EncoderError, SetupError
 from sigmma_sc.features import patches as features
-from sigmma_sc.features.cache import FeatureCache
+from sigmma_sc.features.cache import FeatureCache, checksum
 from sigmma_sc.features.patches import PatchFeatures
 
 CPU = torch.device("cpu")
@@ -183,16 +183,90 @@ def test_what_was_encoded_before_an_end_without_warning_is_kept(slide, encoder, 
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3
 
 
-def test_half_written_files_are_passed_over_and_swept_away_in_time(slide, encoder, tmp_path):
+def test_half_written_files_are_passed_over_and_swept_away(slide, encoder, tmp_path):
     encode(slide, encoder(), grid(3), tmp_path)
     folder = next(tmp_path.iterdir())
-    young, old = folder / ".a.safetensors-1.part", folder / ".b.safetensors-2.part"
-    for part in (young, old):
-        part.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
+    dead = [folder / f".{name}-00000000.part" / "new" for name in ("0" * 32 + ".safetensors", "output.json")]
+    users = [folder / ".b.safetensors-00000000.part" / "new", folder / "mine.part" / "new"]
+    for part in dead + users:
+        part.mkdir(parents=True)
+        (part / "a").write_bytes(b"half")
     assert torch.equal(encode(slide, encoder(), grid(3), tmp_path), encode(slide, encoder(), grid(3)))
-    assert young.exists()
-    assert not old.exists()
+    assert not any(part.parent.exists() for part in dead)
+    assert all(part.exists() for part in users)
+
+
+def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_cache_that_cannot_be_written_is_read(slide, encoder, read, tmp_path, monkeypatch):
+    good = encode(slide, encoder(), grid(4))
+    encode(slide, encoder(), grid(3), tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr("sigmma_sc._files.tempfile.mkdtemp", full)
+    monkeypatch.setattr("sigmma_sc._files.tempfile.TemporaryFile", full)
+    read.clear()
+    with pytest.warns(CacheWarning, match="cannot be written .*No space left.* computed and not kept"):
+        found = encode(slide, encoder(), grid(4), tmp_path)
+    assert torch.equal(found, good)
+    assert len(read) == 16 - 9
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.warns(CacheWarning, match="output.json cannot be written .* computed and not kept"):
+        assert torch.equal(encode(slide, encoder(), grid(4), tmp_path / "other"), good)
+
+
+def test_a_disk_that_fills_up_while_crops_are_encoded_loses_nothing(slide, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "FLUSH_SECONDS", 0.0)
+    good = encode(slide, encoder(), grid(5))
+    saved = []
+
+    def filling(tensors, path, metadata):
+        saved.append(path)
+        if len(saved) > 2:
+            full()
+        save_file(tensors, path, metadata)
+
+    save_file = safetensors.torch.save_file
+    monkeypatch.setattr(safetensors.torch, "save_file", filling)
+    with pytest.warns(CacheWarning, match="No space left") as told:
+        assert torch.equal(encode(slide, encoder(), grid(5), tmp_path), good)
+    assert len(told) == 1
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("harm", ["a folder", "another width", "another type", "two columns", "another tensor"])
+def test_a_shard_that_is_not_what_its_name_says_is_passed_over(tmp_path, harm):
+    cache = FeatureCache(tmp_path, "k", 2)
+    crops, values = np.array([[0.0, 0.0, 1.0]]), torch.ones(1, 2).half()
+    shard = cache.folder / f"{'0' * 32}.safetensors"
+    if harm == "a folder":
+        shard.mkdir()
+    else:
+        tensors = {"crops": torch.from_numpy(crops), "features": values}
+        changed = {
+            "another width": {"features": torch.ones(1, 3).half()},
+            "another type": {"features": torch.ones(1, 2)},
+            "two columns": {"crops": torch.zeros(1, 2, dtype=torch.float64)},
+            "another tensor": {"more": torch.ones(1)},
+        }
+        tensors |= changed[harm]
+        safetensors.torch.save_file(tensors, shard, {"key": "k", "checksum": checksum(tensors)})
+    cache.write(crops, 2 * values)
+    with pytest.warns(CacheWarning, match=shard.name):
+        found, read = cache.read([(0.0, 0.0, 1.0)])
+    assert found == [0]
+    assert torch.equal(read, 2 * values)
+
+
+def test_a_folder_in_place_of_an_output_is_told(slide, encoder, tmp_path):
+    encode(slide, encoder(), grid(2), tmp_path)
+    (stored,) = tmp_path.rglob("output.json")
+    stored.unlink()
+    stored.mkdir()
+    with pytest.raises(SetupError, match="output.json is a folder, where the cache has a file. Move it away"):
+        encode(slide, encoder(), grid(2), tmp_path)
 
 
 def test_many_writers_and_readers_at_once(tmp_path):

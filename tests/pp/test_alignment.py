@@ -6,8 +6,9 @@ from spatialdata.transformations import Affine, Identity, Sequence, get_transfor
 
 import sigmma_sc as sg
 from sigmma_sc import SIGMMA
-from sigmma_sc.errors import ExistsError, MissingKeyError, RegistrationWarning, SetupError
+from sigmma_sc.errors import ExistsError, ImageWarning, MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.metrics import niche_agreement
+from sigmma_sc.pp import alignment
 from sigmma_sc.pp.alignment import DEFAULTS
 from sigmma_sc.tissue.frame import affine_to, apply_affine
 from sigmma_sc.tissue.setup import resolve_slides
@@ -135,6 +136,25 @@ def test_landmarks_take_the_place_of_the_search(rng, monkeypatch):
     assert off_by(sdata, right) < 1
     assert resolve_slides(sdata, DEFAULTS)[0].microns_per_pixel == pytest.approx(0.5, rel=0.002)
     assert sdata.attrs["sigmma_registration"]["cell_circles"]["by"] == "landmarks"
+
+
+def test_an_object_that_was_never_set_up_is_warned_of_its_image(monkeypatch):
+    sdata = sg.datasets.simulate_tissue(n_cells=300, seed=0, microns_per_pixel=1.0)
+    image = sd.get_pyramid_levels(sdata["he_image"], n=0)
+    pixels = image.to_numpy() // 5
+    sdata["he_image"] = sd.models.Image2DModel.parse(
+        pixels, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations=get_transformation(image, get_all=True)
+    )
+
+    class Searched(Exception):
+        pass
+
+    def search(*_):
+        raise Searched
+
+    monkeypatch.setattr(alignment, "find_at_likely_sizes", search)
+    with pytest.warns(ImageWarning, match="Image 'he_image': It is dark"), pytest.raises(Searched):
+        sg.pp.register(sdata)
 
 
 def test_mistakes_are_named_before_any_search(monkeypatch):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -6,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors
 import torch
+from safetensors.torch import load_file, save_file
 
 from sigmma_sc import SIGMMA, NichePrototypes
-from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, NotTrainedError, SetupError
+from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, NotTrainedError, SetupError, WriteError
 from sigmma_sc.store.model import _from_elsewhere
 
 
@@ -106,6 +109,81 @@ def test_damage_is_told(copied, tiny, harm, words):
     harm(copied)
     with pytest.raises(SetupError, match=words):
         SIGMMA.load(copied, tiny)
+
+
+def test_weights_of_another_model_of_the_same_shape_are_not_taken(copied, saved, tiny):
+    other = SIGMMA.load(saved[0], tiny)
+    with torch.no_grad():
+        next(other.module.image_heads.parameters()).add_(1)
+    other.save(copied.parent / "other")
+    shutil.copy(copied.parent / "other" / "weights.safetensors", copied / "weights.safetensors")
+    with pytest.raises(SetupError, match=r"weights.safetensors is not the file that model.json describes"):
+        SIGMMA.load(copied, tiny)
+
+
+def nan_in(prefix):
+    """Put NaN into a tensor, and change the checksum with it."""
+
+    def harm(folder):
+        path = folder / "weights.safetensors"
+        tensors = load_file(path)
+        name = min(name for name in tensors if name.startswith(prefix) and tensors[name].is_floating_point())
+        tensors[name].view(-1)[0] = float("nan")
+        save_file(tensors, path)
+        edit(folder, lambda d: d.update(checksum=hashlib.sha256(path.read_bytes()).hexdigest()))
+
+    return harm
+
+
+def edited(change):
+    return lambda folder: edit(folder, change)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (nan_in("towers."), r"tensor 'towers\..*' in weights.safetensors is not finite"),
+        (nan_in("data."), r"tensor 'data\..*' in weights.safetensors is not finite"),
+        (nan_in("reference."), r"tensor 'reference\..*' in weights.safetensors is not finite"),
+        (edited(lambda d: d.pop("data")), "model.json lacks 'data'"),
+        (edited(lambda d: d.update(own=1)), "model.json has an unknown key 'own'"),
+        (edited(lambda d: d["data"].update(roles={"cell_circles": ["exam"]})), "'exam' is not one of 'train'"),
+        (edited(lambda d: d["data"].update(split=3)), r"\['split'\]=3 must be a text or a mapping or null"),
+        (edited(lambda d: d["encoder"].pop("dim")), r"\['encoder'\] lacks 'dim'"),
+        (edited(lambda d: d.update(reference={"genes": "a", "library": 1})), "='a' must be a list"),
+        (edited(lambda d: d["config"].update(cache_dir="/")), "'cache_dir' in model.json is no option"),
+        (edited(lambda d: d["extra"].update(sdata=None)), "'sdata' in model.json is no option"),
+        (lambda folder: (folder / "model.json").write_text("[" * 100_000), "damaged"),
+    ],
+)
+def test_a_description_that_does_not_hold_is_named(copied, tiny, harm, words):
+    harm(copied)
+    with pytest.raises(SetupError, match=words):
+        SIGMMA.load(copied, tiny)
+
+
+def test_roles_of_other_tiles_are_refused(copied, tiny):
+    edit(copied, lambda d: d["data"]["roles"]["cell_circles"].pop())
+    model = SIGMMA.load(copied, tiny)
+    with pytest.raises(SetupError, match=r"'cell_circles' has \d+ tiles, and had \d+ when the model was trained"):
+        model.get_tile_representation()
+
+
+def test_a_place_that_cannot_be_written_is_told_and_the_model_stays(copied, saved, monkeypatch):
+    def full(*arguments, **options):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    _, model = saved
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(WriteError, match="cannot be written .*No space left.*The trained model is still in memory"):
+            model.save(copied, overwrite=True)
+    assert {path.name: path.read_bytes() for path in copied.iterdir()} == before
+    monkeypatch.setattr(SIGMMA, "_reference_from", lambda *_: pytest.fail("computed"))
+    (copied.parent / "file").write_text("x")
+    with pytest.raises(WriteError, match="file/model cannot be written"):
+        model.save(copied.parent / "file" / "model")
 
 
 def test_half_a_model_is_no_model(copied, tiny):

@@ -31,6 +31,12 @@ def test_the_last_row_and_column_reach_over_the_edge(small_blocks):
     assert (block.need_low.tolist(), block.need_high.tolist()) == ([18, 17], [23, 22])
 
 
+def test_a_last_block_of_one_pixel_holds_the_windows_that_end_in_it(small_blocks):
+    low = np.array([[9, 9], [3, 9]])
+    plan = plan_blocks(((10, 1), (10, 1)), low, low + 2, 2)
+    assert {(b.row, b.column): b.windows.tolist() for b in plan if len(b.windows)} == {(1, 0): [1], (1, 1): [0]}
+
+
 def test_small_chunks_are_joined_and_strips_kept_low(small_blocks):
     low = np.array([[0, 0], [92, 92]])
     fine = plan_blocks(((3,) * 32, (4,) * 24), low, low + 2, 2)

@@ -14,7 +14,7 @@ from spatialdata.transformations import Affine, Identity, MapAxis, Scale, Sequen
 
 from sigmma_sc.errors import MissingKeyError, PixelSizeError, SetupError
 from sigmma_sc.tissue.decode import read_window
-from sigmma_sc.tissue.frame import image_levels
+from sigmma_sc.tissue.frame import affine_to, image_levels
 from sigmma_sc.tissue.setup import Setup, resolve_slides
 
 pytestmark = [
@@ -311,3 +311,13 @@ def test_a_named_system_that_the_image_lacks():
     sdata = tissue(cells=circles(transformations={"aligned": Identity()}))
     with pytest.raises(MissingKeyError, match="'aligned'.*global.*image 'he'"):
         slide_of(sdata, "aligned")
+
+
+def test_how_far_an_element_lies_from_the_origin_does_not_matter():
+    """Stage coordinates in nm, say; only the axes tell whether a transform can be inverted."""
+    image = Image2DModel.parse(np.zeros((3, 4, 4), np.uint8), dims=("c", "y", "x"), c_coords=["r", "g", "b"])
+    set_transformation(image, Translation([3e9, -2e9], axes=("x", "y")), "global")
+    np.testing.assert_array_equal(affine_to(image, "global", "image"), [[1, 0, 3e9], [0, 1, -2e9], [0, 0, 1]])
+    set_transformation(image, Scale([1e7, 1.0], axes=("x", "y")), "global")
+    with pytest.raises(SetupError, match="The transform of image to 'global' cannot be inverted"):
+        affine_to(image, "global", "image")

@@ -1,5 +1,8 @@
+import copy
+import errno
 import json
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -15,8 +18,8 @@ import torch
 
 from sigmma_sc import SIGMMA
 from sigmma_sc.datasets import simulate_tissue
-from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
-from sigmma_sc.train.checkpoint import FILE, OURS, SafetensorsIO, read_checkpoint
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError, WriteError
+from sigmma_sc.train.checkpoint import FILE, OURS, SafetensorsIO, find_checkpoint, read_checkpoint
 
 OPTIONS = {"max_epochs": 5, "batch_size": 16, "split": "blocks", "lr": 3e-3, "enable_progress_bar": False}
 
@@ -174,6 +177,101 @@ def test_a_pickle_in_place_of_a_checkpoint_executes_nothing(tiny, encoder, tmp_p
         with pytest.raises(SetupError, match="no checkpoint of sigmma-sc"):
             model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=tmp_path)
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def written(tiny, encoder, tmp_path_factory):
+    """A checkpoint after two of five epochs, as bytes and as a dict."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.raises(Killed):
+        model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=folder, callbacks=[Kill(2)])
+    return (folder / FILE).read_bytes(), read_checkpoint(folder / FILE)
+
+
+def without(*keys):
+    def change(checkpoint):
+        for key in keys[:-1]:
+            checkpoint = checkpoint[key]
+        del checkpoint[keys[-1]]
+
+    return change
+
+
+def with_value(value, *keys):
+    def change(checkpoint):
+        for key in keys[:-1]:
+            checkpoint = checkpoint[key]
+        checkpoint[keys[-1]] = value
+
+    return change
+
+
+def first_weight(change):
+    def of_state(checkpoint):
+        state = checkpoint["state_dict"]
+        name = min(name for name in state if state[name].ndim == 2)
+        state[name] = change(state[name])
+
+    return of_state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without(OURS), "sigmma=None must be a mapping"),
+        (without("state_dict"), "state_dict=None must be a mapping"),
+        (with_value("1", "epoch"), "epoch='1' must be a whole number"),
+        (with_value(3, "loops"), "loops=3 must be a mapping"),
+        (without(OURS, "stopped"), r"sigmma lacks 'stopped'"),
+        (with_value(1, OURS, "stopped"), r"sigmma\['stopped'\]=1 must be true or false"),
+        (with_value("mine", OURS, "own"), "sigmma has an unknown key 'own'"),
+        (with_value({"cell_circles": ["train", "exam"]}, OURS, "data", "roles"), "'exam' is not one of 'train', 'val'"),
+        (with_value([1.0], OURS, "history", "train_loss_epoch"), r"\['train_loss_epoch'\]=\[1.0\] must be a mapping"),
+        (first_weight(lambda weight: weight[:-1]), r"does not fit the model: .* has shape \(\d+, \d+\) there"),
+        (first_weight(lambda weight: weight * math.nan), "is not finite"),
+    ],
+)
+def test_a_checkpoint_of_another_form_is_refused_by_what_is_wrong(tiny, encoder, tmp_path, written, change, words):
+    checkpoint = copy.deepcopy(written[1])
+    change(checkpoint)
+    SafetensorsIO().save_checkpoint(checkpoint, tmp_path / FILE)
+    with pytest.raises(SetupError, match=words):
+        model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.parametrize("place", [20, -3, -3000])
+def test_a_flipped_bit_of_a_checkpoint_is_told(tiny, encoder, tmp_path, written, place):
+    raw = bytearray(written[0])
+    raw[place] ^= 4
+    (tmp_path / FILE).write_bytes(raw)
+    with pytest.raises(SetupError, match="damaged"):
+        model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=tmp_path)
+
+
+def test_files_of_the_user_beside_a_checkpoint_stay(tiny, encoder, tmp_path):
+    """However old they are; only scratch of a killed writer of the checkpoint goes."""
+    kept = [tmp_path / name for name in ("a.part", ".a-00000000.part", f".{FILE}-mine.part", f".{FILE}-11111111.part")]
+    for path in kept:
+        path.write_text("ten years")
+        os.utime(path, (0, 0))
+    (tmp_path / f".{FILE}-00000000.part" / "new").mkdir(parents=True)
+    find_checkpoint(tmp_path, None)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_encoded(tiny, encoder, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    own = encoder()
+    monkeypatch.setattr("sigmma_sc._files.tempfile.TemporaryFile", full)
+    monkeypatch.setattr(own, "encode", lambda images: pytest.fail("encoded"))
+    model = SIGMMA(tiny, own, n_latent=8)
+    with pytest.raises(WriteError, match="last.safetensors cannot be written .*No space left"):
+        model.train(**OPTIONS, checkpoint_dir=tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WriteError, match="file/last.safetensors cannot be written"):
+        model.train(**OPTIONS, checkpoint_dir=tmp_path / "file")
 
 
 def test_nested_values_come_back_as_they_were(tmp_path):

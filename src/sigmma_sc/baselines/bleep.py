@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
+from sigmma_sc.nn.dropout import Dropout
 from sigmma_sc.nn.objectives import at_least_single
 from sigmma_sc.nn.temperature import Temperature
 
@@ -71,7 +72,7 @@ class BLEEPHead(nn.Module):
     def __init__(self, n_input: int, n_latent: int, dropout: float):
         super().__init__()
         self.projection = nn.Linear(n_input, n_latent)
-        self.branch = nn.Sequential(nn.GELU(), nn.Linear(n_latent, n_latent), nn.Dropout(dropout))
+        self.branch = nn.Sequential(nn.GELU(), nn.Linear(n_latent, n_latent), Dropout(dropout))
         self.norm = nn.LayerNorm(n_latent)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,10 +6,10 @@ import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from sigmma_sc._checks import require_choice
+from sigmma_sc._random import kept_random_state
 from sigmma_sc.baselines.one_scale import OneScale, OneScaleTowers
 from sigmma_sc.encoders.text import PRETRAINED, GeneSentenceTower, PretrainedText, text_tower
 from sigmma_sc.errors import SetupError
@@ -81,7 +81,7 @@ class CLIP(OneScale):
         self._text: PretrainedText | None = None
         if text != "genes":
             # Now, and not when all crops are encoded: weights that cannot be had are told of before any compute.
-            with torch.random.fork_rng(devices=[]):
+            with kept_random_state():
                 self._text = text_tower(text, text_weights, [])
 
     def _towers(self, n_node_features: int, data: TissueData) -> CLIPTowers:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from sigmma_sc._checks import require_choice, require_positive
+from sigmma_sc._checks import require_choice, require_path, require_positive, require_whole
+from sigmma_sc._schema import require_fields, require_schema
 from sigmma_sc.benchmark.methods import METHODS
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.split import SPLITS, get_split
@@ -70,6 +71,8 @@ class DataSpec:
     published: dict[str, dict[str, str | float]] | None = None
 
     def __post_init__(self):
+        require_schema(self.name, str, "datasets: name")
+        require_fields(self, f"datasets[{self.name!r}]")
         _require_folder(self.name, "datasets")
         given = [name for name in SOURCES if getattr(self, name) is not None]
         if len(given) != 1:
@@ -116,6 +119,7 @@ class MethodSpec:
     train: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
+        require_fields(self, "methods:")
         require_choice(self.method, METHODS, "method")
         for name in ("seed", "min_cells", "image_encoder", "cache_dir"):
             if name in self.arguments:
@@ -151,8 +155,9 @@ class NicheSpec:
     n_cells: int = 20_000
 
     def __post_init__(self):
+        require_fields(self, "niches:")
         require_positive(self.resolution, "niches.resolution")
-        require_positive(self.n_cells, "niches.n_cells")
+        require_whole(self.n_cells, "niches.n_cells")
 
 
 class TrialSpec(NamedTuple):
@@ -213,6 +218,9 @@ class BenchmarkConfig:
     title: str = "Benchmark"
 
     def __post_init__(self):
+        require_fields(self, "The benchmark:")
+        for seed in self.seeds:
+            require_whole(seed, "seeds", 0)
         for what in ("datasets", "methods", "seeds"):
             if not getattr(self, what):
                 raise SetupError(f"The benchmark names no {what}.")
@@ -262,12 +270,16 @@ def read_config(source: str | Path | dict[str, Any]) -> BenchmarkConfig:
         return _build(source, Path.cwd())
     import yaml
 
+    require_path(source, "config")
     path = Path(source)
     if not path.exists() and str(source) in packaged():
         path = Path(__file__).parent / "configs" / f"{source}.yaml"
     if not path.is_file():
         raise SetupError(f"{source} does not exist, and is none of the configurations {', '.join(packaged())}.")
-    raw = yaml.safe_load(path.read_text())
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise SetupError(f"{path} is no YAML: {error}") from error
     if not isinstance(raw, dict):
         raise SetupError(f"{path} holds no mapping of datasets, methods and seeds.")
     return _build(raw, path.absolute().parent)
@@ -286,23 +298,28 @@ def packaged() -> list[str]:
 
 def _build(raw: dict[str, Any], folder: Path) -> BenchmarkConfig:
     raw = dict(raw)
+    require_schema(raw.get("datasets"), dict[str, dict[str, Any]], "datasets", "Give a mapping by name.")
+    require_schema(raw.get("methods"), list[str | dict[str, Any]], "methods", "Give a list.")
     datasets = []
-    for name, given in _mapping(raw, "datasets").items():
-        spec = dict(given or {})
+    for name, given in raw["datasets"].items():
+        spec = dict(given)
         if spec.get("store") is not None:
             spec["store"] = _path(spec["store"], folder)
         if spec.get("hest") is not None:
+            require_schema(spec["hest"], dict[str, Any], f"datasets[{name!r}] hest")
             spec["hest"] = {**spec["hest"], "root": _path(spec["hest"].get("root", "."), folder)}
         datasets.append(_of(DataSpec, {"name": name, **spec}, f"datasets[{name!r}]"))
     methods = []
-    for given in raw.get("methods") or ():
+    for given in raw["methods"]:
         spec = {"method": given} if isinstance(given, str) else dict(given)
         spec["encoder"] = _encoder(spec.get("encoder"), folder)
-        arguments = spec.get("arguments", {})
+        arguments = spec.get("arguments") or {}
+        require_schema(arguments, dict[str, Any], "methods: arguments")
         if "text_weights" in arguments:
             spec["arguments"] = {**arguments, "text_weights": _path(arguments["text_weights"], folder)}
         methods.append(_of(MethodSpec, spec, "methods"))
     if raw.get("niches") is not None:
+        require_schema(raw["niches"], dict[str, Any], "niches")
         raw["niches"] = _of(NicheSpec, raw["niches"], "niches")
     raw["encoder"] = _encoder(raw.get("encoder"), folder)
     return _of(BenchmarkConfig, {**raw, "datasets": datasets, "methods": methods}, "The benchmark")
@@ -330,20 +347,16 @@ def _of(kind: type[T], values: dict[str, Any], where: str) -> T:
     for name, value in values.items():
         if value is not None:
             given[name] = tuple(value) if isinstance(value, list) else value
+    for f in fields(kind):  # type: ignore[arg-type]
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in given:
+            raise SetupError(f"{where} needs {f.name!r}.")
     return kind(**given)
-
-
-def _mapping(raw: dict[str, Any], key: str) -> dict[str, Any]:
-    value = raw.get(key) or {}
-    if not isinstance(value, dict):
-        raise SetupError(f"{key} must map names to what they stand for, it is {type(value).__name__}.")
-    return value
 
 
 def _encoder(given: str | dict[str, Any] | None, folder: Path) -> str | dict[str, Any] | None:
     if not isinstance(given, dict):
         return given
-    if "name" not in given:
+    if not isinstance(given.get("name"), str):
         raise SetupError(f"encoder={given!r} has no name.")
     if given.get("weights"):
         return {**given, "weights": _path(given["weights"], folder)}

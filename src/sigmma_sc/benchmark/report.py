@@ -1,21 +1,29 @@
 """The report of a benchmark: Markdown with figures, and the same as one HTML file that needs nothing else."""
 
+from __future__ import annotations
+
 import base64
+import html
 import platform
 import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._files import fresh_file, fresh_folder
 from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec
+from sigmma_sc.benchmark.output import FIGURES
 from sigmma_sc.benchmark.scores import DIRECTIONS
 from sigmma_sc.benchmark.trial import Trial
 from sigmma_sc.metrics.retrieval import PERCENTS
 from sigmma_sc.tissue.split import get_split
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}
@@ -37,28 +45,37 @@ def write_report(
     command: str,
     failed: Sequence[str],
 ) -> None:
-    """Write ``report.md`` with ``figures/``, and ``report.html``."""
-    parts = [f"# {plan.title}", _how(plan, trials, command)]
-    with fresh_folder(out / "figures") as figures:
-        for data in plan.datasets:
-            for split in data.splits:
-                of_section = _rows(results, data, split)
-                if len(of_section):
-                    stable = _rows(stability, data, split)
-                    parts += _section(
-                        data, split, of_section, _rows(intervals, data, split), stable, figures, TILES[plan.score]
-                    )
-            for split in data.splits:
-                if get_split(split).leaks:
-                    parts += _leakage(data, split, results)
-            parts += _published(data)
-        if failed:
-            parts += ["## Trials that failed", "\n".join(f"- {line}" for line in failed)]
-        text = "\n\n".join(parts) + "\n"
-        page = _html(text, plan.title, figures)
-    for name, content in (("report.md", text), ("report.html", page)):
-        with fresh_file(out / name) as fresh:
-            fresh.write_text(content)
+    """Write ``report.md`` with ``figures/``, and ``report.html``, to a new folder."""
+    parts = [f"# {plain(plan.title)}", _how(plan, trials, command)]
+    figures = out / FIGURES
+    figures.mkdir()
+    for data in plan.datasets:
+        for split in data.splits:
+            of_section = _rows(results, data, split)
+            if len(of_section):
+                stable = _rows(stability, data, split)
+                parts += _section(
+                    data, split, of_section, _rows(intervals, data, split), stable, figures, TILES[plan.score]
+                )
+        for split in data.splits:
+            if get_split(split).leaks:
+                parts += _leakage(data, split, results)
+        parts += _published(data)
+    if failed:
+        parts += ["## Trials that failed", "\n".join(f"- {plain(line)}" for line in failed)]
+    text = "\n\n".join(parts) + "\n"
+    (out / "report.md").write_text(text)
+    (out / "report.html").write_text(_html(text, plan.title, figures))
+
+
+def figure_name(data: DataSpec, split: str) -> str:
+    """Name of the file with the figure of a data set and a split."""
+    return f"{data.name}-{split}.png".replace(" ", "_")
+
+
+def plain(text: object) -> str:
+    """Markdown that shows a text as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>&~#|])", r"\\\1", " ".join(str(text).split()))
 
 
 def _rows(table: pd.DataFrame, data: DataSpec, split: str) -> pd.DataFrame:
@@ -70,10 +87,12 @@ def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
     hours = sum(trial.meta.seconds for trial in trials) / 3600
     encoder = plan.encoder if isinstance(plan.encoder, str) else (plan.encoder or {}).get("name", "each method's own")
     tuned = f" Each method chose among {len(plan.budget())} settings on validation tiles." if plan.tune else ""
+    # A fence longer than any in the command.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return (
-        f"```bash\n{command}\n```\n\n"
+        f"{fence}bash\n{command}\n{fence}\n\n"
         f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, {'; '.join(sorted(packages))}. "
-        f"Image encoder: {encoder}. Seeds "
+        f"Image encoder: {plain(encoder)}. Seeds "
         f"{', '.join(map(str, plan.seeds))}; each draws split, weights and batches anew. {len(trials)} of {len(plan.trials())} trials, "
         f"{hours:.1f} hours of work in all.{tuned}\n\n"
         f"Retrieval ranks the {TILES[plan.score]} tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "
@@ -100,15 +119,15 @@ def _section(
     chance = retrieved[retrieved.metric == f"recall@5% {DIRECTIONS[0]}"].chance
     levels = f", chance at 5 % {chance.min():.3f} to {chance.max():.3f}" if len(chance) else ""
     title = f"{data.name}, {split}"
-    figure = figures / f"{data.name}-{split}.png".replace(" ", "_")
+    figure = figures / figure_name(data, split)
     pl.benchmark(intervals, title=title, save=figure, show=False)
     parts = [
-        f"## {title}",
+        f"## {plain(title)}",
         f"{data.note} {scored.capitalize()} tiles {pools.min()} to {pools.max()} a slide{levels}; {int(results.n_train.min())} to "
         f"{int(results.n_train.max())} training tiles of the grid.".strip(),
         _main_table(results, intervals),
         _differences(intervals),
-        f"![{title}: mean with 95 % intervals](figures/{figure.name})",
+        f"![{plain(title)}: mean with 95 % intervals]({FIGURES}/{quote(figure.name)})",
     ]
     scales = retrieved[retrieved.metric.str.startswith("mean recall")]
     several = scales.groupby("method").scale.transform("nunique") > 1
@@ -122,7 +141,7 @@ def _section(
         named = niches.assign(method=niches.method + ", " + niches.scale)
         parts += ["Leiden niches by scale:", _pivot(named, "metric", 2)]
     if len(stability):
-        agreements = ", ".join(f"{row.method} {row.scale} {row.ari:.2f}" for row in stability.itertuples())
+        agreements = ", ".join(f"{plain(row.method)} {row.scale} {row.ari:.2f}" for row in stability.itertuples())
         pairs = stability.n_pairs.max()
         parts.append(f"Agreement of the niches of two seeds (ARI, mean over {pairs} pairs): {agreements}.")
     return parts
@@ -167,7 +186,8 @@ def _differences(intervals: pd.DataFrame) -> str:
                 row[name] = _interval(v.value, v.low, v.high)
                 row[f"{name}, difference"] = _difference(v.difference, v.difference_low, v.difference_high)
         rows.append(row)
-    return f"Differences from {rows[0]['method']}:\n\n" + _table(pd.DataFrame(rows))
+    bold = [f"{name}, difference" for name in metrics.values()]
+    return f"Differences from {plain(rows[0]['method'])}:\n\n" + _table(pd.DataFrame(rows), bold)
 
 
 def _interval(value: float, low: float, high: float) -> str:
@@ -207,7 +227,7 @@ def _leakage(data: DataSpec, leaking: str, results: pd.DataFrame) -> list[str]:
         f"What `{leaking}` gives over a split that does not leak: the difference, and in parentheses the figure of `{leaking}`. Pools "
         "differ in size. Neighbours of test tiles are in training; the gain is what other tissue would not give."
     )
-    return [f"## {data.name}: leakage of {leaking}", text, _table(pd.DataFrame(rows).fillna("–"))]
+    return [f"## {plain(data.name)}: leakage of {leaking}", text, _table(pd.DataFrame(rows).fillna("–"))]
 
 
 def _published(data: DataSpec) -> list[str]:
@@ -219,7 +239,7 @@ def _published(data: DataSpec) -> list[str]:
         "public: they stand beside ours, not on the same footing."
     )
     table = table.map(lambda value: f"{value:.3f}" if isinstance(value, float) and np.isfinite(value) else value)
-    return [f"## {data.name}: published", text, _table(table.fillna("–"))]
+    return [f"## {plain(data.name)}: published", text, _table(table.fillna("–"))]
 
 
 def _pivot(table: pd.DataFrame, columns: str, digits: int = 3) -> str:
@@ -227,12 +247,15 @@ def _pivot(table: pd.DataFrame, columns: str, digits: int = 3) -> str:
     return _table(mean.map(lambda v: _number(v, digits)).reset_index())
 
 
-def _table(frame: pd.DataFrame) -> str:
-    lines = []
-    for row in (list(frame.columns), ["---"] * frame.shape[1], *frame.astype(str).values.tolist()):
-        entries = [entry.replace("|", "\\|") for entry in row]
-        lines.append(f"| {' | '.join(entries)} |")
-    return "\n".join(lines)
+def _table(frame: pd.DataFrame, bold: Sequence[str] = ()) -> str:
+    """A table in Markdown; columns in ``bold`` may hold markup of ours."""
+    columns = [plain(column) for column in frame.columns]
+    entries = []
+    for name in frame.columns:
+        values = frame[name].astype(str)
+        entries.append(values.tolist() if name in bold else values.map(plain).tolist())
+    rows = [columns, ["---"] * len(columns), *zip(*entries, strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _pm(value: float, sd: float) -> str:
@@ -244,12 +267,23 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _html(text: str, title: str, figures: Path) -> str:
-    """The report with its figures inside."""
+    """The report with its figures inside; of other images and of HTML, it shows the text."""
     from markdown_it import MarkdownIt
 
-    def inside(found: re.Match) -> str:
-        data = base64.b64encode((figures / found.group(1)).read_bytes()).decode()
-        return f'src="data:image/png;base64,{data}"'
+    drawn = {f"{FIGURES}/{path.name}": path for path in figures.iterdir()}
 
-    body = re.sub(r'src="figures/([^"]+)"', inside, MarkdownIt("commonmark").enable("table").render(text))
-    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><body>{body}</body></html>\n'
+    def image(renderer: object, tokens: Sequence[Token], position: int, *_: object) -> str:
+        token = tokens[position]
+        path = drawn.get(unquote(str(token.attrGet("src"))))
+        words = html.escape(token.content)
+        if path is None:
+            return words
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{data}" alt="{words}">'
+
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.add_render_rule("image", image)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+        f"<body>{markdown.render(text)}</body></html>\n"
+    )

@@ -3,8 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
@@ -15,19 +15,20 @@ from typing import Any
 
 import pandas as pd
 
-from sigmma_sc._checks import origin_of, require_positive
-from sigmma_sc._files import fresh_file
+from sigmma_sc._checks import origin_of, require_path, require_whole
+from sigmma_sc._files import recover
 from sigmma_sc.benchmark.config import BenchmarkConfig, MethodSpec, TrialSpec, read_config
 from sigmma_sc.benchmark.evaluation import run_trial
 from sigmma_sc.benchmark.intervals import intervals_table
 from sigmma_sc.benchmark.methods import METHODS
-from sigmma_sc.benchmark.report import write_report
+from sigmma_sc.benchmark.output import fresh_output, require_own
+from sigmma_sc.benchmark.report import figure_name, write_report
 from sigmma_sc.benchmark.scores import genes_table, results_table, stability_table
 from sigmma_sc.benchmark.sources import encoder_of, load
 from sigmma_sc.benchmark.trial import Trial, require_same, settings_of, trial_path
 from sigmma_sc.encoders.registry import all_entries
 from sigmma_sc.encoders.text import PRETRAINED, text_tower
-from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning
+from sigmma_sc.errors import SetupError, SigmmaError, SplitWarning, WriteError
 from sigmma_sc.features.registry import NODE_FEATURES
 from sigmma_sc.nn.objectives import OBJECTIVES
 from sigmma_sc.tissue.split import LEAK, SPLITS, get_split
@@ -78,7 +79,10 @@ def run(
         The configuration is wrong or the file of a trial damaged; nothing is run then. Or some trials failed; the report is written
         before and names them.
     ExistsError
-        A trial in ``out`` was run with other settings, and ``overwrite`` is not set; nothing is run then.
+        A trial in ``out`` was run with other settings, and ``overwrite`` is not set. Or ``out`` holds a file of yours under a
+        name of the benchmark's. Nothing is run then.
+    WriteError
+        Nothing can be written to ``out``.
 
     Warns
     -----
@@ -95,10 +99,12 @@ def run(
     3  random  mean recall image→transcriptome       9    0.15
     8  random  mean recall transcriptome→image       9    0.15
     """
-    require_positive(jobs, "jobs")
+    require_whole(jobs, "jobs")
+    require_path(out, "out")
     plan = config if isinstance(config, BenchmarkConfig) else read_config(config)
     out = Path(out).expanduser()
     cache = str(out / "features" if cache_dir is None else Path(cache_dir).expanduser())
+    require_own(out, [figure_name(data, split) for data in plan.datasets for split in data.splits])
     missing = _missing(plan, out, overwrite)
     for split, names in _leaking(plan).items():
         warnings.warn(f"split={split!r} of {', '.join(names)} {LEAK}", SplitWarning, stacklevel=2)
@@ -133,6 +139,7 @@ def _missing(plan: BenchmarkConfig, out: Path, overwrite: bool) -> list[TrialSpe
     missing = []
     for spec in plan.trials():
         path, settings = trial_path(out, spec), settings_of(plan, spec.data, spec.method)
+        recover(path)
         if not path.exists() or (overwrite and not _was_run_with(path, settings)):
             missing.append(spec)
         else:
@@ -175,8 +182,8 @@ def arguments_of(spec: MethodSpec) -> dict[str, Any]:
 
 def _results(
     plan: BenchmarkConfig, missing: list[TrialSpec], out: Path, cache: str, jobs: int, imports: Sequence[str]
-) -> Iterator[tuple[TrialSpec, SigmmaError | None]]:
-    """Run trials; each with its error, if it failed."""
+) -> Iterator[tuple[TrialSpec, str | None]]:
+    """Run trials; each with what went wrong, if it failed."""
     from rich.progress import Progress
 
     with Progress() as progress:
@@ -189,15 +196,39 @@ def _results(
                 progress.advance(bar)
             return
         _encode(plan, missing, cache)
-        # Fresh processes: one that was forked beside torch's threads may hang.
-        with (
-            _threads(max(1, (os.cpu_count() or jobs) // jobs)),
-            ProcessPoolExecutor(jobs, get_context("spawn"), _import, ([*imports, *_modules_of_users()],)) as pool,
-        ):
-            waiting = {pool.submit(run_one, spec): spec for spec in missing}
-            for done in as_completed(waiting):
-                progress.update(bar, advance=1, description=str(waiting[done]))
-                yield waiting[done], done.result()
+        modules = [*imports, *_modules_of_users()]
+        with _threads(max(1, (os.cpu_count() or jobs) // jobs)):
+            for spec, error in _in_processes(run_one, missing, jobs, modules):
+                progress.update(bar, advance=1, description=str(spec))
+                yield spec, error
+
+
+def _in_processes(
+    run_one: Callable[[TrialSpec], str | None], missing: list[TrialSpec], jobs: int, modules: list[str]
+) -> Iterator[tuple[TrialSpec, str | None]]:
+    """Run trials in several processes. Those that were left when a process died are run again, each in one of its own."""
+    left = []
+    with _pool(jobs, modules) as pool:
+        waiting = {pool.submit(run_one, spec): spec for spec in missing}
+        for done in as_completed(waiting):
+            try:
+                error = done.result()
+            except BrokenExecutor:
+                left.append(waiting[done])
+                continue
+            yield waiting[done], error
+    for spec in left:
+        with _pool(1, modules) as pool:
+            try:
+                error = pool.submit(run_one, spec).result()
+            except BrokenExecutor as broken:
+                error = f"Its process died, as it does where memory runs out ({broken})."
+            yield spec, error
+
+
+def _pool(jobs: int, modules: list[str]) -> ProcessPoolExecutor:
+    # Fresh processes: one that was forked beside torch's threads may hang.
+    return ProcessPoolExecutor(jobs, get_context("spawn"), _import, (modules,))
 
 
 def _modules_of_users() -> list[str]:
@@ -229,12 +260,17 @@ def _threads(n: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _run_one(plan: BenchmarkConfig, spec: TrialSpec, out: Path, cache: str) -> SigmmaError | None:
+def _run_one(plan: BenchmarkConfig, spec: TrialSpec, out: Path, cache: str) -> str | None:
+    """Run a trial and keep it; what went wrong, if it failed."""
     try:
         with _quiet():
             run_trial(plan, spec, cache).save(trial_path(out, spec))
+    except WriteError:
+        raise  # no other trial could be kept either
     except SigmmaError as error:
-        return error
+        return str(error)
+    except Exception as error:  # noqa: BLE001 - of a method of the user, it may be any
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -279,11 +315,10 @@ def _write(plan: BenchmarkConfig, trials: list[Trial], out: Path, command: str, 
     for (dataset, split), group in together.items():
         parts.append(intervals_table(group).assign(dataset=dataset, split=split))
     intervals = pd.concat(parts, ignore_index=True)
-    for table, name in ((results, "results"), (genes, "genes")):
-        with fresh_file(out / f"{name}.parquet") as fresh:
-            table.to_parquet(fresh)
-    for table, name in ((results, "results"), (intervals, "intervals")):
-        with fresh_file(out / f"{name}.csv") as fresh:
-            table.to_csv(fresh, index=False)
-    write_report(plan, trials, results, intervals, stability, out, command, failed)
+    with fresh_output(out) as folder:
+        for table, name in ((results, "results"), (genes, "genes")):
+            table.to_parquet(folder / f"{name}.parquet")
+        for table, name in ((results, "results"), (intervals, "intervals")):
+            table.to_csv(folder / f"{name}.csv", index=False)
+        write_report(plan, trials, results, intervals, stability, folder, command, failed)
     return results

@@ -12,7 +12,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sigmma_sc._files import fresh_file
+from sigmma_sc._files import fresh_file, writing
+from sigmma_sc._schema import require_fields
 from sigmma_sc.benchmark.config import BenchmarkConfig, DataSpec, MethodSpec, TrialSpec
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.split import get_split
@@ -90,7 +91,8 @@ class Trial:
 
     def save(self, path: Path) -> None:
         """Write to a file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with fresh_file(path) as fresh, open(fresh, "wb") as file:
             np.savez_compressed(file, **_encode(self))
 
@@ -101,6 +103,7 @@ class Trial:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             trial = _decode(arrays)
+            require_fields(trial.meta, "meta")
             _check_shapes(trial)
         except UNREADABLE as error:
             raise SetupError(
@@ -173,9 +176,25 @@ def _check_shapes(trial: Trial) -> None:
         shapes += [(f"niches of {scale}", labels, cells) for scale, labels in trial.niches.labels.items()]
         if trial.niches.reference is not None:
             shapes.append(("reference", trial.niches.reference, cells))
+    for what, values, kinds in _kinds(trial):
+        if values.dtype.kind not in kinds:
+            raise ValueError(f"{what} is of type {values.dtype}")
     for what, values, shape in shapes:
         if values.shape != shape:
             raise ValueError(f"{what} has shape {values.shape} instead of {shape}")
+
+
+def _kinds(trial: Trial) -> list[tuple[str, NDArray, str]]:
+    """Arrays of a trial, each with the kinds of NumPy's types that it may have."""
+    kinds: list[tuple[str, NDArray, str]] = [("slide", trial.slide, "U"), ("block", trial.block, "U")]
+    kinds += [(f"ranks of {key}", values, "iu") for key, values in trial.ranks.items()]
+    for protocol, expression in trial.expression.items():
+        kinds += [(f"genes of {protocol}", expression.genes, "U"), (f"target of {protocol}", expression.target, "f")]
+        kinds += [(f"prediction of {head}", values, "f") for head, values in expression.predicted.items()]
+    if trial.niches is not None:
+        kinds += [("place of cells", trial.niches.xy, "f"), ("slide of cells", trial.niches.slide, "iu")]
+        kinds += [(f"niches of {scale}", labels, "iu") for scale, labels in trial.niches.labels.items()]
+    return kinds
 
 
 def trial_path(out: Path, trial: TrialSpec) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.markup import escape
 
+from sigmma_sc._files import require_writable, writing
 from sigmma_sc.cli import options as option
 from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.config import Config
@@ -138,6 +139,7 @@ def register(
     from sigmma_sc import pp
 
     sdata = _read(store)
+    require_writable(store / "any")
     images = _by_region(image)
     with warnings.catch_warnings():
         # The verdict is printed below.
@@ -151,10 +153,11 @@ def register(
             microns_per_pixel=microns_per_pixel,
             overwrite=overwrite,
         )
-    for region in report.index[report.written]:
-        sdata.write_transformations(images[region] if isinstance(images, dict) else images)
-    if report.written.any():
-        sdata.write_attrs()
+    with writing(store):
+        for region in report.index[report.written]:
+            sdata.write_transformations(images[region] if isinstance(images, dict) else images)
+        if report.written.any():
+            sdata.write_attrs()
     for slide, row in report.iterrows():
         moved = f" (moved by {row.moved:.0f} µm)" if row.written else ""
         console.print(f"[bold]{slide}[/bold]: {row.verdict}{moved}\n  {row.advice}")

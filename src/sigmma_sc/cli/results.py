@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from sigmma_sc._files import fresh_folder
-from sigmma_sc.errors import ExistsError, SetupError
+from sigmma_sc._files import fresh_folder, recover, require_writable
+from sigmma_sc.errors import ExistsError, SetupError, WriteError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -28,7 +31,12 @@ complaints = Console(stderr=True, soft_wrap=True)
 
 
 def require_free(out: Path, overwrite: bool) -> None:
-    """Raise :class:`ExistsError` for a folder that holds other files or must not be replaced."""
+    """Raise :class:`ExistsError` for a folder that holds other files or must not be replaced.
+
+    :class:`WriteError` where nothing can be written. What a run that was killed at its end left is restored first.
+    """
+    recover(out.absolute())
+    require_writable(out)
     if not out.exists():
         return
     if not overwrite:
@@ -56,7 +64,7 @@ def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] 
     tests = any((roles == "test").any() for roles in model.data.roles.by_slide.values())
     split = "test" if tests else "all"
     recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
-    with fresh_folder(out) as folder:
+    with model_kept(model), fresh_folder(out) as folder:
         model.save(folder / "model")
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
@@ -67,6 +75,23 @@ def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] 
     if truth and scales:
         print_table("Leiden niches against the truth", _agreement(adata, scales, truth))
     _print_written(out)
+
+
+@contextmanager
+def model_kept(model: SIGMMA) -> Iterator[None]:
+    """Save the model to the folder for temporary files where the results cannot be written, and say so."""
+    try:
+        yield
+    except WriteError as error:
+        try:
+            elsewhere = Path(tempfile.mkdtemp(prefix="sigmma-sc-")) / "model"
+            model.save(elsewhere)
+        except OSError:  # a WriteError is one
+            raise error from None
+        raise WriteError(
+            f"The results cannot be written: {error.__cause__ or error}. The trained model is kept in {elsewhere}. Free space, "
+            "and pass that folder to 'sigmma-sc embed --model'."
+        ) from error
 
 
 def finish_he_only(model: SIGMMA, sdata: SpatialData, out: Path) -> None:

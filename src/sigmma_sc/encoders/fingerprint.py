@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigmma_sc._random import kept_random_state
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -61,8 +63,7 @@ def agree(found: list[float], expected: list[float]) -> bool:
 
 def _output(encoder: ImageEncoder) -> list[float]:
     """Some numbers of the feature vector of a fixed crop; generators of random numbers stay as they were."""
-    cuda = [encoder.device] if encoder.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with kept_random_state(encoder.device):
         features = encoder.encode(_fixed_crop(encoder.input_size))[0].cpu()
     step = -(-len(features) // N_KEPT)
     return features[::step].tolist()

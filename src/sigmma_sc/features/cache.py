@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sigmma_sc._files import fresh_file, sweep
+from sigmma_sc._files import fresh_file, require_writable, sweep, writing
 from sigmma_sc.encoders.fingerprint import agree
-from sigmma_sc.errors import CacheWarning
+from sigmma_sc.errors import CacheWarning, SetupError, WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -28,6 +28,8 @@ FORMAT = 2
 """Raised when the same crop of the same image would get other features: another resampling, say."""
 
 OUTPUT = "output.json"
+OWN_FILES = r"output\.json|[0-9a-f]{32}\.safetensors"
+"""Names of the files of a cache, as a regular expression."""
 
 Crop = tuple[float, ...]
 
@@ -40,13 +42,21 @@ def cache_key(image: str, encoder: str, size: int, kind: torch.dtype) -> str:
 
 
 def key_of_output(folder: Path, key: str, output: list[float]) -> str:
-    """The key, or one beside it where an encoder of equal weights and another output for the same crop has it."""
+    """The key, or one beside it where an encoder of equal weights and another output for the same crop has it.
+
+    A cache that cannot be written raises :class:`WriteError`, unless it knows the output.
+    """
     name = key
     for n in count(1):
         stored = folder / name / OUTPUT
+        if stored.is_dir():
+            raise SetupError(
+                f"{stored} is a folder, where the cache has a file. Move it away, or pass another cache_dir."
+            )
         known = _output(stored) if stored.exists() else None
         if known is None:
-            stored.parent.mkdir(parents=True, exist_ok=True)
+            with writing(stored):
+                stored.parent.mkdir(parents=True, exist_ok=True)
             with fresh_file(stored) as part:
                 part.write_text(json.dumps(output))
             known = _output(stored)
@@ -73,14 +83,21 @@ class FeatureCache:
 
     Shards are only ever added, each whole or not at all, under a name that no other process takes. A process may be
     killed at any moment, and others may read and write meanwhile. Crops are stored one by one, whatever tiles they
-    belong to, so other tilings and models take what they have in common.
+    belong to, so other tilings and models take what they have in common. A cache that cannot be written, or on a disk
+    that is full, is read and not written, with a warning.
     """
 
     def __init__(self, folder: Path, key: str, dim: int):
         self.folder, self.key, self.dim = folder / key, key, dim
         self._sound: set[Path] = set()  # shards whose checksum was right
-        self.folder.mkdir(parents=True, exist_ok=True)
-        sweep(self.folder)
+        self.writable = True
+        try:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            require_writable(self.folder / OUTPUT)
+        except WriteError as error:
+            self._stop_writing(error)
+        sweep(self.folder, OWN_FILES)
 
     def read(self, crops: list[Crop]) -> tuple[list[int], torch.Tensor]:
         """Which of some crops ``(x, y, side)`` are stored, and their features ``(n, d)`` float16."""
@@ -95,14 +112,24 @@ class FeatureCache:
             parts.append(features)
         return found, torch.cat(parts)
 
-    def write(self, crops: NDArray[np.float64], features: torch.Tensor) -> Path:
-        """Add a shard of crops ``(n, 3)`` and their features ``(n, d)`` float16."""
+    def _stop_writing(self, error: WriteError) -> None:
+        warnings.warn(f"{error} Features that are missing there are computed and not kept.", CacheWarning, stacklevel=2)
+        self.writable = False
+
+    def write(self, crops: NDArray[np.float64], features: torch.Tensor) -> Path | None:
+        """Add a shard of crops ``(n, 3)`` and their features ``(n, d)`` float16; ``None`` where that cannot be."""
         from safetensors.torch import save_file
 
+        if not self.writable:
+            return None
         path = self.folder / f"{uuid.uuid4().hex}.safetensors"
         tensors = {"crops": torch.from_numpy(crops), "features": features.contiguous()}
-        with fresh_file(path) as part:
-            save_file(tensors, part, {"key": self.key, "checksum": _checksum(tensors)})
+        try:
+            with fresh_file(path) as part:
+                save_file(tensors, part, {"key": self.key, "checksum": checksum(tensors)})
+        except WriteError as error:
+            self._stop_writing(error)
+            return None
         return path
 
     def _shard(self, path: Path, wanted: Container[Crop]) -> tuple[list[Crop], torch.Tensor]:
@@ -126,7 +153,7 @@ class FeatureCache:
                 return (list(rows), file.get_tensor("features")[list(rows.values())]) if rows else nothing
         except FileNotFoundError:
             return nothing  # merged by the process that wrote it
-        except SafetensorError:
+        except (SafetensorError, OSError):
             warnings.warn(
                 f"{path} is damaged or belongs elsewhere: its features are computed again. Delete it.",
                 CacheWarning,
@@ -137,11 +164,18 @@ class FeatureCache:
     def _is_sound(self, file: safe_open) -> bool:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return metadata.get("key") == self.key and metadata.get("checksum") == _checksum(tensors)
+        if metadata.get("key") != self.key or metadata.get("checksum") != checksum(tensors):
+            return False
+        if tensors.keys() != {"crops", "features"}:
+            return False
+        crops, features = tensors["crops"], tensors["features"]
+        kinds = crops.dtype == torch.float64 and features.dtype == torch.float16
+        return kinds and crops.shape[1:] == (3,) and features.shape == (len(crops), self.dim)
 
 
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    value = 0
+def checksum(tensors: dict[str, torch.Tensor], text: str = "") -> str:
+    """CRC-32 of tensors in the order of their names, and of a text."""
+    value = zlib.crc32(text.encode())
     for _, tensor in sorted(tensors.items()):
-        value = zlib.crc32(tensor.view(torch.uint8).numpy().data, value)
+        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"

@@ -12,7 +12,7 @@ import numpy as np
 from sigmma_sc.errors import PanelWarning, SetupError
 from sigmma_sc.features.components import GeneComponents, fit_components
 from sigmma_sc.features.node_features import NodeFeatures
-from sigmma_sc.tissue.counts import log_normalise
+from sigmma_sc.tissue.counts import counts_of, log_normalise
 from sigmma_sc.tissue.panel import find_genes, genes_of, is_control
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class CountFeatures(NodeFeatures):
     target_sum: float
     shares: NDArray[np.float64]  # (n_genes,)
     basis: GeneComponents
+
+    def check(self, slide: Slide) -> None:
+        """Read all counts."""
+        for _ in counts_of(slide.table, slide.rows, slide.setup.layer):
+            pass
 
     def differences(self, slide: Slide) -> Iterator[str]:
         """Too few of the genes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -46,6 +46,17 @@ FEWEST_TILES = 8
 
 MIN_TISSUE = 0.05
 """Share of a tile that must be stained for it to be trained or scored on."""
+
+
+class DataState(TypedDict):
+    """What :meth:`TissueData.state` gives: JSON values, and arrays where ``Any`` stands."""
+
+    split: str | dict[str, Any] | None
+    roles: dict[str, list[Literal["train", "val", "test", "guard", "unused"]]]
+    identities: dict[str, str]
+    node_features: dict[str, Any]
+    training_moments: dict[str, dict[str, Any]]
+    single_precision: bool
 
 
 class TissueData:
@@ -115,6 +126,15 @@ class TissueData:
         """Fit node features on training tiles alone."""
         training = [(slide, np.flatnonzero(self.roles.of(slide) == "train")) for slide in slides]
         self.node_features.fit_checked(training)
+
+    def require_values(self, slides: Sequence[Slide]) -> None:
+        """Raise :class:`SetupError` for values of any slide that cannot be used, before the image of any is encoded.
+
+        The first slide is read before its own image is, so that a single one is read once.
+        """
+        for slide in slides[1:]:
+            if slide.region is not None:
+                self.node_features.check(slide)
 
     def use_encoder(self, encoder: ImageEncoder) -> None:
         """Take patch features from an encoder that was trained."""

@@ -105,6 +105,10 @@ class NodeFeatures(ABC):
             return csr_matrix(values).astype(np.float32, copy=False)
         return (values if isinstance(values, np.ndarray) else values.toarray()).astype(np.float32, copy=False)
 
+    def check(self, slide: Slide) -> None:
+        """Raise :class:`SetupError` for values of a slide that cannot be used; nothing is kept of them."""
+        return
+
     def differences(self, slide: Slide) -> Iterator[str]:
         """In what a slide does not fit these features, in words."""
         genes = self.genes or []

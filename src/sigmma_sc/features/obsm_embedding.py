@@ -49,6 +49,10 @@ class ObsmEmbedding(NodeFeatures):
             )
         return values
 
+    def check(self, slide: Slide) -> None:
+        """Read the embedding."""
+        self.transform(slide, slide.tiles)
+
     def differences(self, slide: Slide) -> Iterator[str]:
         """Another width."""
         key = _key_of(slide)

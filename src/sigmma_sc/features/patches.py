@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sigmma_sc._checks import require_path
 from sigmma_sc.encoders.device import computing_in, feature_type, fewer_crops
 from sigmma_sc.encoders.fingerprint import identity_of
-from sigmma_sc.errors import EncoderError, SetupError
+from sigmma_sc.errors import CacheWarning, EncoderError, SetupError, WriteError
 from sigmma_sc.features.ahead import ahead, late
 from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
 from sigmma_sc.tissue.byimage import ByImage
@@ -58,6 +60,8 @@ class PatchFeatures:
 
     def __init__(self, encoder: ImageEncoder, progress: bool = True, cache_dir: str | Path | None = None):
         self.encoder, self.progress = encoder, progress
+        if cache_dir is not None:
+            require_path(cache_dir, "cache_dir")
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         if self.cache_dir is not None and self.cache_dir.exists() and not self.cache_dir.is_dir():
             raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
@@ -107,10 +111,18 @@ class PatchFeatures:
             cache = None
             if self.cache_dir is not None:
                 key = cache_key(image_identity(slide), self._identity["fingerprint"], size, kind)
-                key = key_of_output(self.cache_dir, key, self._identity["output"])
-                cache = FeatureCache(self.cache_dir, key, self.encoder.dim)
+                cache = self._cache(self.cache_dir, key)
             known[size, kind] = _Known({}, torch.empty(0, self.encoder.dim, dtype=torch.float16), cache)
         return known[size, kind]
+
+    def _cache(self, folder: Path, key: str) -> FeatureCache | None:
+        """Features under a key; ``None``, with a warning, where none are and none can be written."""
+        try:
+            key = key_of_output(folder, key, self._identity["output"])
+        except WriteError as error:
+            warnings.warn(f"{error} Features are computed and not kept.", CacheWarning, stacklevel=2)
+            return None
+        return FeatureCache(folder, key, self.encoder.dim)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -141,10 +153,10 @@ class PatchFeatures:
             out[torch.from_numpy(index)] = self._stored(features, slide, kind)
             waiting += index.tolist()
             if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
-                shards.append(cache.write(crops[waiting], out[waiting]))
+                shard = cache.write(crops[waiting], out[waiting])
+                shards += [] if shard is None else [shard]
                 waiting, flushed = [], time.monotonic()
-        if cache is not None:
-            cache.write(crops, out)
+        if cache is not None and cache.write(crops, out) is not None:
             for shard in shards:
                 shard.unlink(missing_ok=True)
         return out

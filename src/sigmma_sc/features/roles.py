@@ -99,11 +99,20 @@ class Roles:
         return slide.name in self.by_slide and self._identities[slide.name] == self._identity(slide)
 
     def of(self, slide: Slide) -> NDArray:
-        """Role of each covering tile; ``"unseen"`` for a slide that was not trained on."""
+        """Role of each covering tile; ``"unseen"`` for a slide that was not trained on.
+
+        :class:`SetupError` where a slide that was trained on is cut into other tiles: a test tile may hold training tissue.
+        """
         n_tiles = len(slide.tiles)
-        if self.has_roles(slide) and len(self.by_slide[slide.name]) == n_tiles:
-            return self.by_slide[slide.name]
-        return np.full(n_tiles, "unseen")
+        if not self.has_roles(slide):
+            return np.full(n_tiles, "unseen")
+        roles = self.by_slide[slide.name]
+        if len(roles) != n_tiles:
+            raise SetupError(
+                f"Slide {slide.name!r} has {n_tiles} tiles, and had {len(roles)} when the model was trained on it. Set it up "
+                "with the microns_per_pixel and tile_size of training, or train a new model."
+            )
+        return roles
 
     def state(self) -> dict[str, Any]:
         """Split, roles and identities of the slides as JSON values."""

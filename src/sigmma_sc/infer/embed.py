@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from sigmma_sc._random import drawing
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.cellgraph import GraphTower
 from sigmma_sc.tissue.tiling import Tiles, quasi_random_shifts, shifted_tiles
@@ -66,6 +67,8 @@ class Embedder:
         A cell's embedding is its mean over ``n_offsets`` grids of tiles, the covering one and others at quasi-random offsets.
         """
         embeddings = []
+        if cells:
+            self.data.require_values(slides)
         with self._evaluating():
             for slide in slides:
                 with_cells = cells and slide.region is not None
@@ -96,8 +99,7 @@ class Embedder:
     def _evaluating(self) -> Iterator[None]:
         """Evaluation mode; Monte-Carlo draws come from the model's seed, and the user's random state stays as it was."""
         self.towers.eval()
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.data.config.seed)
+        with drawing(self.data.config.seed, self.device):
             yield
 
     def _slide(

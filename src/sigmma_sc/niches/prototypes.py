@@ -13,7 +13,7 @@ import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import is_number, require_key, require_whole
-from sigmma_sc._files import fresh_file
+from sigmma_sc._files import fresh_file, writing
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.niches.standardise import standardise
 
@@ -260,13 +260,16 @@ class NichePrototypes:
         ------
         ExistsError
             The file exists.
+        WriteError
+            It cannot be written.
         """
         from safetensors.numpy import save_file
 
         path = Path(path).expanduser()
         if path.exists() and not overwrite:
             raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         described = self.to_dict()
         tensors = {}
         for scale, part in described["scales"].items():

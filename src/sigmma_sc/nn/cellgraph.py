@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.utils import softmax
 
+from sigmma_sc.nn.dropout import Dropout
 from sigmma_sc.nn.image import Standardise
 from sigmma_sc.nn.pairs import Bucket, CellLayout, EdgeWeights, at_least_single
 
@@ -120,7 +121,7 @@ class CellGraphTower(nn.Module):
         super().__init__()
         self.edges, self.edge_temperature = edges, edge_temperature
         self.relational = relational and edges != "none"
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList()
         for k in range(n_scales):
             # The first layer has spatial edges alone.

@@ -43,7 +43,8 @@ def register_objective(name: str, objective: Objective) -> None:
         Letters, digits, ``-`` and ``_``.
     objective
         Function of image and transcriptome embeddings ``(n, d)``, whose rows belong together, and of the temperature. It
-        returns the loss, a scalar with a gradient.
+        returns the loss, a scalar with a gradient. If it draws random numbers, it needs a generator of its own: training
+        does not seed torch's.
 
     Raises
     ------

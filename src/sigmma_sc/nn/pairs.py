@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sigmma_sc._random import generator
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -161,7 +163,8 @@ def at_least_single(kind: torch.dtype) -> torch.dtype:
 
 def uniform_like(x: Tensor) -> Tensor:
     """Uniform numbers in (0, 1), 65,536 of them: four from each 64 random bits, which is three times as fast as one from each."""
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    bits.random_(-(2**63), None, generator=generator(x.device))
     return bits.view(torch.int16)[: x.numel()].view(x.shape).to(x.dtype).add_(32768.5).div_(65536)
 
 

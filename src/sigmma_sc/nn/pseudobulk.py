@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from sigmma_sc.nn.dropout import Dropout
 from sigmma_sc.nn.image import Standardise
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class PseudobulkTower(nn.Module):
         self.n_scales = n_scales
         self.n_output = n_features
         self.standardise = Standardise(n_features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def fit(self, features: Tensor, n_components: int = 0) -> None:
         """Standardise by the profiles of training tiles ``(n, d)``."""

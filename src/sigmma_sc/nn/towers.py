@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sigmma_sc.nn.cellgraph import GraphTower
+from sigmma_sc.nn.dropout import Dropout
 from sigmma_sc.nn.image import ImageTower
 from sigmma_sc.nn.objectives import OBJECTIVES, Objective
 from sigmma_sc.nn.pseudobulk import PseudobulkTower
@@ -30,7 +31,7 @@ class ProjectionHead(nn.Module):
     def __init__(self, n_input: int, n_latent: int, dropout: float):
         super().__init__()
         self.linear = nn.Linear(n_input, n_latent)
-        self.branch = nn.Sequential(nn.GELU(), nn.Linear(n_latent, n_latent), nn.Dropout(dropout))
+        self.branch = nn.Sequential(nn.GELU(), nn.Linear(n_latent, n_latent), Dropout(dropout))
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, n_input)`` to ``(n, n_latent)``."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sigmma_sc._random import generator
 from sigmma_sc.encoders.device import fewer_crops
 from sigmma_sc.encoders.stain import optical_density, unmixing_matrix
 from sigmma_sc.nn.chunks import features_in_chunks
@@ -82,7 +83,7 @@ def resampled(patches: Tensor, size: int) -> Tensor:
 def turned(tiles: Tensor) -> Tensor:
     """Each tile in one of the eight orientations of a square, drawn at random."""
     for flip in (lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.transpose(-1, -2)):
-        chosen = torch.rand(len(tiles), device=tiles.device) < 0.5
+        chosen = torch.rand(len(tiles), device=tiles.device, generator=generator(tiles.device)) < 0.5
         tiles = torch.where(chosen[:, None, None, None], flip(tiles), tiles)
     return tiles
 
@@ -107,7 +108,7 @@ class StainJitter(nn.Module):
     def forward(self, tiles: Tensor) -> Tensor:
         """Tiles ``(t, 3, p, p)`` uint8, restained."""
         with torch.autocast(tiles.device.type, enabled=False):
-            factors = 1 + self.std * torch.randn(len(tiles), 3, device=tiles.device)
+            factors = 1 + self.std * torch.randn(len(tiles), 3, device=tiles.device, generator=generator(tiles.device))
             factors[:, 2] = 1  # what neither stain explains stays
             # One 3 × 3 map a tile: amounts = unmix · density, density' = unmix⁻¹ · (factors ∘ amounts).
             change = self.mix @ (factors[:, :, None] * self.unmix)

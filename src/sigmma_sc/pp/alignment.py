@@ -14,6 +14,7 @@ from sigmma_sc.registration.place import moved, place, placed, require_free
 from sigmma_sc.registration.record import record_of
 from sigmma_sc.registration.register import Registered
 from sigmma_sc.registration.size import find_at_likely_sizes, identity
+from sigmma_sc.tissue.appearance import warn_of_image
 from sigmma_sc.tissue.setup import Setup, prefixed, resolve_slides, stored_setup
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def register(
     -----
     RegistrationWarning
         The pose of a slide cannot be told.
+    ImageWarning
+        A part of an image is black or transparent, or the image may not be an H&E, of an object that was never set up.
 
     See Also
     --------
@@ -149,7 +152,12 @@ def register(
     given = {name: value for name, value in given.items() if value is not None}
     slides = []
     for prefix, one in prefixed(sdata):
-        slides += resolve_slides(one, (stored_setup(one) or DEFAULTS).changed(given), prefix, aligned=False)
+        stored = stored_setup(one)
+        found_here = resolve_slides(one, (stored or DEFAULTS).changed(given), prefix, aligned=False)
+        # Otherwise the setup has warned.
+        for slide in found_here if stored is None else ():
+            warn_of_image(slide, stacklevel=2)
+        slides += found_here
     require_free(slides, overwrite)
     marked = _by_slide(landmarks, slides)
     rows: dict[str, dict[str, Any]] = {}

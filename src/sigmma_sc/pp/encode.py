@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_choice, require_divides
+from sigmma_sc._checks import require_choice, require_divides, require_path
+from sigmma_sc._files import require_writable
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import common_setup, objects_of, slides_of, stored_setup
 from sigmma_sc.tissue.tiling import lattice_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import torch
     from distributed import Client
@@ -65,8 +66,15 @@ def encode_patches(
 
     Raises
     ------
+    WriteError
+        Nothing can be written to ``cache_dir``.
     SetupError
         There is no setup. Or there is a client, and an object is in no store or the workers cannot build the encoder.
+
+    Warns
+    -----
+    CacheWarning
+        The disk has become full; features from then on are not kept.
 
     See Also
     --------
@@ -81,7 +89,9 @@ def encode_patches(
     from sigmma_sc.encoders.encoder import get_encoder
 
     require_choice(precision, ("auto", "32-true"), "precision")
+    require_path(cache_dir, "cache_dir")
     encoder = get_encoder(image_encoder)
+    require_writable(Path(cache_dir) / "any")
     how = (str(cache_dir), stride, crop_sizes, precision)
     if client is None:
         rank = int(os.environ.get("RANK", 0))

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
 
-from sigmma_sc._files import fresh_folder, recover
+from sigmma_sc._checks import require_path
+from sigmma_sc._files import fresh_folder, recover, require_writable
+from sigmma_sc._schema import require_schema
+from sigmma_sc.config import Config
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
+from sigmma_sc.features.data import DataState
 from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
 from sigmma_sc.niches.prototypes import NichePrototypes
 from sigmma_sc.tissue.setup import Setup
-from sigmma_sc.train.history import history_from_json, history_to_json
+from sigmma_sc.train.history import HistoryJson, history_from_json, history_to_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
-FORMAT = 9
+FORMAT = 10
 PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
 """Fields of a saved model that are JSON values as they are."""
 
-TYPES = {
-    "kind": str,
-    "config": dict,
-    "extra": dict,
-    "encoder": dict,
-    "n_node_features": int,
-    "epochs": int,
-    "setup": dict,
-    "data": dict,
-    "history": dict,
-}
-"""Types of the fields of the JSON of a saved model."""
+RESERVED = {"sdata", "image_encoder", "cache_dir", "preset"}
+"""Arguments of a model that a file may not give."""
+
+
+class EncoderJson(TypedDict):
+    """How to load an image encoder, and how to recognise it."""
+
+    name: str
+    input_size: int
+    mean: list[float]
+    std: list[float]
+    fingerprint: str
+    output: list[float]
+    dim: int
+    spec: dict[str, Any] | None
+
+
+class ReferenceJson(TypedDict):
+    """What of a reference is no array."""
+
+    genes: list[str]
+    library: float
+
+
+class ModelJson(TypedDict):
+    """The JSON of a saved model."""
+
+    format: int
+    checksum: str
+    kind: str
+    setup: dict[str, Any]
+    config: dict[str, Any]
+    extra: dict[str, Any]
+    encoder: EncoderJson
+    n_node_features: int
+    epochs: int
+    data: DataState
+    history: HistoryJson
+    reference: ReferenceJson | None
+    niches: dict[str, Any] | None
+
 
 JSON, WEIGHTS = "model.json", "weights.safetensors"
 IMAGE = f"{PREFIX}image."
@@ -75,14 +109,20 @@ def is_writer() -> bool:
 
 
 def require_replaceable(path: str | Path, overwrite: bool) -> Path:
-    """Path of a folder to write to; :class:`ExistsError` unless it is free or holds a model that may be replaced."""
+    """Path of a folder to write to; :class:`ExistsError` unless it is free or holds a model that may be replaced.
+
+    :class:`WriteError` where nothing can be written.
+    """
+    require_path(path, "path")
     path = Path(path).expanduser()
+    recover(path)
     if path.exists() and not overwrite:
         raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
     if path.exists() and not (path / JSON).exists():
         raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
     if path.exists() and (others := sorted(p.name for p in path.iterdir() if p.name not in (JSON, WEIGHTS))):
         raise ExistsError(f"{path} holds more than a saved model ({', '.join(others)}). Choose another path.")
+    require_writable(path)
     return path
 
 
@@ -104,8 +144,9 @@ def write_model(path: Path, saved: SavedModel) -> None:
         described["reference"] = {"genes": saved.reference.genes, "library": saved.reference.library}
         tensors |= reference_tensors(saved.reference)
     with fresh_folder(path) as folder:
-        (folder / JSON).write_text(json.dumps(described, indent=1))
         save_file(tensors, folder / WEIGHTS)
+        described["checksum"] = _checksum(folder / WEIGHTS)
+        (folder / JSON).write_text(json.dumps(described, indent=1))
 
 
 def read_model(path: str | Path, kind: str) -> SavedModel:
@@ -122,19 +163,17 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
 
 
 def _saved(described: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | Path, kind: str) -> SavedModel:
-    for name, wanted in TYPES.items():
-        if not isinstance(described.get(name), wanted) or isinstance(described.get(name), bool):
-            raise SetupError(
-                f"{path}: {name}={described.get(name)!r} in {JSON} is not what model.save() writes. Save it again."
-            )
+    require_schema(described, ModelJson, f"{path}: {JSON}", "This is not what model.save() writes. Save it again.")
+    for name in sorted(
+        described["config"].keys() - Config.__dataclass_fields__.keys() | described["extra"].keys() & RESERVED
+    ):
+        raise SetupError(f"{path}: {name!r} in {JSON} is no option of a model. Save it again.")
     if described["kind"] != kind:
         raise SetupError(f"{path} holds a {described['kind']}, not a {kind}. Load it with {described['kind']}.load().")
     setup = Setup.from_json(described["setup"], f"{path}: setup in {JSON}")
     for name, value in tensors.items():
-        if name.startswith("towers.") and value.is_floating_point() and not torch.isfinite(value).all():
-            raise SetupError(
-                f"{path}: tensor {name!r} in {WEIGHTS} is not finite: the weights are damaged. Save it again."
-            )
+        if not name.startswith("niches.") and value.is_floating_point() and not torch.isfinite(value).all():
+            raise SetupError(f"{path}: tensor {name!r} in {WEIGHTS} is not finite: the file is damaged. Save it again.")
     towers = {name.removeprefix("towers."): value for name, value in tensors.items() if name.startswith("towers.")}
     reference = None
     if described["reference"] is not None:
@@ -184,19 +223,31 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
     recover(path)
     for name in (JSON, WEIGHTS):
-        if not (path / name).exists():
+        if not (path / name).is_file():
             raise MissingKeyError(f"{path} holds no saved model ({name} is missing). Give the folder of model.save().")
+    damaged = f"The model in {path} is damaged, or was not written by model.save()"
     try:
         described = json.loads((path / JSON).read_text())
         tensors = load_file(path / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise SetupError(f"The model in {path} is damaged, or was not written by model.save(): {error}.") from error
+        checksum = _checksum(path / WEIGHTS)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise SetupError(f"{damaged}: {error}.") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         found = described.get("format") if isinstance(described, dict) else None
         raise SetupError(
             f"{path} has format {found}, this version reads {FORMAT}. Load it with the version of sigmma-sc that saved it."
         )
+    if described.get("checksum") != checksum:
+        raise SetupError(
+            f"{damaged}: {WEIGHTS} is not the file that {JSON} describes. Put the right one back, or save the model again."
+        )
     return described, tensors
+
+
+def _checksum(weights: Path) -> str:
+    """SHA-256 of a file."""
+    with open(weights, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def saved_encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 if TYPE_CHECKING:
@@ -116,7 +117,11 @@ class TileDataModule(pl.LightningDataModule):
             batches.world = trainer.world_size
             # A GPU fetches a batch from pinned memory by itself, while the host goes on.
             pinned = trainer.strategy.root_device.type == "cuda"
-        return DataLoader(self.dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pinned)
+        # Of its own, because a loader draws a number even where it shuffles nothing.
+        own = torch.Generator()
+        return DataLoader(
+            self.dataset, batch_sampler=batches, collate_fn=lambda batch: batch, pin_memory=pinned, generator=own
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training tiles."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,11 +13,15 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from sigmma_sc._files import fresh_file, sweep
+from sigmma_sc._checks import require_path
+from sigmma_sc._files import fresh_file, require_writable, sweep, writing
+from sigmma_sc._schema import require_schema
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
-from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError, SigmmaError
+from sigmma_sc.features.cache import checksum
+from sigmma_sc.features.data import DataState
 from sigmma_sc.tissue.identity import cells_identity, image_identity
-from sigmma_sc.train.history import history_from_json, history_to_json
+from sigmma_sc.train.history import HistoryJson, history_from_json, history_to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from sigmma_sc.train.options import TrainOptions
 
 FILE = "last.safetensors"
-FORMAT = 4
+FORMAT = 5
 OURS = "sigmma"
 
 NO_MATTER = {
@@ -38,6 +43,34 @@ NO_MATTER = {
     "enable_model_summary",
 }  # fmt: skip
 """Arguments that decide where training runs and what is seen of it, not what it computes."""
+
+
+class EncoderIdentity(TypedDict):
+    """What tells one image encoder from another."""
+
+    name: str
+    input_size: int
+    mean: list[float]
+    std: list[float]
+    fingerprint: str
+    output: list[float]
+
+
+class OursJson(TypedDict):
+    """What a checkpoint has under the key of :data:`OURS`."""
+
+    run: dict[str, Any]
+    encoder: EncoderIdentity
+    data: DataState
+    history: HistoryJson
+    stopped: bool
+
+
+LIGHTNINGS = {
+    "epoch": int, "global_step": int, "state_dict": dict[str, torch.Tensor], "optimizer_states": list, "lr_schedulers": list,
+    "loops": dict, "callbacks": dict, OURS: OursJson,
+}  # fmt: skip
+"""What Lightning and we read of a checkpoint; Lightning keeps more."""
 
 
 class SafetensorsIO(CheckpointIO):
@@ -50,7 +83,7 @@ class SafetensorsIO(CheckpointIO):
         tensors: dict[str, torch.Tensor] = {}
         tree = json.dumps(_to_json(checkpoint, tensors))
         with fresh_file(Path(path)) as part:
-            save_file(tensors, part, {"format": str(FORMAT), "tree": tree})
+            save_file(tensors, part, {"format": str(FORMAT), "tree": tree, "checksum": checksum(tensors, tree)})
 
     def load_checkpoint(
         self, path: str | Path, map_location: object = None, weights_only: bool | None = None
@@ -67,16 +100,27 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Contents of a checkpoint, or :class:`SetupError` for a file that is something else or damaged."""
     from safetensors import SafetensorError, safe_open
 
+    fix = "Give another, or delete it and train anew."
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
             if told.get("format") != str(FORMAT):
-                raise SetupError(f"{path} has format {told.get('format')}, this version reads {FORMAT}.")
-            return _from_json(json.loads(told["tree"]), file.get_tensor)
-    except (SafetensorError, json.JSONDecodeError, KeyError, OSError) as error:
-        raise SetupError(
-            f"{path} is no checkpoint of sigmma-sc, or damaged ({error}). Give another, or delete it and train anew."
-        ) from error
+                raise SetupError(f"{path} has format {told.get('format')}, this version reads {FORMAT}. {fix}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if told["checksum"] != checksum(tensors, told["tree"]):
+            raise SetupError(f"{path} is damaged: it is not what was written. {fix}")
+        return _from_json(json.loads(told["tree"]), tensors.__getitem__)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+        if isinstance(error, SigmmaError):
+            raise
+        raise SetupError(f"{path} is no checkpoint of sigmma-sc, or damaged ({error}). {fix}") from error
+
+
+def require_checkpoint(checkpoint: object, path: Path) -> None:
+    """Raise :class:`SetupError` unless a checkpoint has all that Lightning and :class:`SaveEpochs` read of it."""
+    for name, schema in LIGHTNINGS.items():
+        value = checkpoint.get(name) if isinstance(checkpoint, dict) else None
+        require_schema(value, schema, f"{path}: {name}", "Give another checkpoint, or delete it and train anew.")
 
 
 def _to_json(value: object, tensors: dict[str, torch.Tensor]) -> object:
@@ -130,7 +174,9 @@ class SaveEpochs(Checkpoint):
             self.run = run()
             self.encoder = identity_of(data.pretrained.encoder)
         if self.source:
-            stored = read_checkpoint(self.source)[OURS]
+            checkpoint = read_checkpoint(self.source)
+            require_checkpoint(checkpoint, self.source)
+            stored = checkpoint[OURS]
             require_same_run(stored, self.run, self.encoder, self.source)
             if data.roles.split is None:
                 data.restore(stored["data"], data.setup)
@@ -180,10 +226,15 @@ def _logged(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
 
 def find_checkpoint(folder: str | Path | None, ckpt_path: str | Path | None) -> tuple[Path | None, Path | None]:
     """File to resume from, if any, and file to write to, if any; no other checkpoint in the folder may be lost."""
+    for name, given in (("checkpoint_dir", folder), ("ckpt_path", ckpt_path)):
+        if given is not None:
+            require_path(given, name)
     target = None if folder is None else Path(folder).expanduser() / FILE
     if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target.parent)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(target)
+        sweep(target.parent, re.escape(FILE))
     there = target if target is not None and target.exists() else None
     if target is None and str(ckpt_path) == "last":
         raise MissingKeyError("ckpt_path='last' is the checkpoint in checkpoint_dir. Give checkpoint_dir=… too.")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from sigmma_sc._random import kept_random_state
 from sigmma_sc.encoders.device import computing_in, crops_in_memory, feature_type, free_memory, has_bfloat16
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features.patches import CPU_BATCH
@@ -88,7 +89,7 @@ def require_trainable(build: Callable[[int, TissueData], TwoTowers], data: Tissu
         return
     width = len(getattr(data.node_features, "genes", None) or ()) or 8
     try:
-        with torch.random.fork_rng(devices=[]):
+        with kept_random_state():
             encoder = data.features.encoder.to(device)
             encoder.encode(torch.zeros(2, 3, encoder.input_size, encoder.input_size, dtype=torch.uint8, device=device))
             towers = build(width, data).to(device).train()

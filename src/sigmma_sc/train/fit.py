@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sigmma_sc._random import drawing, kept_random_state
 from sigmma_sc.errors import SetupError
 from sigmma_sc.train.checkpoint import SaveEpochs, describe_run
 from sigmma_sc.train.device import SINGLE, chunk_of, describe_device, precision_of, require_trainable
 from sigmma_sc.train.options import ENCODER_LR, TrainOptions
 from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, copy_of
-from sigmma_sc.train.runner import runner_for
+from sigmma_sc.train.runner import interruptible, runner_for
 from sigmma_sc.train.tiles import tile_batches, training_sample
 
 if TYPE_CHECKING:
@@ -69,10 +70,8 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     callbacks.append(SeedEpochs(batches.train, data.config.seed, before.epochs))
     weights = {} if before.towers is None else copy_of(before.towers)
     try:
-        # The user's own random state is left as it was.
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            towers = before.towers or _built(build, data, batches, device)
+        with drawing(seed, device), interruptible(runner.trainer):
+            towers = before.towers or _built(build, data, batches, device, seed)
             if batches.val is None:
                 runner.trainer.limit_val_batches = 0
             elif stopping is not None:
@@ -115,9 +114,10 @@ def _ready_encoder(towers: TwoTowers, data: TissueData, options: TrainOptions, d
     return towers.encoder.chunk_size
 
 
-def _built(build: Build, data: TissueData, batches: TileDataModule, device: torch.device) -> TwoTowers:
+def _built(build: Build, data: TissueData, batches: TileDataModule, device: torch.device, seed: int) -> TwoTowers:
     """Fresh towers, standardised on the training tiles."""
-    towers = build(batches.dataset.n_node_features, data)
+    with kept_random_state(device, seed):
+        towers = build(batches.dataset.n_node_features, data)
     images, cells = training_sample(batches, towers.encoder, data.node_features.per_tile, device)
     towers.fit(images, cells, data.node_features.n_components)
     return towers

@@ -1,13 +1,25 @@
 """Losses by epoch."""
 
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 
 
-def history_to_json(history: dict[str, pd.DataFrame]) -> dict[str, Any]:
+class LossJson(TypedDict):
+    """One loss by epoch."""
+
+    by: str | None
+    index: list[int]
+    values: list[float]
+
+
+HistoryJson = dict[str, LossJson]
+"""Losses by epoch as models and checkpoints store them."""
+
+
+def history_to_json(history: dict[str, pd.DataFrame]) -> HistoryJson:
     """Losses by epoch as plain JSON, exact to the last bit."""
-    stored = {}
+    stored: HistoryJson = {}
     for name, frame in history.items():
         stored[name] = {
             "by": frame.index.name,
@@ -17,7 +29,7 @@ def history_to_json(history: dict[str, pd.DataFrame]) -> dict[str, Any]:
     return stored
 
 
-def history_from_json(stored: dict[str, Any]) -> dict[str, pd.DataFrame]:
+def history_from_json(stored: HistoryJson) -> dict[str, pd.DataFrame]:
     """Rebuild what :func:`history_to_json` gave."""
     history = {}
     for name, part in stored.items():

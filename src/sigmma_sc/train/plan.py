@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from sigmma_sc._random import reseed
 from sigmma_sc.errors import SetupError
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ class AlignmentPlan(pl.LightningModule):
                     f"Lower lr={self.lr!r} (or encoder_lr), or raise temperature."
                 )
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raise :class:`SetupError` for weights that do not fit, before Lightning loads them."""
+        require_weights(checkpoint["state_dict"], self.state_dict())
+
     def validation_step(self, batch: list[Part], _: int) -> None:
         """Log the losses of one batch of held-out tiles."""
         self._step(batch, "validation_loss", "validation")
@@ -134,6 +139,20 @@ class AlignmentPlan(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def require_weights(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """Raise :class:`SetupError` unless weights of a checkpoint are finite, and have names and shapes of the model's."""
+    for name in sorted(found.keys() | wanted.keys()):
+        here, there = wanted.get(name), found.get(name)
+        shapes = [None if tensor is None else tuple(tensor.shape) for tensor in (there, here)]
+        if there is None or shapes[0] != shapes[1]:
+            raise SetupError(
+                f"The checkpoint does not fit the model: {name} has shape {shapes[0]} there and {shapes[1]} here. Give another, "
+                "or delete it and train anew."
+            )
+        if there.is_floating_point() and not torch.isfinite(there).all():
+            raise SetupError(f"The checkpoint's {name} is not finite. Give another, or delete it and train anew.")
+
+
 def copy_of(towers: TwoTowers) -> dict[str, torch.Tensor]:
     """Trained weights, on the CPU."""
     return {name: value.detach().cpu().clone() for name, value in towers.trained_state().items()}
@@ -158,10 +177,10 @@ class SeedEpochs(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, plan: pl.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Seed before the first batch: loaders draw from torch's generator too, more or fewer times in a resumed run."""
+        """Seed before the first batch."""
         if batch_idx == 0:
             words = np.random.SeedSequence([self.seed, self.first + trainer.current_epoch, trainer.global_rank])
-            torch.manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+            reseed(int(words.generate_state(1, np.uint64)[0] >> 1))
 
 
 class KeepBest(pl.Callback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -54,6 +56,27 @@ def translated(options: TrainOptions) -> Iterator[None]:
         given = {"accelerator": options.accelerator, "devices": options.devices, **options.trainer}
         shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
         raise SetupError(f"The trainer cannot be made with {shown}: {error}. See scvi.train.Trainer.") from error
+
+
+@contextmanager
+def interruptible(trainer: Trainer) -> Iterator[None]:
+    """Let Ctrl-C end the block with KeyboardInterrupt.
+
+    Lightning catches it, ignores all further signals of the kind, and returns or exits.
+    """
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if here else None
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        raise KeyboardInterrupt from end
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
 
 
 def runner_for(

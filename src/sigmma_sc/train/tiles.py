@@ -32,6 +32,7 @@ def tile_batches(
     """Training tiles on a lattice of step ``stride`` µm, validation tiles as they cover the slide."""
     config = data.config
     tune = config.regime != "frozen"
+    data.require_values(slides)
     dataset: list[SlideTensors] = []
     train = []
     val = []
