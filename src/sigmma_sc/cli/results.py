@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder
-from sigmma_sc.errors import ExistsError, SetupError
+from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,12 +71,21 @@ def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] 
     _print_written(out)
 
 
-def finish_he_only(model: SIGMMA, sdata: SpatialData, out: Path) -> None:
-    """Embed the tiles of images alone, predict their expression and write; after an error nothing is written."""
+def finish_he_only(
+    model: SIGMMA, sdata: SpatialData, out: Path, interval: float | None, withhold: float | None
+) -> None:
+    """Embed the tiles of images alone, predict their expression and write; after an error nothing is written.
+
+    ``interval`` and ``withhold`` are those of :meth:`sigmma_sc.SIGMMA.predict_expression`.
+    """
     model.write_embeddings(sdata, overwrite=True)
     try:
-        expression = model.predict_expression(sdata)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnlikeWarning)  # printed below
+            expression = model.predict_expression(sdata, interval=interval, withhold=withhold)
     except SetupError as error:  # a model of embeddings alone, without counts
+        if interval is not None:
+            raise
         expression = None
         console.print(f"No expression.h5ad is written. {error}", highlight=False)
     with fresh_folder(out) as folder:
@@ -82,7 +93,25 @@ def finish_he_only(model: SIGMMA, sdata: SpatialData, out: Path) -> None:
         if expression is not None:
             expression.write_h5ad(folder / "expression.h5ad")
         _without_images(sdata).write(folder / "tiles.zarr")
+    if expression is not None:
+        _print_likeness(expression)
     _print_written(out)
+
+
+def _print_likeness(expression: AnnData) -> None:
+    """Print how many tiles are unlike the training tissue, or that it cannot be told."""
+    if _keys.ALIKE not in expression.obs:
+        told = "The model cannot tell which tiles are unlike the training tissue. None is withheld."
+    elif "withhold" not in expression.uns[_keys.UNS]:
+        told = "No tile is withheld."
+    else:
+        unlike = expression.uns[_keys.UNS]["unlike"]
+        told = (
+            f"{unlike} They are withheld (NaN); --keep-all keeps them."
+            if unlike
+            else "No tile with tissue is withheld."
+        )
+    console.print(told, highlight=False)
 
 
 def _without_images(sdata: SpatialData) -> SpatialData:
