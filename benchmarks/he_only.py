@@ -44,7 +44,8 @@ def predictions(query, reference, how):
     of_held = predict_parts(own, reference, how)
     for method, predicted in parts.items():
         yield method, predicted, reliability_of(reference, of_held[method].astype(float))
-    yield "auto", *predict_best(query, reference, how)
+    values, judged, method = predict_best(query, reference, how)
+    yield "auto", values, reliability_of(reference, judged).assign(method=method)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ NOT_POSITIVE = (0, -1.0, "1", NAN, float("inf"), True, [1.0])
 NO_NAMES = ("", 3, [], b"he_image", ("he_image",))
 NO_TABLES = (None, "table", {}, 3, pd.DataFrame())
 NO_LISTS = ("meso", None, (), [3], [""], ["meso", "meso"])
+NO_LEVELS = (0, 1, -0.5, "0.9", NAN, True, [0.9], 0.999)
 NO_KEYS = ("T/NK", "", 3, None, "..")
 
 
@@ -65,7 +66,15 @@ def tissue(encoder):
         table.obs[f"own_{scale}"] = pd.Categorical((np.arange(table.n_obs) % 3).astype(str))
     x = {"meso": table.obsm["X_sigmma_meso"]}
     prototypes = sg.NichePrototypes.fit(x, {"meso": table.obs["own_meso"]})
-    made = {"sdata": sdata, "model": model, "fresh": fresh, "adata": table, "prototypes": prototypes}
+    predicted = model.predict_expression()
+    made = {
+        "expression": predicted,
+        "sdata": sdata,
+        "model": model,
+        "fresh": fresh,
+        "adata": table,
+        "prototypes": prototypes,
+    }
     return {**made, "state": state(sdata)}
 
 
@@ -154,6 +163,7 @@ compare = tool(sg.tl.compare_niches, "adata", condition="condition", donor="dono
 to_image = tool(sg.tl.map_to_image, "model", "sdata", labels="own_meso")
 map_niches = tool(sg.pl.niches, "adata", key="own", show=False)
 composition = tool(sg.pl.composition, "adata", groupby="cell_type", key="own", show=False)
+maps = tool(sg.pl.prediction, "expression", genes=["EPCAM"], show=False)
 signature = tool(sg.pl.signature, "adata", genes=["EPCAM"], key="own", show=False)
 abundance = tool(sg.pl.niche_abundance)
 curves = tool(sg.pl.training)
@@ -167,6 +177,7 @@ ranks = tool(sg.metrics.partner_ranks, query=np.eye(3), candidates=np.eye(3))
 recall = tool(sg.metrics.recall_at_percent, ranks=[1, 2], n=4)
 agreement = tool(sg.metrics.niche_agreement, labels=["0", "1"], reference=["a", "b"])
 latent = method("get_latent_representation")
+cell_table = method("get_cell_image_representation")
 tile_table = method("get_tile_representation")
 write = method("write_embeddings", overwrite=True)
 retrieval = method("evaluate_retrieval")
@@ -175,7 +186,7 @@ predict = method("predict_expression")
 attention = method("get_attention", tiles=["cell_circles_0"])
 embed_split = method("embed_split")
 
-WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, tile_table, write, retrieval,
+WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, cell_table, tile_table, write, retrieval,
                 expression, predict, embed_split)  # fmt: skip
 WITH_TABLES = (niches, assign, transfer_labels, rank, compare, map_niches, composition, signature)
 
@@ -241,11 +252,18 @@ VALUES = {
         "ckpt_path": ("nowhere.safetensors",),
     },
     latent: {"scale": ("mesa", None, 3, ["meso"]), "n_offsets": (*NOT_WHOLE, 10**7)},
+    cell_table: {"scale": ("mesa", None, "all"), "step": (*NOT_POSITIVE, 1.5)},
     tile_table: {"scale": ("mesa", None, 3), "modality": ("images", None, 3)},
     write: {"n_offsets": (*NOT_WHOLE, 10**7)},
     retrieval: {"split": ("tests", None, 3)},
     expression: {"split": ("tests", None, 3), "protocol": ("hest1k", None)},
-    predict: {"method": ("knn", None), "scale": ("mesa", None), "n_neighbors": NOT_WHOLE},
+    predict: {
+        "method": ("knn", None),
+        "scale": ("mesa", None),
+        "n_neighbors": NOT_WHOLE,
+        "interval": NO_LEVELS,
+        "withhold": (-0.1, 1, "0.01", NAN, True, [0.01]),
+    },
     attention: {"tiles": ([], None, ["nowhere_0"], [3]), "when": ("now", None)},
     embed_split: {"split": ("tests", None)},
     check: {"seed": NOT_WHOLE_FROM_0},
@@ -281,6 +299,7 @@ VALUES = {
         "scale": ("mesa", None),
         "n_neighbors": NOT_WHOLE,
         "key_added": ("T/NK", "", 3, "donor"),
+        "use_rep": ("X_his", "", 3),
     },
     rank: {
         "scale": ("mesa", None),
@@ -304,6 +323,8 @@ VALUES = {
         "scale": ("mesa", None),
         "n_neighbors": NOT_WHOLE,
         "key_added": ("T/NK", "", 3, "split"),
+        "interval": NO_LEVELS,
+        "withhold": (-0.1, 1, "0.01", NAN, True, [0.01]),
     },
     map_niches: {
         "scales": (*NO_LISTS, ["mesa"]),
@@ -314,6 +335,7 @@ VALUES = {
     },
     composition: {"groupby": ("annotation", None), "scales": (*NO_LISTS, ["mesa"]), "key": ("theirs",)},
     signature: {"genes": (["NOPE"], [], None, [3]), "scale": ("mesa",), "layer": ("raw",), "basis": ("umap",)},
+    maps: {"expression": NO_TABLES, "genes": (["NOPE"], [], None, [3])},
     abundance: {"comparison": (None, {}, "x")},
     curves: {"history": (None, {}, "x", [])},
     windows: {"n_windows": NOT_WHOLE, "window": NOT_POSITIVE, "slide": ("elsewhere", 3), "seed": NOT_WHOLE_FROM_0},

@@ -103,7 +103,14 @@ def test_embed_an_image_alone(store, results, tmp_path, capsys):
         np.testing.assert_allclose(tiles.obsm[f"image_{scale}"], trained.obsm[f"image_{scale}"], atol=1e-3)
     expression = ad.read_h5ad(tmp_path / "out" / "expression.h5ad")
     assert expression.shape == (tiles.n_obs, 120)
-    assert np.isfinite(expression.X).all()
+    withheld = (expression.obs["sigmma_alike"] <= 0.01).to_numpy()
+    assert np.isfinite(expression.X[~withheld]).all()
+    assert np.isnan(expression.X[withheld]).all()
+    assert "withheld" in said(capsys)
+    assert run(*arguments, "--microns-per-pixel", 1.0, "--overwrite", "--interval", 0.9) == 2  # trained on every tile
+    assert "--interval=0.9 needs 9 spatial blocks of validation tiles, the model has 0" in said(capsys)
+    assert run(*arguments[:-1], "--overwrite", "--interval", 0.9) == 2
+    assert "--interval goes with --he-only" in said(capsys)
 
 
 @pytest.mark.slow

@@ -105,6 +105,9 @@ ROWS = {
     "get_latent_representation": Row(
         lambda model, sdata, folder: model.get_latent_representation(sdata, "all"), alone=SetupError
     ),
+    "get_cell_image_representation": Row(
+        lambda model, sdata, folder: model.get_cell_image_representation(sdata, "macro"), alone=SetupError
+    ),
     "get_tile_representation": Row(lambda model, sdata, folder: model.get_tile_representation(sdata)),
     "get_attention": Row(attention),
     "embed_split": Row(split_embedded, alone=SetupError),

@@ -38,7 +38,6 @@ UNTESTED = {
     "pp/registration.py",
     "tissue/byimage.py",
     "tissue/cells.py",
-    "tl/map_to_image.py",
     "tl/rank_niche_genes.py",
     "tl/transfer_labels.py",
 }

@@ -107,6 +107,24 @@ def require_positive(value: float, what: str) -> None:
         raise SetupError(f"{what}={value!r} must be a positive number.")
 
 
+def require_interval(value: float | None) -> None:
+    """Raise :class:`SetupError` unless ``value`` is ``None``, or a share of tiles that an interval can have."""
+    if value is not None and not (is_number(value) and 0 < value < 1):
+        raise SetupError(f"interval={value!r} must be a number between 0 and 1, such as 0.9, or None.")
+
+
+def require_withhold(value: float | None) -> None:
+    """Raise :class:`SetupError` unless ``value`` is ``None``, or a level of likeness."""
+    if value is not None and not (is_number(value) and 0 <= value < 1):
+        raise SetupError(f"withhold={value!r} must be a number from 0 to 1, such as 0.01, or None to keep all tiles.")
+
+
+def require_step(value: float | None) -> None:
+    """Raise :class:`SetupError` unless ``value`` is ``None``, or a step by which crops overlap."""
+    if value is not None and not (is_number(value) and 0 < value <= 1):
+        raise SetupError(f"step={value!r} must be above 0 and at most 1, the side of a crop, or None.")
+
+
 def require_whole(value: object, what: str, least: int = 1, most: int | None = None) -> None:
     """Raise :class:`SetupError` unless ``value`` is a whole number, ``least`` or more, and ``most`` or less."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:

@@ -21,6 +21,10 @@ WRITTEN = "written_by"
 COVERED = "sigmma_covered"
 """``adata.obs`` column: whether the cell is under the image and so has an embedding."""
 
+ALIKE = "sigmma_alike"
+LEAST_ALIKE = "sigmma_least_alike"
+"""``obs`` columns of tiles: how alike a tile is to the training tissue, from 0 to 1, and in what it is least alike."""
+
 TILES = "sigmma_tiles"
 """Name of the tile table in ``sdata.tables``."""
 

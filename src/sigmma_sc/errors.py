@@ -74,6 +74,10 @@ class ExpressionWarning(UserWarning):
     """Expression cannot be predicted later, or a gene's prediction comes without an estimate of its reliability."""
 
 
+class UnlikeWarning(UserWarning):
+    """Some tiles are unlike the tissue that a model was trained on, or it cannot be told which."""
+
+
 class MemoryWarning(UserWarning):
     """The memory of a device ran out; fewer crops pass the image encoder at once from now on."""
 

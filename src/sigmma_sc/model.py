@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from sigmma_sc._checks import require_choice, require_registered, require_whole
+from sigmma_sc._checks import (
+    require_choice,
+    require_interval,
+    require_registered,
+    require_step,
+    require_whole,
+    require_withhold,
+)
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError, WriteError
 from sigmma_sc.registration.check import warn_unregistered
@@ -484,6 +491,60 @@ class SIGMMA:
             out[name] = at_scale(cells, scale)
         return out if isinstance(tissue, dict) else next(iter(out.values()))
 
+    def get_cell_image_representation(
+        self, sdata: Tissue | None = None, scale: str = "micro", step: float | None = 0.5
+    ) -> NDArray[np.float32] | dict[str, NDArray[np.float32]]:
+        """Image embedding of each segmented cell: a crop of the H&E around it through the image tower.
+
+        The cells need no counts. A table without genes that annotates segmented nuclei is set up with any key of ``obsm``,
+        such as ``features_key="spatial"``, which is not used here. The side of the crop is that
+        of the scale's patches, 32, 64 or 128 µm by default. The tower was trained on the mean of all patches of a tile, of
+        which a single crop stands in the place. Crops of cells that are close to each other are one crop, encoded once.
+
+        Parameters
+        ----------
+        sdata
+            Another object with the same tile size and grids; ``None`` for the one trained on.
+        scale
+            ``"micro"``, ``"meso"`` or ``"macro"``.
+        step
+            Crops are centred on the nearest point of a lattice with this step, in sides of a crop, so that a cell is in the
+            middle half of its crop with 0.5 (our choice). ``None`` centres a crop on each cell.
+
+        Returns
+        -------
+        Embeddings ``(n_obs, d)`` float32, rows in the order of the table. Cells outside the image have NaN, with a
+        :class:`~sigmma_sc.errors.CoverageWarning`. For a dict of objects, a dict of arrays.
+
+        Raises
+        ------
+        SetupError
+            The object has no cells, or an argument is out of range.
+
+        See Also
+        --------
+        sigmma_sc.tl.transfer_labels : Labels of cells with expression for cells on H&E alone.
+
+        Examples
+        --------
+        >>> adata.obsm["X_image"] = model.get_cell_image_representation(scale="meso")
+        >>> adata.obsm["X_image"].shape
+        (5000, 64)
+        """
+        from sigmma_sc.infer.cell_images import cell_images
+        from sigmma_sc.store.write import image_matrices
+
+        require_choice(scale, self._trained().aligned, "scale")
+        require_step(step)
+        slides = self.resolve(sdata, cells=False)
+        if any(slide.region is None for slide in slides):
+            raise SetupError("The object was set up with table_key=None and has no cells to embed.")
+        tissue = self.sdata if sdata is None else sdata
+        embedder = self.embedder
+        found = image_matrices(slides, [cell_images(embedder, slide, scale, step) for slide in slides])
+        out = dict(zip(objects_of(tissue), found, strict=True))
+        return out if isinstance(tissue, dict) else next(iter(out.values()))
+
     def get_tile_representation(
         self, sdata: Tissue | None = None, modality: Literal["image", "transcriptome"] = "image", scale: str = "macro"
     ) -> AnnData:
@@ -593,7 +654,9 @@ class SIGMMA:
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
         towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. Parameters are written to
-        ``uns["sigmma"]``, with the numbers of genes used and of control probes left out.
+        ``uns["sigmma"]``, with the numbers of genes used and of control probes left out. If the object has slides that the
+        model was not trained on, its tiles also get ``obs["sigmma_alike"]`` and ``obs["sigmma_least_alike"]`` of
+        :meth:`predict_expression`, NaN for tiles of the slides trained on. A model that cannot tell leaves them out.
 
         Parameters
         ----------
@@ -645,7 +708,25 @@ class SIGMMA:
             told = params[id(slide.sdata)]
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), told)
-            write_tiles(slide.sdata, group, [tile_obs(self.data, e.slide) for e in group], told)
+            frames = [tile_obs(self.data, e.slide) for e in group]
+            write_tiles(slide.sdata, group, self._with_likeness(frames, group), told)
+
+    def _with_likeness(self, frames: list[pd.DataFrame], embeddings: Sequence[SlideEmbedding]) -> list[pd.DataFrame]:
+        """``obs`` of tiles with their likeness to the training tissue, where there are new slides and it can be told."""
+        from sigmma_sc.infer.alike import Likeness
+        from sigmma_sc.infer.withhold import with_likeness
+
+        new = [not self.data.roles.has_roles(e.slide) for e in embeddings]
+        if not any(new):
+            return frames
+        try:
+            likeness = Likeness.of(self._reference_from())
+        except (SetupError, MissingKeyError):
+            return frames  # a model without counts, or of too little tissue
+        return [
+            with_likeness(frame, likeness, self.embedder, e if here else None)
+            for frame, e, here in zip(frames, embeddings, new, strict=True)
+        ]
 
     def evaluate_retrieval(self, sdata: Tissue | None = None, split: str = "test") -> pd.DataFrame:
         """Cross-modal retrieval among the tiles of each slide (Task 2, paper section 6.2; METHOD: evaluation).
@@ -762,6 +843,8 @@ class SIGMMA:
         method: Literal["retrieval", "ridge", "auto"] = "retrieval",
         scale: str = "all",
         n_neighbors: int = 50,
+        interval: float | None = None,
+        withhold: float | None = 0.01,
     ) -> AnnData:
         """Expression of every tile from H&E alone; page *From H&E alone*.
 
@@ -783,10 +866,21 @@ class SIGMMA:
             Embedding to use: one scale, or ``"all"``. For retrieval that is the mean of the scales' cosine similarities.
         n_neighbors
             Training tiles that retrieval averages; all of them if there are fewer.
+        interval
+            Share of new tiles whose expression is between ``layers["lower"]`` and ``layers["upper"]``, such as 0.9; ``None``
+            for no such layers. It holds for each gene, if blocks of tiles of the new tissue are like those of the validation
+            tiles (conformal prediction by block). The more blocks of validation tiles, the larger the shares that can be
+            asked for: 0.9 needs 9.
+        withhold
+            Tiles with ``obs["sigmma_alike"]`` of at most this level are withheld: their values are NaN. ``None`` keeps all.
 
         Returns
         -------
         AnnData of tiles × genes trained on, float32, with ``obs`` and ``obsm["spatial"]`` of :meth:`get_tile_representation`.
+        ``obs["sigmma_alike"]`` is near 1 for a tile like the tissue trained on, and 0 for one that is more unlike than any
+        training or validation tile from another block, or from another slide where several were trained on.
+        ``obs["sigmma_least_alike"]`` tells in what it is least alike: ``"stain"`` or ``"image features"``. The sentence in
+        ``uns["sigmma"]["unlike"]`` sums up the tiles withheld; it is empty if none of them holds tissue.
         Tiles with ``obs["split"] == "train"`` were predicted from themselves among others. Tiles with little
         ``obs["tissue"]`` show glass. ``var["reliability"]`` is the Pearson correlation of predicted and measured expression
         across the validation tiles of a slide, mean over slides, and ``var["reliability_n_tiles"]`` their number. Both hold
@@ -797,10 +891,13 @@ class SIGMMA:
         Raises
         ------
         SetupError
-            The model holds no expression: it was trained without raw counts. Or the method needs more tiles.
+            The model holds no expression: it was trained without raw counts. Or the method needs more tiles. Or the interval
+            needs more blocks of validation tiles, or a model that was saved by this version.
 
         Warns
         -----
+        UnlikeWarning
+            Some tiles are withheld, or the model cannot tell which tiles are unlike its own.
         ExpressionWarning
             The reliability of some genes is not known (NaN): there are no validation tiles, or they are constant there.
 
@@ -815,6 +912,9 @@ class SIGMMA:
         (121, 120)
         >>> bool(predicted.var.loc["EPCAM", "reliability"] > 0.5)
         True
+        >>> wide = model.predict_expression(interval=0.5)
+        >>> bool((wide.layers["lower"] <= wide.layers["upper"]).mean() > 0.9)  # withheld tiles are NaN
+        True
         """
         from sigmma_sc.infer.predict import Prediction, predict_expression, require_enough, temperature_of
 
@@ -822,7 +922,9 @@ class SIGMMA:
         towers = self._trained()
         require_choice(scale, (*towers.aligned, "all"), "scale")
         require_whole(n_neighbors, "n_neighbors")
-        how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale))
+        require_interval(interval)
+        require_withhold(withhold)
+        how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale), interval, withhold)
         slides = self.resolve(sdata, cells=False)
         reference = self._reference_from(slides if sdata is None or sdata is self.sdata else None)
         require_enough(reference, how)

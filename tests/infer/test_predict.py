@@ -1,4 +1,5 @@
 import json
+import shutil
 import warnings
 from dataclasses import replace
 
@@ -6,13 +7,14 @@ import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from sigmma_sc import SIGMMA
-from sigmma_sc.errors import ExpressionWarning, SetupError
+from sigmma_sc.errors import ExpressionWarning, SetupError, UnlikeWarning
 from sigmma_sc.infer import predict as predict_module
 from sigmma_sc.infer.evaluate import chosen_counts
 from sigmma_sc.infer.predict import (
@@ -20,8 +22,9 @@ from sigmma_sc.infer.predict import (
     Query,
     predict,
     predict_best,
+    predict_held_out,
     predict_parts,
-    reliability,
+    reliability_of,
     require_enough,
     retrieve,
     ridge,
@@ -42,6 +45,10 @@ def made_up(n=40, g=6, d=5, n_slides=1, seed=0):
     encoder = np.concatenate([image[s] for s in SCALES], axis=1).astype(np.float16)
     block = np.arange(n) // 5
     return Reference(genes, 500.0, expression.astype(np.float16), image, transcriptome, encoder, slide, block, train)
+
+
+def reliability(reference, how):
+    return reliability_of(reference, predict_held_out(reference, how))
 
 
 class TestRetrieval:
@@ -179,7 +186,7 @@ class TestHeOnly:
     @pytest.mark.parametrize("method", ["retrieval", "ridge"])
     def test_an_unseen_slide_is_predicted_better_than_by_the_gene_mean(self, fitted, unseen, alone, method):
         model = fitted
-        found = model.predict_expression(alone, method)
+        found = model.predict_expression(alone, method, withhold=None)
         (embedded, which), *_ = chosen = model.embed_split(unseen, "all")
         counts = chosen_counts(chosen, list(found.var_names))
         truth = log_expression(counts, found.uns["sigmma"]["library"]).toarray()
@@ -196,13 +203,15 @@ class TestHeOnly:
 
     def test_saved_and_loaded_without_any_table(self, fitted, alone, loaded):
         model = fitted
-        for options in ({}, {"method": "ridge", "scale": "meso"}, {"scale": "macro", "n_neighbors": 3}):
+        for options in ({}, {"method": "ridge", "scale": "meso"}, {"scale": "macro", "withhold": None}):
             a, b = model.predict_expression(alone, **options), loaded.predict_expression(**options)
             np.testing.assert_array_equal(a.X, b.X)
             assert a.var.equals(b.var)
             assert a.obs.equals(b.obs)
             assert a.X.dtype == np.float32
-            assert np.isfinite(a.X).all()
+            kept = np.full(a.n_obs, True) if "withhold" in options else (a.obs["sigmma_alike"] > 0.01).to_numpy()
+            assert np.isfinite(a.X[kept]).all()
+            assert np.isnan(a.X[~kept]).all()
         assert set(b.obs["split"]) == {"unseen"}
 
     def test_a_model_loaded_on_an_image_is_saved_as_it_was(self, fitted, unseen, saved, loaded, tmp_path):
@@ -249,7 +258,8 @@ def test_what_is_returned(fitted, tmp_path):
     model = fitted
     found = model.predict_expression(n_neighbors=7)
     tiles = model.get_tile_representation()
-    assert found.obs.equals(tiles.obs)
+    assert found.obs[tiles.obs.columns].equals(tiles.obs)
+    assert set(found.obs) - set(tiles.obs) == {"sigmma_alike", "sigmma_least_alike"}
     np.testing.assert_array_equal(found.obsm["spatial"], tiles.obsm["spatial"])
     assert found.var_names.tolist() == model.sdata["a"]["table"].var_names.tolist()
     told = found.uns["sigmma"]
@@ -270,6 +280,9 @@ def test_what_is_returned(fitted, tmp_path):
         ({"method": "knn"}, "method='knn' is not one of 'retrieval', 'ridge'"),
         ({"scale": "mirco"}, "scale='mirco'"),
         ({"n_neighbors": 0}, "n_neighbors=0"),
+        ({"interval": 1.0}, "interval=1.0 must be a number between 0 and 1"),
+        ({"interval": 0.999}, r"interval=0.999 needs 999 spatial blocks of validation tiles, the model has \d+\."),
+        ({"withhold": -0.1}, "withhold=-0.1 must be a number from 0 to 1"),
     ],
 )
 def test_refusals_before_any_compute(fitted, options, words):
@@ -300,7 +313,7 @@ class TestAuto:
 
     def test_is_not_worse_than_its_best_part_on_an_unseen_slide(self, fitted, unseen, alone):
         model = fitted
-        found = model.predict_expression(alone, "auto")
+        found = model.predict_expression(alone, "auto", withhold=None)
         ((embedded, which),) = chosen = model.embed_split(unseen, "all")
         counts = chosen_counts(chosen, list(found.var_names))
         truth = log_expression(counts, found.uns["sigmma"]["library"]).toarray()
@@ -319,10 +332,11 @@ class TestAuto:
         how = Prediction("auto", "all", 5, 0.07)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExpressionWarning)  # genes predicted by their mean
-            values, var = predict_best(query, noise, how)
+            values, held_out, method = predict_best(query, noise, how)
+            var = reliability_of(noise, held_out)
         assert values.shape == (4, 60)
         assert abs(var["reliability"].mean()) < 0.06
-        mean = var["method"] == "mean"
+        mean = method == "mean"
         train = noise.expression[noise.train].astype(np.float32)
         np.testing.assert_allclose(values[:, mean], np.tile(train.mean(axis=0)[mean], (4, 1)))
 
@@ -330,3 +344,42 @@ class TestAuto:
         reference = replace(made_up(), train=np.arange(40) < 35)
         with pytest.raises(SetupError, match=r"method='auto' .* needs 10, the model has 5\. Train with a split"):
             require_enough(reference, Prediction("auto", "all", 5, 0.07))
+
+
+class TestInterval:
+    def test_layers_hold_the_expression_of_another_slide(self, fitted, unseen, alone):
+        """A new donor with another stain: coverage is that of blocks, so about what was asked for."""
+        found = fitted.predict_expression(alone, interval=0.8, withhold=None)
+        ((_, which),) = chosen = fitted.embed_split(unseen, "all")
+        truth = log_expression(chosen_counts(chosen, list(found.var_names)), found.uns["sigmma"]["library"]).toarray()
+        lower, upper = found.layers["lower"], found.layers["upper"]
+        inside = (lower[which] <= truth) & (truth <= upper[which])
+        assert 0.7 < inside.mean() < 0.95
+        assert (lower >= 0).all()
+        assert found.uns["sigmma"]["interval"] == 0.8
+        # The same width on all tiles, where it does not end at 0.
+        free = (lower > 0).all(axis=0)
+        np.testing.assert_allclose(np.ptp((upper - lower)[:, free], axis=0), 0, atol=1e-4)
+
+    def test_withheld_tiles_have_none(self, fitted, alone):
+        found = fitted.predict_expression(alone, interval=0.5, withhold=0.01)
+        withheld = (found.obs["sigmma_alike"] <= 0.01).to_numpy()
+        assert 0 < withheld.sum() < len(withheld)
+        for values in (found.X, found.layers["lower"], found.layers["upper"]):
+            assert np.isnan(values[withheld]).all()
+            assert np.isfinite(values[~withheld]).all()
+
+    def test_a_model_of_an_earlier_version_predicts_and_says_what_it_cannot_tell(self, saved, alone, encoder, tmp_path):
+        shutil.copytree(saved, tmp_path / "old")
+        path = tmp_path / "old" / "weights.safetensors"
+        tensors = load_file(path)
+        save_file({k: v for k, v in tensors.items() if k not in ("reference.position", "reference.stain")}, path)
+        old = SIGMMA.load(tmp_path / "old", alone, encoder(input_size=32))
+        with pytest.raises(
+            SetupError, match="saved by an earlier version, without them, so that no interval can be given"
+        ):
+            old.predict_expression(interval=0.9)
+        with pytest.warns(UnlikeWarning, match="No tile is withheld. The model was saved by an earlier version"):
+            found = old.predict_expression()
+        assert "sigmma_alike" not in found.obs
+        assert np.isfinite(found.X).all()

@@ -117,7 +117,7 @@ class TestMap:
         del other.tables["table"]
         sg.SIGMMA.setup_spatialdata(other, table_key=None, microns_per_pixel=0.5)
         model.write_embeddings(other)
-        sg.tl.map_to_image(model, other, "niche", scale="meso", n_neighbors=7)
+        sg.tl.map_to_image(model, other, "niche", scale="meso", n_neighbors=7, withhold=None)
         return model, other, with_cells
 
     def test_shares_are_those_of_the_training_tiles_that_are_found(self, mapped):
@@ -152,7 +152,7 @@ class TestMap:
     def test_unseen_tissue_gets_its_compartments(self, mapped):
         """Against the truth of the slide's own cells, which the mapping never saw. The model knows some 40 tiles alone."""
         model, other, with_cells = mapped
-        sg.tl.map_to_image(model, other, "compartment", key_added="area")
+        sg.tl.map_to_image(model, other, "compartment", key_added="area", withhold=None)
         tiles = other.tables["sigmma_tiles"]
         (slide,) = model.resolve(with_cells)
         own = slide.tile_of_cell

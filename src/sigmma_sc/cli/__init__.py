@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.markup import escape
 
+from sigmma_sc._checks import require_interval, require_withhold
 from sigmma_sc._files import require_writable, writing
 from sigmma_sc.cli import options as option
 from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
@@ -37,6 +38,8 @@ OPTIONS = {
     "split": "--split",
     "seed": "--seed",
     "weights": "--weights",
+    "interval": "--interval",
+    "withhold": "--withhold",
     "cache_dir": "--cache",
     "checkpoint_dir": "--checkpoints",
     "overwrite": "--overwrite",
@@ -218,7 +221,7 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
 
 
 @app.command()
-def embed(
+def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     store: option.Store,
     model: Annotated[Path, typer.Option(help="Folder of a trained model (model/ of 'train').")],
     out: option.Out,
@@ -231,13 +234,17 @@ def embed(
     weights: option.Weights = None,
     encoder_arg: option.EncoderArg = [],  # noqa: B006
     he_only: option.HeOnly = False,
+    interval: option.Interval = None,
+    withhold: option.Withhold = 0.01,
+    keep_all: option.KeepAll = False,
     cache: option.Cache = None,
     overwrite: option.Overwrite = False,
 ) -> None:
     """Embed a store with a trained model; write the same files as 'train'. The store is not changed.
 
     If --he-only is given, OUT holds model/, tiles.zarr (the table of tiles with image embeddings, and their squares) and
-    expression.h5ad (tiles × genes, predicted by retrieval, with the reliability of each gene).
+    expression.h5ad (tiles × genes, predicted by retrieval, with the reliability of each gene). Tiles that are unlike the
+    training tissue are withheld, and one sentence says how many.
     """
     from sigmma_sc import SIGMMA, get_encoder
     from sigmma_sc.store.model import setup_of_model
@@ -249,6 +256,10 @@ def embed(
         raise SetupError(
             f"{'--encoder-arg' if weights is None else '--weights'} goes with --encoder. Pass the same encoder options as to 'train'."
         )
+    if not he_only and (keep_all or interval is not None):
+        raise SetupError(f"{'--keep-all' if keep_all else '--interval'} goes with --he-only. Leave it out.")
+    require_interval(interval)
+    require_withhold(withhold)
     given = None if encoder is None else get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     sdata = _read(store)
     trained = setup_of_model(model)
@@ -264,7 +275,11 @@ def embed(
         trained.tile_size,
         trained.grids,
     )
-    (finish_he_only if he_only else finish)(SIGMMA.load(model, sdata, given, cache_dir=cache), sdata, out)
+    loaded = SIGMMA.load(model, sdata, given, cache_dir=cache)
+    if he_only:
+        finish_he_only(loaded, sdata, out, interval, None if keep_all else withhold)
+    else:
+        finish(loaded, sdata, out)
 
 
 @app.command()

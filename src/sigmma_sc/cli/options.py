@@ -46,3 +46,11 @@ Checkpoints = Annotated[
     typer.Option("--checkpoints", help="Folder that keeps the state of training; the same command resumes from it."),
 ]
 HeOnly = Annotated[bool, typer.Option("--he-only", help="Read the image alone; needs --microns-per-pixel.")]
+Interval = Annotated[
+    float | None,
+    typer.Option(help="Share of new tiles within the interval of each gene, e.g. 0.9; goes with --he-only."),
+]
+Withhold = Annotated[
+    float, typer.Option(help="Level of likeness up to which tiles are withheld (NaN); goes with --he-only.")
+]
+KeepAll = Annotated[bool, typer.Option("--keep-all", help="Withhold no tile; goes with --he-only.")]

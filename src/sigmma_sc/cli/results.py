@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder, recover, require_writable
-from sigmma_sc.errors import ExistsError, SetupError, WriteError
+from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning, WriteError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,12 +96,21 @@ def model_kept(model: SIGMMA) -> Iterator[None]:
         ) from error
 
 
-def finish_he_only(model: SIGMMA, sdata: SpatialData, out: Path) -> None:
-    """Embed the tiles of images alone, predict their expression and write; after an error nothing is written."""
+def finish_he_only(
+    model: SIGMMA, sdata: SpatialData, out: Path, interval: float | None, withhold: float | None
+) -> None:
+    """Embed the tiles of images alone, predict their expression and write; after an error nothing is written.
+
+    ``interval`` and ``withhold`` are those of :meth:`sigmma_sc.SIGMMA.predict_expression`.
+    """
     model.write_embeddings(sdata, overwrite=True)
     try:
-        expression = model.predict_expression(sdata)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnlikeWarning)  # printed below
+            expression = model.predict_expression(sdata, interval=interval, withhold=withhold)
     except SetupError as error:  # a model of embeddings alone, without counts
+        if interval is not None:
+            raise
         expression = None
         console.print(f"No expression.h5ad is written. {error}", highlight=False)
     with fresh_folder(out) as folder:
@@ -107,7 +118,25 @@ def finish_he_only(model: SIGMMA, sdata: SpatialData, out: Path) -> None:
         if expression is not None:
             expression.write_h5ad(folder / "expression.h5ad")
         _without_images(sdata).write(folder / "tiles.zarr")
+    if expression is not None:
+        _print_likeness(expression)
     _print_written(out)
+
+
+def _print_likeness(expression: AnnData) -> None:
+    """Print how many tiles are unlike the training tissue, or that it cannot be told."""
+    if _keys.ALIKE not in expression.obs:
+        told = "The model cannot tell which tiles are unlike the training tissue. None is withheld."
+    elif "withhold" not in expression.uns[_keys.UNS]:
+        told = "No tile is withheld."
+    else:
+        unlike = expression.uns[_keys.UNS]["unlike"]
+        told = (
+            f"{unlike} They are withheld (NaN); --keep-all keeps them."
+            if unlike
+            else "No tile with tissue is withheld."
+        )
+    console.print(told, highlight=False)
 
 
 def _without_images(sdata: SpatialData) -> SpatialData:

@@ -159,6 +159,19 @@ class TissueData:
         features = self.pretrained if pretrained else self.features
         return features(slide, crops, device, sizes, self.single_precision), index
 
+    def crop_features(
+        self, slide: Slide, crops: NDArray[np.float64], number: int, device: torch.device
+    ) -> torch.Tensor:
+        """Features ``(n_crops, d)`` of crops, encoded at the size of the grid of this number; they are not remembered."""
+        sizes = self.config.crop_sizes or (self.features.encoder.input_size,) * len(self.setup.grids)
+        return self.features.once(slide, crops, device, sizes[number], self.single_precision)
+
+    def standardised(self, slide: Slide, patches: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Patch features ``(n, n_patches, d)``, centred and scaled as those of the tiles of a slide are."""
+        if not self._standardises_images:
+            return patches
+        return self._patch_moments(slide, device)(patches)
+
     def grid_means(self, slide: Slide, tiles: Tiles, device: torch.device, pretrained: bool = False) -> list[NDArray]:
         """Mean of the patch features over each grid of each tile, ``(n_tiles, d)``."""
         features, index = self.patches(slide, tiles, device, pretrained)
@@ -185,13 +198,18 @@ class TissueData:
     def _by_slide(self) -> bool:
         return self.config.standardise == "slide"
 
+    @property
+    def _standardises_images(self) -> bool:
+        """Whether patch features are centred and scaled slide by slide; those of an encoder in training never are."""
+        return self._by_slide and self.config.regime == "frozen"
+
     def _image(self, slide: Slide, tiles: Tiles, device: torch.device, pixels: bool) -> TileTensors:
         if pixels:
             read = TilePixels(slide, tiles.origins, tiles.side, self.setup.grids)
             return PixelTensors(read, self.features.encoder.dim)
         patches, index = self.patches(slide, tiles, device)
         moments = None
-        if self._by_slide and self.config.regime == "frozen":
+        if self._standardises_images:
             moments = self._patch_moments(slide, device)
         return PatchTensors(patches, index, moments)
 

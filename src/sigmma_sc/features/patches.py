@@ -91,6 +91,12 @@ class PatchFeatures:
             out[torch.from_numpy(some)] = self._of_size(slide, crops[some], device, int(size), kind)
         return out
 
+    def once(
+        self, slide: Slide, crops: NDArray[np.float64], device: torch.device, size: int, single: bool = False
+    ) -> torch.Tensor:
+        """Features ``(n_crops, d)`` float16 of crops that are not asked for again, and so not remembered."""
+        return self._encode(slide, np.round(crops, 3), device, None, size, feature_type(device, single))
+
     def _of_size(
         self, slide: Slide, crops: NDArray[np.float64], device: torch.device, size: int, kind: torch.dtype
     ) -> torch.Tensor:

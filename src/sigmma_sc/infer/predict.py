@@ -15,9 +15,11 @@ from scipy.special import softmax
 from sigmma_sc import _keys
 from sigmma_sc.errors import ExpressionWarning, SetupError
 from sigmma_sc.infer.auto import MEAN, choose, chosen_apart, fold_scores, folds_of, picked
+from sigmma_sc.infer.interval import add_intervals, interval_blocks
 from sigmma_sc.infer.reference import encoder_features
 from sigmma_sc.infer.scales import at_scale, joined, unit
 from sigmma_sc.infer.tiles import centres_of, tile_obs
+from sigmma_sc.infer.withhold import judge
 from sigmma_sc.metrics.expression import fit_probe, pearson
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Prediction:
     scale: str  # one scale, or "all"
     n_neighbors: int  # training tiles that retrieval averages
     temperature: float  # τ of the retrieval's weights
+    interval: float | None = None  # share of new tiles that are within their interval; None for no intervals
+    withhold: float | None = None  # level of likeness up to which tiles are withheld; None keeps all
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Query:
     """Tiles to predict."""
 
     image: Scales  # image embeddings by scale, (n, d)
-    encoder: NDArray[np.float16]  # features of the image encoder, (n, d); used by "auto" alone
+    encoder: NDArray[np.float16]  # features of the image encoder, (n, d)
 
 
 def predict_expression(
@@ -64,28 +68,36 @@ def predict_expression(
     """Predict the expression of every tile of embedded slides."""
     n_train = require_enough(reference, how)
     image = joined([(e, np.arange(len(e.tiles))) for e in embeddings], "image")
+    query = Query(image, np.concatenate([encoder_features(embedder, e) for e in embeddings]))
     used = {"method": how.method, "scale": how.scale, "library": reference.library, "n_train": n_train}
     if how.method != "ridge":
         used["n_neighbors"] = how.n_neighbors
+    method: str | NDArray[np.str_] = how.method
+    held_out: NDArray[np.float64] | None
     if how.method == "auto":
-        encoder = np.concatenate([encoder_features(embedder, e) for e in embeddings])
-        values, var = predict_best(Query(image, encoder), reference, how)
+        values, held_out, method = predict_best(query, reference, how)
     else:
-        values, var = predict(image, reference, how), reliability(reference, how)
-    return AnnData(
+        values, held_out = predict(image, reference, how), predict_held_out(reference, how)
+    out = AnnData(
         X=values,
         obs=pd.concat([tile_obs(embedder.data, e.slide) for e in embeddings]),
-        var=var,
+        var=reliability_of(reference, held_out).assign(method=method),
         obsm={"spatial": centres_of(embeddings)},
         uns={_keys.UNS: used},
     )
+    if how.interval is not None and held_out is not None:  # without validation tiles it was refused before
+        add_intervals(out, reference, held_out, how.interval)
+    judge(out, reference, embeddings, query.encoder, how.withhold)
+    return out
 
 
-def predict_best(query: Query, reference: Reference, how: Prediction) -> tuple[NDArray[np.float32], pd.DataFrame]:
-    """Log expression of tiles by the part that is best for each gene on the validation tiles, and what is known of it.
+def predict_best(
+    query: Query, reference: Reference, how: Prediction
+) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.str_]]:
+    """Log expression of tiles by the part that is best for each gene on the validation tiles.
 
-    By gene: the part, ``method``, and the reliability of :func:`reliability`. Reliability is that of predictions of
-    validation tiles by parts that were chosen without the fold of these tiles.
+    Then predictions of the validation tiles ``(n, n_genes)``, by parts that were chosen without the fold of these tiles.
+    Last the part of each gene, ``(n_genes,)``.
     """
     held = np.flatnonzero(~reference.train)
     folds = folds_of(reference.block[held])
@@ -97,14 +109,12 @@ def predict_best(query: Query, reference: Reference, how: Prediction) -> tuple[N
     )
     choice = choose(scores)
     mean = reference.expression[reference.train].astype(np.float32).mean(axis=0)
-    judged = np.empty((len(held), len(mean)), np.float32)
+    judged = np.empty((len(held), len(mean)), np.float64)
     for k, apart in enumerate(chosen_apart(scores)):
         here = folds == k
         judged[here] = picked({name: v[here] for name, v in of_held.items()}, apart, mean)
     values = picked({name: v[len(held) :] for name, v in parts.items()}, choice, mean)
-    var = reliability_of(reference, judged.astype(np.float64))
-    var["method"] = np.array([*parts, MEAN])[choice]
-    return values, var
+    return values, judged, np.array([*parts, MEAN])[choice]
 
 
 def with_held_out(query: Query, reference: Reference) -> Query:
@@ -125,12 +135,14 @@ def predict_parts(query: Query, reference: Reference, how: Prediction) -> dict[s
 
 
 def require_enough(reference: Reference, how: Prediction) -> int:
-    """Number of training tiles; raise :class:`SetupError` if the method needs more, of these or of validation tiles."""
+    """Number of training tiles; raise :class:`SetupError` if method or intervals need more, of these or of validation tiles."""
     n_train = int(reference.train.sum())
     if how.method != "retrieval" and n_train < FEWEST:
         raise SetupError(f"Ridge needs {FEWEST} training tiles or more, the model has {n_train}. Use 'retrieval'.")
     if how.method == "auto":
         folds_of(reference.block[~reference.train])
+    if how.interval is not None:
+        interval_blocks(reference, how.interval)
     return n_train
 
 
@@ -188,21 +200,21 @@ def ridge(query: NDArray, keys: NDArray, expression: NDArray) -> NDArray[np.floa
     return out
 
 
-def reliability(reference: Reference, how: Prediction) -> pd.DataFrame:
-    """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
-
-    By gene: ``reliability``, NaN with a warning where it is undefined, ``reliability_n_tiles`` and ``method``.
-    """
+def predict_held_out(reference: Reference, how: Prediction) -> NDArray[np.float64] | None:
+    """Predictions of the validation tiles from training tiles, ``(n, n_genes)``; ``None`` where they are too few."""
     held = ~reference.train
-    predicted = None
-    if held.sum() >= FEWEST:
-        image = {name: values[held] for name, values in reference.image.items()}
-        predicted = predict(image, reference, how).astype(np.float64)
-    return reliability_of(reference, predicted).assign(method=how.method)
+    if held.sum() < FEWEST:
+        return None
+    image = {name: values[held] for name, values in reference.image.items()}
+    return predict(image, reference, how).astype(np.float64)
 
 
 def reliability_of(reference: Reference, predicted: NDArray[np.float64] | None) -> pd.DataFrame:
-    """Reliability by gene, of predictions ``(n, n_genes)`` of the validation tiles; ``None`` where these are too few."""
+    """Correlation of predicted and measured expression across the validation tiles of a slide, mean over slides.
+
+    Predictions are ``(n, n_genes)``, ``None`` where the tiles are too few. By gene: ``reliability``, NaN with a warning where
+    it is undefined, and ``reliability_n_tiles``.
+    """
     held = ~reference.train
     rows = []
     slides = []
@@ -224,14 +236,14 @@ def _warn_undefined(mean: pd.Series, n_held: int, any_slide: bool) -> None:
             f"No slide has {FEWEST} validation tiles ({n_held} in all), so the reliability of no gene is known. Train with a "
             "split that holds some out.",
             ExpressionWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
     elif undefined:
         warnings.warn(
             f"The reliability of {len(undefined)} of {len(mean)} genes is not known, for they or their predictions are constant "
             f"across the validation tiles: {', '.join(undefined[:5])}{' …' if len(undefined) > 5 else ''}.",
             ExpressionWarning,
-            stacklevel=6,
+            stacklevel=5,
         )
 
 

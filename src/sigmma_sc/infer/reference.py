@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sigmma_sc.errors import SetupError
+from sigmma_sc.features.tile_stain import tile_stain
 from sigmma_sc.infer.evaluate import chosen_counts
 from sigmma_sc.infer.scales import joined
 from sigmma_sc.metrics.expression import log_expression, median_total
@@ -29,6 +30,9 @@ PREFIX = "reference."
 ARRAYS = ("expression", "encoder", "slide", "block", "train")
 """Fields of a reference that are arrays, beside the embeddings by scale."""
 
+NEWER = ("position", "stain")
+"""Arrays that a model has only if it was saved by a version that knew them."""
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -47,6 +51,9 @@ class Reference:
     slide: NDArray[np.int64]
     block: NDArray[np.int64]
     train: NDArray[np.bool_]  # which are training tiles, (n,); the others are validation tiles
+    # Corner of each tile in tile sides, (n, 2), and its stain, (n, 6); None in models of earlier versions.
+    position: NDArray[np.float32] | None = None
+    stain: NDArray[np.float32] | None = None
 
 
 def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
@@ -83,6 +90,8 @@ def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
         block=np.concatenate(blocks),
         slide=np.repeat(np.arange(len(chosen)), [len(which) for _, which in chosen]),
         train=train,
+        position=np.concatenate([e.tiles.origins / e.tiles.side for e, _ in chosen]).astype(np.float32),
+        stain=np.concatenate([tile_stain(e.slide, e.tiles) for e, _ in chosen]),
     )
 
 
@@ -94,7 +103,8 @@ def encoder_features(embedder: Embedder, embedding: SlideEmbedding) -> NDArray[n
 
 def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
     """Expression, embeddings, slides and roles; genes and library are plain JSON."""
-    arrays = {name: getattr(reference, name) for name in ARRAYS}
+    arrays = {name: getattr(reference, name) for name in (*ARRAYS, *NEWER)}
+    arrays = {name: values for name, values in arrays.items() if values is not None}
     for scale, values in reference.image.items():
         arrays[f"image.{scale}"] = values
     for scale, values in reference.transcriptome.items():
@@ -116,4 +126,5 @@ def restore_reference(
         image={scale: array(f"image.{scale}") for scale in scales},
         transcriptome={scale: array(f"transcriptome.{scale}") for scale in scales},
         **{name: array(name) for name in ARRAYS},
+        **{name: array(name) for name in NEWER if PREFIX + name in tensors},
     )

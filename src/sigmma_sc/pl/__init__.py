@@ -6,6 +6,7 @@ from sigmma_sc.pl.composition import composition
 from sigmma_sc.pl.edges import edges
 from sigmma_sc.pl.niche_abundance import niche_abundance
 from sigmma_sc.pl.niches import niches
+from sigmma_sc.pl.prediction import prediction
 from sigmma_sc.pl.register import register
 from sigmma_sc.pl.registration import registration
 from sigmma_sc.pl.retrieval import retrieval
@@ -19,6 +20,7 @@ __all__ = [
     "edges",
     "niche_abundance",
     "niches",
+    "prediction",
     "register",
     "registration",
     "retrieval",

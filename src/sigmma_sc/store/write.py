@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.infer.embed import SlideEmbedding
+    from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
 
 
@@ -106,6 +107,20 @@ def cell_matrices(embeddings: Sequence[SlideEmbedding]) -> dict[str, NDArray[np.
             stacklevel=3,
         )
     return out
+
+
+def image_matrices(slides: Sequence[Slide], cells: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Image embeddings ``(n_cells, d)`` of the cells of slides, by object in the order of its table; NaN off the image."""
+    out: dict[int, NDArray[np.float32]] = {}
+    for slide, values in zip(slides, cells, strict=True):
+        empty = np.full((slide.table.n_obs, values.shape[1]), np.nan, np.float32)
+        out.setdefault(id(slide.sdata), empty)[slide.rows] = values
+    n_off = sum(int(np.isnan(matrix[:, 0]).sum()) for matrix in out.values())
+    if n_off:
+        warnings.warn(
+            f"{n_off:,} cells do not lie under the image and get NaN image embeddings.", CoverageWarning, stacklevel=3
+        )
+    return list(out.values())
 
 
 def by_object(embeddings: Sequence[SlideEmbedding]) -> list[list[SlideEmbedding]]:

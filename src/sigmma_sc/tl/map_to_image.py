@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,9 +11,19 @@ import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
-from sigmma_sc._checks import require_choice, require_key, require_model, require_stored_name, require_whole
-from sigmma_sc.errors import SetupError
+from sigmma_sc._checks import (
+    require_choice,
+    require_interval,
+    require_key,
+    require_model,
+    require_stored_name,
+    require_whole,
+    require_withhold,
+)
+from sigmma_sc.errors import SetupError, UnlikeWarning
+from sigmma_sc.infer.interval import calibration_blocks, half_widths, require_level
 from sigmma_sc.infer.scales import at_scale, joined
+from sigmma_sc.infer.withhold import sentence, unlike, warn_unlike
 from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 
 if TYPE_CHECKING:
@@ -35,6 +46,9 @@ class Known:
     share: NDArray[np.float32]  # share of each label in the cells of each training tile, (n, n_labels)
     validation: Scales  # image embeddings of the validation tiles by scale, (m, d)
     validation_share: NDArray[np.float32]  # share of each label in the cells of each validation tile, (m, n_labels)
+    # Corner of each validation tile in tile sides, (m, 2), and the number of its slide, (m,).
+    position: NDArray[np.float32]
+    slide: NDArray[np.int64]
 
 
 def map_to_image(
@@ -44,6 +58,8 @@ def map_to_image(
     scale: str = "all",
     n_neighbors: int = 50,
     key_added: str | None = None,
+    interval: float | None = None,
+    withhold: float | None = 0.01,
 ) -> None:
     """Predict the share of each label of cells in tiles of an image.
 
@@ -65,6 +81,12 @@ def map_to_image(
         Number of training tiles that are averaged; all of them if there are fewer.
     key_added
         Key of the result in ``sdata.tables["sigmma_tiles"]``, ``labels`` by default; see Notes.
+    interval
+        Share of new tiles whose share of a label is within its interval, such as 0.9; ``None`` for no intervals. See
+        :meth:`sigmma_sc.SIGMMA.predict_expression`.
+    withhold
+        Tiles with ``obs["sigmma_alike"]`` of at most this level are withheld, ``None`` keeps all. The column is that of
+        ``model.write_embeddings(sdata)``; tiles of slides trained on are not judged.
 
     Raises
     ------
@@ -72,6 +94,12 @@ def map_to_image(
         There are no tiles in ``sdata``, or no such column.
     SetupError
         No training tile has a labelled cell, the embeddings of the tiles have another width, or the column exists already.
+        Or the interval needs more blocks of validation tiles.
+
+    Warns
+    -----
+    UnlikeWarning
+        Some tiles are withheld, or it cannot be told which tiles of a new slide are unlike those trained on.
 
     See Also
     --------
@@ -87,6 +115,9 @@ def map_to_image(
     is the share of tiles with a correct commonest label, ``accuracy_of_commonest`` that of always the commonest training
     label. Both hold for tissue and stain like those of the training slides.
 
+    Withheld tiles have NaN shares and no label; ``uns[key_added]["unlike"]`` is the sentence that sums them up.
+    ``obsm[f"{key_added}_lower"]`` and ``obsm[f"{key_added}_upper"]`` hold the intervals.
+
     Examples
     --------
     >>> sg.tl.map_to_image(model, sdata, labels="niche")
@@ -101,6 +132,8 @@ def map_to_image(
     require_model(model)
     require_choice(scale, (*model.embedder.towers.aligned, "all"), "scale")
     require_whole(n_neighbors, "n_neighbors")
+    require_interval(interval)
+    require_withhold(withhold)
     name = labels if key_added is None else key_added
     require_stored_name(name, "labels" if key_added is None else "key_added", "Pass another key_added=…")
     tables = []
@@ -115,12 +148,61 @@ def map_to_image(
         keys = at_scale(known.keys, scale)
         return retrieve(at_scale(image, scale), keys, known.share, int(n_neighbors), temperature)
 
-    accuracy = _accuracy(shares, known)
+    told = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors)}
+    half = None
+    if interval is not None:
+        blocks = calibration_blocks(known.position, known.slide)
+        require_level(interval, len(np.unique(blocks)))
+        half = half_widths((known.validation_share - shares(known.validation)).astype(np.float64), blocks, interval)
+        told |= {"interval": interval, "n_interval_blocks": len(np.unique(blocks))}
+    told |= _accuracy(shares, known)
     for tiles in tables:
         found = shares({s: np.asarray(tiles.obsm[f"image_{s}"]) for s in known.keys})
-        tiles.obsm[f"{name}_share"] = pd.DataFrame(found, index=tiles.obs_names, columns=_columns(known.classes))
-        tiles.obs[name] = pd.Categorical.from_codes(found.argmax(axis=1), known.classes)
-        tiles.uns[name] = {"labels": labels, "scale": scale, "n_neighbors": int(n_neighbors), **accuracy}
+        _write(tiles, name, known.classes, found, half, _withheld(tiles, withhold), told)
+
+
+def _withheld(tiles: AnnData, level: float | None) -> NDArray[np.bool_]:
+    """Which tiles are withheld; warn where tiles of new slides were not judged."""
+    if level is None:
+        return np.zeros(len(tiles), bool)
+    if _keys.ALIKE in tiles.obs:
+        return unlike(tiles.obs, level)
+    if (tiles.obs["split"] == "unseen").any():
+        warnings.warn(
+            f"No tile is withheld: the tiles have no column {_keys.ALIKE!r}. model.write_embeddings(sdata) writes it, if the "
+            "model has raw counts and enough tissue.",
+            UnlikeWarning,
+            stacklevel=3,
+        )
+    return np.zeros(len(tiles), bool)
+
+
+def _write(
+    tiles: AnnData,
+    name: str,
+    classes: list[str],
+    found: NDArray[np.float32],
+    half: NDArray[np.float64] | None,
+    withheld: NDArray[np.bool_],
+    told: dict[str, object],
+) -> None:
+    """Write the shares of labels ``(n_tiles, n_labels)``, their intervals of half a width ``(n_labels,)``, and labels."""
+    values = {"share": found}
+    if half is not None:
+        values |= {"lower": np.clip(found - half, 0, 1), "upper": np.clip(found + half, 0, 1)}
+    for kind in ("share", "lower", "upper"):
+        tiles.obsm.pop(f"{name}_{kind}", None)  # those of an earlier call
+    for kind, shares in values.items():
+        frame = pd.DataFrame(shares.astype(np.float32), index=tiles.obs_names, columns=_columns(classes))
+        frame[withheld] = np.nan
+        tiles.obsm[f"{name}_{kind}"] = frame
+    tiles.obs[name] = pd.Categorical.from_codes(np.where(withheld, -1, found.argmax(axis=1)), classes)
+    told = dict(told)
+    if _keys.ALIKE in tiles.obs:
+        words = sentence(tiles.obs, withheld)
+        warn_unlike(words, stacklevel=3)
+        told["unlike"] = words
+    tiles.uns[name] = told
 
 
 def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
@@ -135,7 +217,8 @@ def _require_fit(model: SIGMMA, tiles: AnnData, name: str) -> None:
             )
     told = tiles.uns.get(name)
     ours = isinstance(told, Mapping) and "labels" in told
-    if not ours and (name in tiles.obs or f"{name}_share" in tiles.obsm or told is not None):
+    kept = {f"{name}_{kind}" for kind in ("share", "lower", "upper")} & set(tiles.obsm)
+    if not ours and (name in tiles.obs or kept or told is not None):
         raise SetupError(f"The tiles have a column {name!r} already. Pass a key_added, such as {name + '_mapped'!r}.")
 
 
@@ -188,6 +271,8 @@ def _known(model: SIGMMA, labels: str) -> Known:
         share=share[train],
         validation={scale: z[~train] for scale, z in joined(parts, "image").items()},
         validation_share=share[~train],
+        position=np.concatenate([e.tiles.origins / e.tiles.side for e, _ in parts]).astype(np.float32)[~train],
+        slide=np.repeat(np.arange(len(parts)), [len(which) for _, which in parts])[~train],
     )
 
 

@@ -17,6 +17,7 @@ def transfer_labels(
     scale: str = "meso",
     n_neighbors: int = 15,
     key_added: str | None = None,
+    use_rep: str | None = None,
 ) -> None:
     """Transfer labels to cells from their nearest reference cells in the embedding of one scale.
 
@@ -40,6 +41,9 @@ def transfer_labels(
         Column of ``obs`` for the labels, by default ``f"{labels}_transferred"``. ``obs[f"{key_added}_share"]`` is the
         weighted share of neighbours with that label. Both are missing for cells without an embedding.
         ``uns["sigmma"]["transferred"]`` records where the labels come from.
+    use_rep
+        Key of ``obsm`` of both tables to compare instead of the embedding of ``scale``. With the image embeddings of
+        :meth:`sigmma_sc.SIGMMA.get_cell_image_representation` the cells of ``adata`` need no counts.
 
     Raises
     ------
@@ -71,9 +75,11 @@ def transfer_labels(
     require_stored_name(name, "labels" if key_added is None else "key_added", "Pass another key_added=…")
     require_own(adata, "transferred", [name], ("", "_share"))
     require_key(labels, reference.obs, "column")
-    key = _keys.obsm_cells(scale)
+    if use_rep is not None:
+        require_name(use_rep, "use_rep")
+    key = _keys.obsm_cells(scale) if use_rep is None else use_rep
     for table in (adata, reference):
-        require_key(key, table.obsm, "embedding", "Call model.write_embeddings() first.")
+        require_key(key, table.obsm, "embedding", _advice(use_rep))
     x = np.asarray(adata.obsm[key])
     known = np.asarray(reference.obsm[key])
     if x.shape[1] != known.shape[1]:
@@ -97,5 +103,12 @@ def transfer_labels(
     adata.obs[name] = pd.Categorical(found, categories=order)
     adata.obs[f"{name}_share"] = share
     record = dict(adata.uns.get(_keys.UNS, {}))
-    record["transferred"] = {**record.get("transferred", {}), name: {"labels": labels, "scale": scale}}
+    source = {"labels": labels, "scale": scale} if use_rep is None else {"labels": labels, "use_rep": use_rep}
+    record["transferred"] = {**record.get("transferred", {}), name: source}
     adata.uns[_keys.UNS] = record
+
+
+def _advice(use_rep: str | None) -> str:
+    if use_rep is None:
+        return "Call model.write_embeddings() first."
+    return f"Write such embeddings to obsm[{use_rep!r}] of both tables first."
