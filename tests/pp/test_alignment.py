@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from sigmma_sc import SIGMMA
 from sigmma_sc.errors import ExistsError, MissingKeyError, RegistrationWarning, SetupError
 from sigmma_sc.metrics import niche_agreement
 from sigmma_sc.pp.alignment import DEFAULTS
+from sigmma_sc.registration.certificate import refusal
+from sigmma_sc.registration.register import Registered
 from sigmma_sc.tissue.frame import affine_to, apply_affine
 from sigmma_sc.tissue.setup import resolve_slides
 
@@ -135,6 +140,28 @@ def test_landmarks_take_the_place_of_the_search(rng, monkeypatch):
     assert off_by(sdata, right) < 1
     assert resolve_slides(sdata, DEFAULTS)[0].microns_per_pixel == pytest.approx(0.5, rel=0.002)
     assert sdata.attrs["sigmma_registration"]["cell_circles"]["by"] == "landmarks"
+
+
+def test_embeddings_from_before_are_told(monkeypatch):
+    told = replace(refusal("as told"), verdict="registered", error=1.0)
+    shifted = Registered(np.array([[1.0, 0, 30], [0, 1, 0], [0, 0, 1]]), told, "nuclei", False, None, [])
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda slide, seed: (slide, shifted))
+    sdata = sg.datasets.simulate_tissue(n_cells=300)
+    sdata["table"].obsm["X_sigmma_micro"] = np.zeros((300, 2))
+    with pytest.warns(RegistrationWarning, match=r"obsm\['X_sigmma_micro'\] are of the alignment before. Train again"):
+        sg.pp.register(sdata)
+
+
+def test_what_is_kept_is_json(monkeypatch):
+    lost = Registered(None, replace(refusal("x"), error=np.inf), "expression", False, None, [])
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda slide, seed: (slide, lost))
+    sdata = sg.datasets.simulate_tissue(n_cells=300)
+    with pytest.warns(RegistrationWarning):
+        found = sg.pp.register(sdata)
+    assert np.isinf(found.error.item())
+    kept = json.loads(json.dumps(sdata.attrs, allow_nan=False))["sigmma_registration"]["cell_circles"]
+    assert "error" not in kept
+    assert kept["verdict"] == "cannot tell"
 
 
 def test_mistakes_are_named_before_any_search(monkeypatch):

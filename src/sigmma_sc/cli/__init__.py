@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.markup import escape
 
+from sigmma_sc import _keys
 from sigmma_sc.cli import options as option
+from sigmma_sc.cli.landmarks import read_landmarks
 from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError, SigmmaError
@@ -39,6 +41,7 @@ OPTIONS = {
     "cache_dir": "--cache",
     "checkpoint_dir": "--checkpoints",
     "overwrite": "--overwrite",
+    "landmarks": "--landmarks",
     **{name: f"--set {name}" for name in Config.__dataclass_fields__ if name != "seed"},
 }
 """Options of the commands by the arguments of Python that they set."""
@@ -129,6 +132,7 @@ def register(
     coordinate_system: option.System = ["global"],  # noqa: B006
     layer: option.Layer = None,
     microns_per_pixel: option.Microns = None,
+    landmarks: option.Landmarks = None,
     overwrite: option.Again = False,
 ) -> None:
     """Find where each image belongs on its cells, and write certified poses to the store.
@@ -137,6 +141,7 @@ def register(
     """
     from sigmma_sc import pp
 
+    marked = None if landmarks is None else read_landmarks(landmarks)
     sdata = _read(store)
     images = _by_region(image)
     with warnings.catch_warnings():
@@ -149,15 +154,18 @@ def register(
             _by_region(coordinate_system),
             layer=layer,
             microns_per_pixel=microns_per_pixel,
+            landmarks=marked,
             overwrite=overwrite,
         )
     for region in report.index[report.written]:
         sdata.write_transformations(images[region] if isinstance(images, dict) else images)
+        if (squares := _keys.tile_squares(region)) in sdata.shapes:
+            sdata.write_transformations(squares)
     if report.written.any():
         sdata.write_attrs()
     for slide, row in report.iterrows():
         moved = f" (moved by {row.moved:.0f} µm)" if row.written else ""
-        console.print(f"[bold]{slide}[/bold]: {row.verdict}{moved}\n  {row.advice}")
+        console.print(f"[bold]{slide}[/bold]: {row.verdict}{moved}\n  {escape(with_options(row.advice))}")
     if (report.verdict != "registered").any():
         raise typer.Exit(1)
 
