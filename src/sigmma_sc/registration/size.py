@@ -34,15 +34,14 @@ def find_at_likely_sizes(slide: Slide, seed: int = 0) -> tuple[Slide, Registered
     If none is, the search at the size of the alignment is returned. The positions of the slide's cells and the pose's
     matrix are in px of the image, as they were.
     """
-    refused = None
+    searches = []
     for microns, scales in likely_sizes(slide):
         sized, found = _find_at(slide, microns, scales, seed)
+        searches.append((sized, found))
         if found.certified and found.matrix is not None:
             break
-        if refused is None or microns == slide.microns_per_pixel:
-            refused = sized, found
     else:
-        return refused
+        return next(one for one in searches if one[0].microns_per_pixel == slide.microns_per_pixel)
     if scales == UNKNOWN_SCALE:
         # A certified pose tells the size. With it, windows and errors are as large as they say.
         again = _find_at(slide, _implied(slide) / scale_of(found.matrix), KNOWN_SCALE, seed)
