@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
+from geopandas import GeoDataFrame
+from shapely import box
+from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, get_transformation, set_transformation
 
 from sigmma_sc import cli
@@ -242,6 +245,33 @@ def test_register_writes_a_certified_pose_to_the_store(tmp_path, capsys):
     assert again.attrs["sigmma_registration"]["cell_circles"]["written"]
     assert run("register", tmp_path / "cells.zarr") == 2
     assert "registered before" in said(capsys)
+
+
+def test_landmarks_in_a_file_take_the_place_of_the_search(tmp_path, capsys):
+    sdata = simulate_tissue(n_cells=300, seed=1)
+    image = get_transformation(sdata["he_image"]).to_affine_matrix(("x", "y"), ("x", "y"))
+    cells = get_transformation(sdata["cell_circles"]).to_affine_matrix(("x", "y"), ("x", "y"))
+    places = np.array([[100.0, 120], [600, 150], [200, 550]])
+    among = np.column_stack([places, np.ones(3)]) @ (np.linalg.inv(cells) @ image).T
+    marks = pd.DataFrame(np.hstack([places, among[:, :2]]), columns=["image_x", "image_y", "cell_x", "cell_y"])
+    marks.to_csv(tmp_path / "marks.csv", index=False)
+    moved = Affine(image @ [[-1, 0, 900], [0, 1, 40], [0, 0, 1]], ("x", "y"), ("x", "y"))
+    set_transformation(sdata["he_image"], moved)
+    # As a model wrote them.
+    squares = ShapesModel.parse(GeoDataFrame(geometry=[box(0, 0, 9, 9)]), transformations={"global": moved})
+    sdata["sigmma_tiles_cell_circles"] = squares
+    path = tmp_path / "cells.zarr"
+    sdata.write(path)
+    assert run("register", path, "--landmarks", tmp_path / "none.csv") == 2
+    assert "none.csv cannot be read" in said(capsys)
+    assert run("register", path, "--landmarks", tmp_path / "marks.csv") == 0
+    assert "3 landmarks fit" in said(capsys)
+    again = sd.read_zarr(path)
+    for name in ("he_image", "sigmma_tiles_cell_circles"):
+        found = get_transformation(again[name], get_all=True)
+        matrix = found["global"].to_affine_matrix(("x", "y"), ("x", "y"))
+        np.testing.assert_allclose(matrix[:, :2], image[:, :2], atol=0.05)
+        np.testing.assert_allclose(found["global_unregistered"].to_affine_matrix(("x", "y"), ("x", "y")), moved.matrix)
 
 
 @pytest.mark.parametrize(

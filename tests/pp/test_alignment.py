@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,6 +13,8 @@ from sigmma_sc.errors import ExistsError, ImageWarning, MissingKeyError, Registr
 from sigmma_sc.metrics import niche_agreement
 from sigmma_sc.pp import alignment
 from sigmma_sc.pp.alignment import DEFAULTS
+from sigmma_sc.registration.certificate import refusal
+from sigmma_sc.registration.register import Registered
 from sigmma_sc.tissue.frame import affine_to, apply_affine
 from sigmma_sc.tissue.setup import resolve_slides
 
@@ -89,6 +94,7 @@ def test_it_is_written_and_read(registered, tmp_path):
 
 def test_again_only_if_asked(registered):
     sdata, right, before, _ = registered
+    told = sdata.attrs
     with pytest.raises(ExistsError, match="kept as 'global_unregistered'. Pass overwrite=True"):
         sg.pp.register(sdata)
     # Objects by name have their name before that of the slide.
@@ -104,6 +110,8 @@ def test_again_only_if_asked(registered):
     assert not again.written.any()
     assert off_by(sdata, right) < 1
     np.testing.assert_allclose(affine_to(sdata["he_image"], BEFORE, "image"), before)
+    # Other tests, in any order, look at what the first registration kept.
+    sdata.attrs = told
 
 
 def test_shuffled_cells_are_refused_and_nothing_is_written():
@@ -155,6 +163,28 @@ def test_an_object_that_was_never_set_up_is_warned_of_its_image(monkeypatch):
     monkeypatch.setattr(alignment, "find_at_likely_sizes", search)
     with pytest.warns(ImageWarning, match="Image 'he_image': It is dark"), pytest.raises(Searched):
         sg.pp.register(sdata)
+
+
+def test_embeddings_from_before_are_told(monkeypatch):
+    told = replace(refusal("as told"), verdict="registered", error=1.0)
+    shifted = Registered(np.array([[1.0, 0, 30], [0, 1, 0], [0, 0, 1]]), told, "nuclei", False, None, [])
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda slide, seed: (slide, shifted))
+    sdata = sg.datasets.simulate_tissue(n_cells=300)
+    sdata["table"].obsm["X_sigmma_micro"] = np.zeros((300, 2))
+    with pytest.warns(RegistrationWarning, match=r"obsm\['X_sigmma_micro'\] are of the alignment before. Train again"):
+        sg.pp.register(sdata)
+
+
+def test_what_is_kept_is_json(monkeypatch):
+    lost = Registered(None, replace(refusal("x"), error=np.inf), "expression", False, None, [])
+    monkeypatch.setattr("sigmma_sc.pp.alignment.find_at_likely_sizes", lambda slide, seed: (slide, lost))
+    sdata = sg.datasets.simulate_tissue(n_cells=300)
+    with pytest.warns(RegistrationWarning):
+        found = sg.pp.register(sdata)
+    assert np.isinf(found.error.item())
+    kept = json.loads(json.dumps(sdata.attrs, allow_nan=False))["sigmma_registration"]["cell_circles"]
+    assert "error" not in kept
+    assert kept["verdict"] == "cannot tell"
 
 
 def test_mistakes_are_named_before_any_search(monkeypatch):

@@ -2,17 +2,20 @@
 
 import re
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from spatialdata.transformations import Affine, Sequence, get_transformation, set_transformation
+from spatialdata.transformations import Affine, Sequence, Translation, get_transformation, set_transformation
 
 import sigmma_sc as sg
+from sigmma_sc import _keys
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import MissingKeyError, RegistrationWarning, SetupError
-from sigmma_sc.registration.check import checked_slides, lattice_pitch, registration
+from sigmma_sc.registration.check import Registration, checked_slides, lattice_pitch, registration, warn_unregistered
 from sigmma_sc.registration.haematoxylin import Zoom, measure_shift
+from sigmma_sc.registration.record import alignment
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup, totals_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sigmma_sc.errors.RegistrationWarning")
@@ -66,6 +69,36 @@ def test_registered(spoilt):
     assert report.match.on_tissue > 0.95
     assert np.hypot(*report.match.best_shift) < 2
     assert report.match.agreement == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "decided", "elsewhere", "warned"),
+    [
+        ({}, False, False, True),
+        ({"verdict": "registered"}, False, False, False),
+        ({"verdict": "cannot tell"}, False, False, True),
+        ({"verdict": "registered"}, False, True, True),
+        # Nuclei that fit elsewhere are believed more.
+        ({"verdict": "registered"}, True, False, True),
+    ],
+    ids=["never registered", "certified", "refused", "moved since", "nuclei fit elsewhere"],
+)
+def test_setup_believes_a_certified_pose(simulated, slide, monkeypatch, told, decided, elsewhere, warned):
+    """As of an image that shows no nuclei, registered by expression."""
+    report = Registration("misregistered", "not there", None, decided)
+    monkeypatch.setattr("sigmma_sc.registration.check.registration", lambda slide, totals: report)
+    image = simulated["he_image"]
+    right = get_transformation(image, "global")
+    monkeypatch.setitem(simulated.attrs, _keys.REGISTRATION, {slide.region: {**told, "alignment": alignment(slide)}})
+    try:
+        if elsewhere:
+            set_transformation(image, Sequence([right, Translation([9.0], ("x",))]), "global")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            warn_unregistered(slide)
+    finally:
+        set_transformation(image, right, "global")
+    assert [one.category for one in caught] == [RegistrationWarning] * warned
 
 
 def test_a_shift_is_caught_with_its_size_and_direction(spoilt):

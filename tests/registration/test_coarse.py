@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from sigmma_sc.registration.coarse import Candidate, _Image, _rasterised, distinct, search, turns
+from sigmma_sc.registration.coarse import Candidate, _Image, _rasterised, distinct, rivals, search, turns
 from sigmma_sc.registration.explain import explained_variance, score_of
 from sigmma_sc.registration.pose import displacement, similarity
 
@@ -63,3 +63,20 @@ def test_candidates_alike_count_once():
     scores = [0.5, 0.9, 0.3, 0.2, 0.7]
     found = distinct([Candidate(p, s) for p, s in zip(poses, scores, strict=True)], xy, 20.0, 3)
     assert [one.score for one in found] == [0.9, 0.7, 0.3]
+
+
+def test_the_best_elsewhere_are_kept_behind_many_neighbours():
+    xy = np.random.default_rng(0).uniform(0, 1000, (50, 2))
+
+    def shifted(x, score):
+        return Candidate(np.array([[1.0, 0, x], [0, 1, 0], [0, 0, 1]]), score)
+
+    near = [shifted(x, 1 - x / 1000) for x in (0, 60, 120, 180)]
+    far = [shifted(x, score) for x, score in ((500, 0.6), (520, 0.59), (-400, 0.5), (900, 0.4), (700, 0.3))]
+    found = near + far
+    best = distinct(found, xy, 50, 4)
+    assert best == near
+    # The one at 520 is the one at 500 over again, and three are enough.
+    assert rivals(found, best, xy, 50) == [far[0], far[2], far[3]]
+    assert rivals(found, [*best[:3], far[0]], xy, 50) == [far[2], far[3]]
+    assert rivals([], [], xy, 50) == []

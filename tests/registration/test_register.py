@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from anndata import AnnData
+from scipy.ndimage import uniform_filter
 from scipy.sparse import csr_matrix
 from spatialdata import SpatialData
 from spatialdata.models import Image2DModel
@@ -64,6 +65,16 @@ def test_the_pose_does_not_depend_on_where_the_cells_start(slide, start):
     assert not found.affine
     assert found.residuals.median < 1
     assert found.landscape[0].score > 2 * found.landscape[1].score
+
+
+def test_cells_without_visible_nuclei_are_registered_by_expression(slide):
+    level = slide.sdata.images[slide.image_key]["scale0"]["image"].to_numpy()
+    blurred = with_pixels(slide, np.stack([uniform_filter(uniform_filter(c, 41), 41) for c in level]))
+    wrong = moved(blurred, 188, 1.0, True, (900, -500))
+    found = find_pose(wrong)
+    assert (found.certified, found.by) == (True, "expression")
+    assert "single nuclei do not confirm it" in found.certificate.reason
+    assert error(blurred, wrong, found) < found.certificate.error
 
 
 @pytest.mark.slow

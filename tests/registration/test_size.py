@@ -8,8 +8,9 @@ from spatialdata.transformations import Affine, Identity, Scale, get_transformat
 
 import sigmma_sc as sg
 from sigmma_sc.pp.alignment import DEFAULTS
-from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE
-from sigmma_sc.registration.size import likely_sizes, size_by_area
+from sigmma_sc.registration.certificate import refusal
+from sigmma_sc.registration.register import KNOWN_SCALE, UNKNOWN_SCALE, Registered
+from sigmma_sc.registration.size import find_at_likely_sizes, likely_sizes, size_by_area
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import resolve_slides
 
@@ -50,10 +51,10 @@ def off_by(sdata, step):
 
 def test_an_identity_says_nothing_of_the_pixels():
     sdata = scanned(500, 1)
-    assert likely_sizes(slide_of(sdata)) == [(0.5, UNKNOWN_SCALE)]
-    assert likely_sizes(slide_of(sdata, microns_per_pixel=0.7)) == [(0.7, KNOWN_SCALE)]
-    set_transformation(sdata["he_image"], Affine(np.diag([2.0, 2.0, 1.0]), **AXES), "global")
-    assert likely_sizes(slide_of(sdata)) == [(1.0, KNOWN_SCALE)]
+    assert list(likely_sizes(slide_of(sdata))) == [(0.5, UNKNOWN_SCALE)]
+    assert list(likely_sizes(slide_of(sdata, microns_per_pixel=0.7))) == [(0.7, KNOWN_SCALE)]
+    set_transformation(sdata["he_image"], Affine(np.diag([1.01, 1.01, 1.0]), **AXES), "global")
+    assert list(likely_sizes(slide_of(sdata))) == [(pytest.approx(0.505), KNOWN_SCALE)]
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
@@ -71,6 +72,40 @@ def test_a_scan_of_unknown_size_is_registered():
     assert off_by(sdata, 2) < 1
     sg.SIGMMA.setup_spatialdata(sdata)
     assert slide_of(sdata).microns_per_pixel == pytest.approx(1, rel=0.005)
+
+
+@pytest.mark.slow
+def test_a_wrong_size_by_a_transformation_is_corrected():
+    """A scan turned by hand in another program, whose affine knows nothing of the size of its pixels."""
+    sdata = scanned(1500, 2)
+    turned = Affine(np.array([[0.0, -1.0, 900.0], [1.0, 0.0, 40.0], [0.0, 0.0, 1.0]]), **AXES)
+    set_transformation(sdata["he_image"], turned, "global")
+    wrong = slide_of(sdata)
+    assert list(likely_sizes(wrong)) == [(0.5, KNOWN_SCALE), (pytest.approx(1, rel=0.2), UNKNOWN_SCALE)]
+    (row,) = sg.pp.register(sdata).itertuples()
+    assert row.written
+    assert "pixels are of 0.99" in row.advice or "pixels are of 1" in row.advice
+    assert "not of 0.5 µm" in row.advice
+    assert off_by(sdata, 2) < 1
+
+
+def test_without_a_certified_pose_the_search_at_the_size_of_the_alignment_counts(monkeypatch):
+    lost = Registered(None, refusal("lost"), "expression", False, None, [])
+    tried = []
+
+    def refuse(slide, scales, seed):
+        tried.append((slide.microns_per_pixel, scales))
+        return replace(lost, certificate=refusal(f"at {slide.microns_per_pixel:.1f}"))
+
+    monkeypatch.setattr("sigmma_sc.registration.size.find_pose", refuse)
+    sdata = scanned(500, 2)
+    about_one = pytest.approx(1, rel=0.2)
+    assert find_at_likely_sizes(slide_of(sdata))[1].certificate.reason == "at 0.5"
+    assert tried == [(about_one, UNKNOWN_SCALE), (0.5, UNKNOWN_SCALE)]
+    tried.clear()
+    set_transformation(sdata["he_image"], Affine(np.diag([-1.0, 1.0, 1.0]), **AXES), "global")
+    assert find_at_likely_sizes(slide_of(sdata))[1].certificate.reason == "at 0.5"
+    assert tried == [(0.5, KNOWN_SCALE), (about_one, UNKNOWN_SCALE)]
 
 
 def test_a_stated_size_is_that_of_the_scan():

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.markup import escape
 
+from sigmma_sc import _keys
 from sigmma_sc._checks import require_interval, require_withhold
 from sigmma_sc._files import require_writable, writing
 from sigmma_sc.cli import options as option
+from sigmma_sc.cli.landmarks import read_landmarks
 from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
 from sigmma_sc.config import Config
 from sigmma_sc.errors import SetupError, SigmmaError
@@ -43,6 +45,7 @@ OPTIONS = {
     "cache_dir": "--cache",
     "checkpoint_dir": "--checkpoints",
     "overwrite": "--overwrite",
+    "landmarks": "--landmarks",
     **{name: f"--set {name}" for name in Config.__dataclass_fields__ if name != "seed"},
 }
 """Options of the commands by the arguments of Python that they set."""
@@ -133,6 +136,7 @@ def register(
     coordinate_system: option.System = ["global"],  # noqa: B006
     layer: option.Layer = None,
     microns_per_pixel: option.Microns = None,
+    landmarks: option.Landmarks = None,
     overwrite: option.Again = False,
 ) -> None:
     """Find where each image belongs on its cells, and write certified poses to the store.
@@ -141,6 +145,7 @@ def register(
     """
     from sigmma_sc import pp
 
+    marked = None if landmarks is None else read_landmarks(landmarks)
     sdata = _read(store)
     require_writable(store / "any")
     images = _by_region(image)
@@ -154,16 +159,19 @@ def register(
             _by_region(coordinate_system),
             layer=layer,
             microns_per_pixel=microns_per_pixel,
+            landmarks=marked,
             overwrite=overwrite,
         )
     with writing(store):
         for region in report.index[report.written]:
             sdata.write_transformations(images[region] if isinstance(images, dict) else images)
+            if (squares := _keys.tile_squares(region)) in sdata.shapes:
+                sdata.write_transformations(squares)
         if report.written.any():
             sdata.write_attrs()
     for slide, row in report.iterrows():
         moved = f" (moved by {row.moved:.0f} µm)" if row.written else ""
-        console.print(f"[bold]{slide}[/bold]: {row.verdict}{moved}\n  {row.advice}")
+        console.print(f"[bold]{slide}[/bold]: {row.verdict}{moved}\n  {escape(with_options(row.advice))}")
     if (report.verdict != "registered").any():
         raise typer.Exit(1)
 

@@ -39,6 +39,13 @@ Options = Annotated[
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
+Landmarks = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV of places marked by hand, in place of the search: image_x, image_y (px of the full-resolution image), cell_x, "
+        "cell_y (µm, as the cells), and slide if there are several."
+    ),
+]
 Again = Annotated[bool, typer.Option("--overwrite", help="Register images again that were registered before.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Folder that keeps patch features between runs.")]
 Checkpoints = Annotated[

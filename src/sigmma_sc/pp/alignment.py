@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_whole
 from sigmma_sc.errors import RegistrationWarning, SetupError
 from sigmma_sc.registration.dapi import witnessed
 from sigmma_sc.registration.landmarks import pose_of_landmarks, read_landmarks
-from sigmma_sc.registration.place import moved, place, placed, require_free
-from sigmma_sc.registration.record import record_of
-from sigmma_sc.registration.register import Registered
+from sigmma_sc.registration.place import embedded, moved, place, placed, require_free
+from sigmma_sc.registration.record import alignment, record_of
+from sigmma_sc.registration.register import KNOWN_SCALE, Registered
 from sigmma_sc.registration.size import find_at_likely_sizes, identity
 from sigmma_sc.tissue.appearance import warn_of_image
 from sigmma_sc.tissue.setup import Setup, prefixed, resolve_slides, stored_setup
@@ -67,7 +69,8 @@ def register(
     microns_per_pixel
         Size of a pixel of level 0 in µm, or sizes by region. Scales within 2 % of it are searched. Without it, the
         transformation of the image determines the size. An identity does not: then scales from 0.8 to 1.25 are searched
-        about the unit of the system, and about the size at which the image holds as much tissue as the cells cover.
+        about the unit of the system, and about the size at which the image holds as much tissue as the cells cover. The
+        latter is also tried where nothing fits at the size by the transformation.
     landmarks
         Places marked by hand, used in place of the search; or landmarks by slide, where slides without any are searched.
         Three or more pairs, not on a line: an array ``(n, 2, 2)``, two arrays ``(n, 2)``, or the names of two elements of
@@ -94,9 +97,10 @@ def register(
     contradicts is not certified. ``residual``: median shift in µm of single windows, or of landmarks, that remains, as in a
     deformed section.
 
-    The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``. The rows, with what
-    :func:`sigmma_sc.pl.register` shows, are kept in ``sdata.attrs["sigmma_registration"]``. Write both to the store with ``sdata.write_transformations(image_key)`` and
-    ``sdata.write_attrs()``.
+    The transformation before is kept on the image as that to ``"<coordinate_system>_unregistered"``. Tile squares that
+    :meth:`sigmma_sc.SIGMMA.write_embeddings` wrote are in pixels of the image, and get the same two transformations. The
+    rows, with what :func:`sigmma_sc.pl.register` shows, are kept in ``sdata.attrs["sigmma_registration"]``. Write them to the
+    store with ``sdata.write_transformations()`` and ``sdata.write_attrs()``.
 
     Raises
     ------
@@ -111,7 +115,7 @@ def register(
     Warns
     -----
     RegistrationWarning
-        The pose of a slide cannot be told.
+        The pose of a slide cannot be told, or the object holds embeddings that were made with the alignment before.
     ImageWarning
         A part of an image is black or transparent, or the image may not be an H&E, of an object that was never set up.
 
@@ -169,7 +173,7 @@ def register(
         else:
             slide, found = find_at_likely_sizes(given_slide, seed)
         found = witnessed(slide, found, seed)
-        row = _row(slide, found)
+        row = _row(slide, found, given_slide.microns_per_pixel)
         if row["written"]:
             matrices.append((slide, placed(slide, found)))
         elif not found.certified:
@@ -179,13 +183,20 @@ def register(
     # After the last search, so that an error leaves every image as it was.
     for slide, matrix in matrices:
         place(slide, matrix)
+        if stale := embedded(slide):
+            warnings.warn(
+                f"Slide {slide.name!r}: {', '.join(stale)} are of the alignment before. Train again, and call "
+                "model.write_embeddings().",
+                RegistrationWarning,
+                stacklevel=2,
+            )
     for slide in slides:
-        # JSON has no NaN.
-        told = {key: value for key, value in rows[slide.name].items() if value == value}
+        # JSON has neither NaN nor infinity.
+        told = {k: v for k, v in rows[slide.name].items() if not isinstance(v, float) or np.isfinite(v)}
         known = slide.sdata.attrs.get(_keys.REGISTRATION, {})
         # A new dict, because subsets of an object share the one that it has.
         # By region: the name in a dict of objects is gone when the object is stored and read alone.
-        known = {**known, slide.region: told | records[slide.name]}
+        known = {**known, slide.region: told | records[slide.name] | {"alignment": alignment(slide)}}
         slide.sdata.attrs = {**slide.sdata.attrs, _keys.REGISTRATION: known}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("slide")
 
@@ -197,26 +208,26 @@ def _by_slide(landmarks: Any, slides: list[Slide]) -> dict[str, Landmarks]:  # n
     names = [slide.name for slide in slides]
     if not isinstance(landmarks, dict):
         if len(slides) > 1:
-            raise SetupError(f"landmarks belong to one of the slides {', '.join(names)}. Pass a dict by slide.")
+            raise SetupError(
+                f"landmarks belong to one of the slides {', '.join(names)}. Pass a dict by slide. A file needs a column slide."
+            )
         landmarks = {names[0]: landmarks}
     for name in landmarks:
         require_key(name, names, "slide of landmarks")
     return {slide.name: read_landmarks(slide, landmarks[slide.name]) for slide in slides if slide.name in landmarks}
 
 
-def _row(slide: Slide, found: Registered) -> dict[str, Any]:
-    """What was found of one slide, in plain types."""
+def _row(slide: Slide, found: Registered, implied: float) -> dict[str, Any]:
+    """What was found of one slide, in plain types; ``implied`` is the size of a pixel by the alignment before, µm."""
     told = found.certificate
     distance = moved(slide, found)
     written = bool(found.certified and distance > told.error)
-    advice = f"{told.reason}."
+    advice = f"{told.reason}.{_on_size(slide, found, implied)}"
     if found.certified and not written:
         advice = f"{told.reason}. The cells are there already, within {distance:.1f} µm."
     if not found.certified:
-        unsized = slide.setup.microns_per_pixel is None and identity(slide)
-        size = "Give the size of its pixels as microns_per_pixel, if you know it. " if unsized else ""
         advice = (
-            f"{told.reason}. The image keeps its transformation. {size}Mark three or more places on image and cells, and pass "
+            f"{told.reason}. The image keeps its transformation. {_on_size(slide, found, implied)}Mark three or more places on image and cells, and pass "
             "them as landmarks=…"
         )
     return {
@@ -233,3 +244,20 @@ def _row(slide: Slide, found: Registered) -> dict[str, Any]:
         "residual": found.residuals.median if found.residuals is not None else float("nan"),
         "advice": advice,
     }
+
+
+def _on_size(slide: Slide, found: Registered, implied: float) -> str:
+    """A sentence on the size of a pixel, where the alignment before gave a wrong one, or one that may be wrong."""
+    if slide.setup.microns_per_pixel is not None:
+        return ""
+    if found.certified:
+        size = slide.microns_per_pixel
+        wrong = found.by != "landmarks" and not identity(slide) and max(size / implied, implied / size) > KNOWN_SCALE[1]
+        return (
+            f" Its pixels are of {size:.3g} µm, and not of {implied:.3g} µm as by the transformation." if wrong else ""
+        )
+    if identity(slide):
+        return "Give the size of its pixels as microns_per_pixel, if you know it. "
+    return (
+        f"If its pixels are not of {implied:.3g} µm, as by the transformation, give their size as microns_per_pixel. "
+    )

@@ -16,6 +16,7 @@ import numpy as np
 
 from sigmma_sc.errors import RegistrationWarning, SetupError
 from sigmma_sc.registration.haematoxylin import Match, measure_shift
+from sigmma_sc.registration.record import confirmed
 from sigmma_sc.tissue.setup import slides_of, totals_of
 
 if TYPE_CHECKING:
@@ -123,10 +124,15 @@ def share_under(found: Match) -> str:
 
 
 def warn_unregistered(slide: Slide) -> None:
-    """Warn if the cells of a slide are not on their nuclei, or not under the image and nothing says that this is right."""
+    """Warn if the cells of a slide are not on their nuclei, or not under the image and nothing says that this is right.
+
+    Where nuclei do not decide, the image may lie as :func:`sigmma_sc.pp.register` certified it.
+    """
     if slide.region is None:
         return
     report = registration(slide, totals_of(slide))
+    if not report.decided and confirmed(slide):
+        return
     unsure = report.verdict == CANNOT_TELL and report.match.on_image < MIN_ON_IMAGE
     if unsure or report.verdict in (MISREGISTERED, SHIFTED):
         warnings.warn(f"Slide {slide.name!r}: {report.advice}", RegistrationWarning, stacklevel=3)

@@ -32,6 +32,10 @@ STEPS_PER_SQUARE = 4
 PER_TURN = 6
 """Number of best shifts kept of each turn."""
 
+N_RIVALS = 3
+FAR = 4.0
+"""Number of best poses elsewhere that are kept in any case, and how many squares away from the best that is."""
+
 CHUNK = 2**15
 """Number of shifts whose normal equations are solved at once."""
 
@@ -47,7 +51,8 @@ class Candidate:
 def search(squares: Squares, colours: ColourMap, scales: tuple[float, float], n_best: int) -> list[Candidate]:
     """Best poses over eight turns and mirrorings, 15° about each, a range of scales, and every shift.
 
-    Poses differ by more than a square of ``colours`` (root mean square over the section), best first.
+    Poses differ by more than a square of ``colours`` (root mean square over the section), best first. The best elsewhere
+    are among them, because a certificate compares with these.
     """
     image = _Image.of(colours)
     middle, radius = spread(squares.xy)
@@ -55,7 +60,19 @@ def search(squares: Squares, colours: ColourMap, scales: tuple[float, float], n_
     for angle, scale, mirrored in turns(radius, colours.side, scales):
         pose = similarity(angle, scale, mirrored, middle, (0.0, 0.0))
         found += image.best_shifts(squares, pose, colours.side)
-    return distinct(found, squares.xy, colours.side, n_best)
+    best = distinct(found, squares.xy, colours.side, n_best)
+    return best + rivals(found, best, squares.xy, colours.side)
+
+
+def rivals(found: list[Candidate], best: list[Candidate], xy: NDArray[np.float64], side: float) -> list[Candidate]:
+    """The :data:`N_RIVALS` best candidates far from the first of ``best``, without those that are among ``best``.
+
+    Where colour varies slowly, all of the best may be neighbours of the first.
+    """
+    some = xy[:: max(1, len(xy) // 200)]
+    far = [one for one in found if displacement(one.pose, best[0].pose, some) > FAR * side] if best else []
+    known = {id(one) for one in best}
+    return [one for one in distinct(far, xy, side, N_RIVALS) if id(one) not in known]
 
 
 def turns(radius: float, side: float, scales: tuple[float, float]) -> Iterator[tuple[float, float, bool]]:

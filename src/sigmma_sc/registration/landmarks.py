@@ -13,7 +13,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.registration.certificate import REGISTERED, refusal
 from sigmma_sc.registration.check import lattice_pitch
 from sigmma_sc.registration.pose import scale_of
-from sigmma_sc.registration.register import N_WINDOWS, Registered, by_nuclei
+from sigmma_sc.registration.register import N_WINDOWS, NO_NUCLEI, Registered, by_nuclei
 from sigmma_sc.registration.residuals import Residuals
 from sigmma_sc.tissue.frame import affine_to, apply_affine
 
@@ -91,7 +91,9 @@ def pose_of_landmarks(slide: Slide, landmarks: Landmarks, seed: int) -> Register
     if np.isnan(lattice_pitch(slide.xy)):
         moved = replace(slide, xy=apply_affine(pose, slide.xy), microns_per_pixel=microns)
         refined = by_nuclei(moved, np.eye(3), N_WINDOWS, seed, replace(certificate, reason=reason), [])
-        if refined is not None and refined.matrix is not None:
+        if refined is None or refined.matrix is None:
+            certificate = replace(certificate, reason=certificate.reason + NO_NUCLEI)
+        else:
             pose = refined.matrix @ pose
             microns = _microns(slide, pose)
             certificate = refined.certificate

@@ -62,15 +62,30 @@ def placed(slide: Slide, found: Registered) -> NDArray[np.float64]:
 
 
 def place(slide: Slide, matrix: NDArray[np.float64]) -> None:
-    """Make an affine the transformation of the image; the first one stays under a name of its own."""
+    """Make an affine the transformation of the image; the first one stays under a name of its own.
+
+    Tile squares are in pixels of the image, and go with it.
+    """
     from spatialdata.transformations import Affine, set_transformation
 
-    image = slide.sdata.images[slide.image_key]
     system = slide.coordinate_system
     before = _transformations(slide)
-    if _keys.unregistered(system) not in before:
-        set_transformation(image, before[system], _keys.unregistered(system))
-    set_transformation(image, Affine(matrix, input_axes=("x", "y"), output_axes=("x", "y")), system)
+    first = before.get(_keys.unregistered(system), before[system])
+    for name in on_image(slide):
+        set_transformation(slide.sdata[name], first, _keys.unregistered(system))
+        set_transformation(slide.sdata[name], Affine(matrix, ("x", "y"), ("x", "y")), system)
+
+
+def on_image(slide: Slide) -> list[str]:
+    """Names of the elements in pixels of a slide's image: itself, and its tile squares if a model wrote them."""
+    squares = _keys.tile_squares(slide.region or slide.image_key)
+    return [slide.image_key] + [squares] * (squares in slide.sdata.shapes)
+
+
+def embedded(slide: Slide) -> list[str]:
+    """What of an object a model made from the cells where they were."""
+    written = [f"obsm[{key!r}]" for key in map(_keys.obsm_cells, slide.setup.scales) if key in slide.table.obsm]
+    return written + [f"tables[{_keys.TILES!r}]"] * (_keys.TILES in slide.sdata.tables)
 
 
 def _transformations(slide: Slide) -> dict[str, NDArray]:

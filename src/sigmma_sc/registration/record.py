@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sigmma_sc import _keys
+from sigmma_sc.registration.certificate import REGISTERED
 from sigmma_sc.registration.pose import displacement, linear_part
+from sigmma_sc.tissue.frame import affine_to
 
 if TYPE_CHECKING:
     from sigmma_sc.registration.coarse import Candidate
@@ -18,7 +21,7 @@ def record_of(slide: Slide, found: Registered) -> dict[str, Any]:
     """The setup and the evidence of a registration, for :func:`sigmma_sc.pl.register`.
 
     ``matrix`` ``(3, 3)`` takes the cells to where they belong, both px of level 0. ``poses`` are the distinct ones of the
-    search, best first. ``residuals`` ``(n, 4)`` are x and y of a window on the image and its shift along x and y, µm.
+    search, best first. ``alignment`` of the image is added once it is placed. ``residuals`` ``(n, 4)`` are x and y of a window on the image and its shift along x and y, µm.
     """
     residuals = found.residuals
     moves = np.empty((0, 4)) if residuals is None else np.column_stack([residuals.xy, residuals.shift])
@@ -40,3 +43,18 @@ def _pose(slide: Slide, one: Candidate, best: Candidate) -> dict[str, Any]:
         "scale": round(scale, 4),
         "mirrored": mirrored,
     }
+
+
+def alignment(slide: Slide) -> list[list[float]]:
+    """The affine ``(3, 3)`` of a slide's image to its coordinate system, as it is now."""
+    return affine_to(slide.sdata.images[slide.image_key], slide.coordinate_system, "image").tolist()
+
+
+def confirmed(slide: Slide) -> bool:
+    """Whether the image lies where a certified registration put it, or found it."""
+    told = slide.sdata.attrs.get(_keys.REGISTRATION, {}).get(slide.region, {})
+    return bool(
+        told.get("verdict") == REGISTERED
+        and "alignment" in told
+        and np.allclose(told["alignment"], alignment(slide), rtol=1e-9)
+    )

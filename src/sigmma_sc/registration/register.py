@@ -63,6 +63,9 @@ BIAS = 0.1
 LEAST_TISSUE = 0.02
 """Least share of an image that is tissue."""
 
+NO_NUCLEI = ", but single nuclei do not confirm it: they are not visible, or the image is of another section"
+"""What is said of cells whose pose nuclei do not confirm."""
+
 N_WINDOWS = 120
 """Number of windows of the fine step by nuclei."""
 
@@ -152,8 +155,10 @@ def find_pose(
     if certificate.verdict == CANNOT_TELL:
         return Registered(landscape[0].pose, certificate, "expression", False, None, landscape, before)
     start = refine(squares, colours, found[0].pose, scales, sizes.fine / 4, 0.2).pose
-    done = by_nuclei(slide, start, n_windows, seed, certificate, landscape) if np.isnan(sizes.pitch) else None
+    cells = bool(np.isnan(sizes.pitch))
+    done = by_nuclei(slide, start, n_windows, seed, certificate, landscape) if cells else None
     if done is None:
+        certificate = replace(certificate, reason=certificate.reason + NO_NUCLEI * cells)
         done = _by_expression(slide, squares, raster, start, sizes, scales, seed, certificate, landscape)
     return replace(done, before=before)
 

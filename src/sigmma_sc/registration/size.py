@@ -15,6 +15,8 @@ from sigmma_sc.tissue.frame import PLAUSIBLE_MICRONS, affine_to, axis_scale, mic
 from sigmma_sc.tissue.mask import tissue_mask
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from sigmma_sc.tissue.frame import Slide
@@ -27,16 +29,19 @@ BLOCK = 50.0
 
 
 def find_at_likely_sizes(slide: Slide, seed: int = 0) -> tuple[Slide, Registered]:
-    """Search the pose at each likely size of a pixel until one is certified; the slide has the size of the last.
+    """Search the pose at each likely size of a pixel until one is certified; the slide has the size of that search.
 
-    The positions of the slide's cells and the pose's matrix are in px of the image, as they were.
+    If none is, the search at the size of the alignment is returned. The positions of the slide's cells and the pose's
+    matrix are in px of the image, as they were.
     """
+    searches = []
     for microns, scales in likely_sizes(slide):
         sized, found = _find_at(slide, microns, scales, seed)
+        searches.append((sized, found))
         if found.certified and found.matrix is not None:
             break
     else:
-        return sized, found
+        return next(one for one in searches if one[0].microns_per_pixel == slide.microns_per_pixel)
     if scales == UNKNOWN_SCALE:
         # A certified pose tells the size. With it, windows and errors are as large as they say.
         again = _find_at(slide, _implied(slide) / scale_of(found.matrix), KNOWN_SCALE, seed)
@@ -61,21 +66,26 @@ def _find_at(slide: Slide, microns: float, scales: tuple[float, float], seed: in
     return replace(slide, microns_per_pixel=microns), found
 
 
-def likely_sizes(slide: Slide) -> list[tuple[float, tuple[float, float]]]:
+def likely_sizes(slide: Slide) -> Iterator[tuple[float, tuple[float, float]]]:
     """Sizes of a pixel in µm to try, most likely first, and the range of scales to search about each.
 
-    A size that is stated, or given by a transformation of the image, is the only one. An identity transformation gives
-    the size of the system's units, which another scanner's pixels need not have: sections of tissue that are equally
-    large on the image and among the cells give a second one.
+    A size that is stated is the only one. That by a transformation of the image comes first. An identity transformation
+    gives the size of the system's units, which another scanner's pixels need not have: then the size at which tissue is as
+    large on the image as among the cells comes first. It comes last for other transformations, which may be wrong.
     """
-    if slide.setup.microns_per_pixel is not None or not identity(slide):
-        return [(slide.microns_per_pixel, KNOWN_SCALE)]
-    sizes = [slide.microns_per_pixel]
+    size = slide.microns_per_pixel
+    known = slide.setup.microns_per_pixel is not None
+    guessed = identity(slide)
+    if known or not guessed:
+        yield size, KNOWN_SCALE
+    if known:
+        return
     by_area = size_by_area(slide)
     low, high = PLAUSIBLE_MICRONS
-    if low <= by_area <= high and max(by_area / sizes[0], sizes[0] / by_area) > ALIKE:
-        sizes.insert(0, by_area)
-    return [(size, UNKNOWN_SCALE) for size in sizes]
+    if low <= by_area <= high and max(by_area / size, size / by_area) > ALIKE:
+        yield by_area, UNKNOWN_SCALE
+    if guessed:
+        yield size, UNKNOWN_SCALE
 
 
 def identity(slide: Slide) -> bool:
