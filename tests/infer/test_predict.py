@@ -1,5 +1,4 @@
 import json
-import shutil
 import warnings
 from dataclasses import replace
 
@@ -7,14 +6,13 @@ import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
-from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from sigmma_sc import SIGMMA
-from sigmma_sc.errors import ExpressionWarning, SetupError, UnlikeWarning
+from sigmma_sc.errors import ExpressionWarning, SetupError
 from sigmma_sc.infer import predict as predict_module
 from sigmma_sc.infer.evaluate import chosen_counts
 from sigmma_sc.infer.predict import (
@@ -44,7 +42,9 @@ def made_up(n=40, g=6, d=5, n_slides=1, seed=0):
     genes = [f"g{k}" for k in range(g)]
     encoder = np.concatenate([image[s] for s in SCALES], axis=1).astype(np.float16)
     block = np.arange(n) // 5
-    return Reference(genes, 500.0, expression.astype(np.float16), image, transcriptome, encoder, slide, block, train)
+    position, stain = np.zeros((n, 2), np.float32), np.zeros((n, 6), np.float32)
+    tiles = (slide, block, train, position, stain)
+    return Reference(genes, 500.0, expression.astype(np.float16), image, transcriptome, encoder, *tiles)
 
 
 def reliability(reference, how):
@@ -137,6 +137,8 @@ class TestReliability:
             np.zeros(6, int),
             np.zeros(6, int),
             np.arange(6) < 3,
+            np.zeros((6, 2), np.float32),
+            np.zeros((6, 6), np.float32),
         )
         with pytest.warns(ExpressionWarning, match="reliability of 1 of 3 genes is not known.* constant .*: constant"):
             found = reliability(reference, Prediction("retrieval", "all", 1, 0.07))
@@ -368,18 +370,3 @@ class TestInterval:
         for values in (found.X, found.layers["lower"], found.layers["upper"]):
             assert np.isnan(values[withheld]).all()
             assert np.isfinite(values[~withheld]).all()
-
-    def test_a_model_of_an_earlier_version_predicts_and_says_what_it_cannot_tell(self, saved, alone, encoder, tmp_path):
-        shutil.copytree(saved, tmp_path / "old")
-        path = tmp_path / "old" / "weights.safetensors"
-        tensors = load_file(path)
-        save_file({k: v for k, v in tensors.items() if k not in ("reference.position", "reference.stain")}, path)
-        old = SIGMMA.load(tmp_path / "old", alone, encoder(input_size=32))
-        with pytest.raises(
-            SetupError, match="saved by an earlier version, without them, so that no interval can be given"
-        ):
-            old.predict_expression(interval=0.9)
-        with pytest.warns(UnlikeWarning, match="No tile is withheld. The model was saved by an earlier version"):
-            found = old.predict_expression()
-        assert "sigmma_alike" not in found.obs
-        assert np.isfinite(found.X).all()

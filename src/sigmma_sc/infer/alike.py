@@ -69,11 +69,6 @@ class Likeness:
         With training tiles of several slides, distances are to tiles of other slides. A new slide is then as unlike as
         these are to each other. With one slide they are to tiles of other spatial blocks.
         """
-        if reference.stain is None:
-            raise SetupError(
-                "The model was saved by an earlier version, without the stain of its tiles, so that it cannot tell which tiles "
-                "are unlike them. Train and save it again."
-            )
         train = reference.train
         group = reference.slide if len(np.unique(reference.slide[train])) > 1 else reference.block
         stain = View.of(reference.stain, train, group)

@@ -28,11 +28,6 @@ ROUNDING = 1e-9
 def interval_blocks(reference: Reference, level: float) -> NDArray[np.int64]:
     """Block of each validation tile of a model, or :class:`SetupError` if there are too few blocks for a level."""
     held = ~reference.train
-    if reference.position is None:
-        raise SetupError(
-            f"interval={level:g} needs the places of the validation tiles. The model was saved by an earlier version, without "
-            "them, so that no interval can be given. Train and save it again."
-        )
     blocks = calibration_blocks(reference.position[held], reference.slide[held])
     require_level(level, len(np.unique(blocks)))
     return blocks

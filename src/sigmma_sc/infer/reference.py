@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 PREFIX = "reference."
 """Of its tensors among those of a saved model."""
 
-ARRAYS = ("expression", "encoder", "slide", "block", "train")
+ARRAYS = ("expression", "encoder", "slide", "block", "train", "position", "stain")
 """Fields of a reference that are arrays, beside the embeddings by scale."""
-
-NEWER = ("position", "stain")
-"""Arrays that a model has only if it was saved by a version that knew them."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,8 @@ class Reference:
     slide: NDArray[np.int64]
     block: NDArray[np.int64]
     train: NDArray[np.bool_]  # which are training tiles, (n,); the others are validation tiles
-    # Corner of each tile in tile sides, (n, 2), and its stain, (n, 6); None in models of earlier versions.
-    position: NDArray[np.float32] | None = None
-    stain: NDArray[np.float32] | None = None
+    position: NDArray[np.float32]  # corner of each tile in tile sides, (n, 2)
+    stain: NDArray[np.float32]  # that of each tile, (n, 6)
 
 
 def build_reference(embedder: Embedder, slides: Sequence[Slide]) -> Reference:
@@ -103,8 +99,7 @@ def encoder_features(embedder: Embedder, embedding: SlideEmbedding) -> NDArray[n
 
 def reference_tensors(reference: Reference) -> dict[str, torch.Tensor]:
     """Expression, embeddings, slides and roles; genes and library are plain JSON."""
-    arrays = {name: getattr(reference, name) for name in (*ARRAYS, *NEWER)}
-    arrays = {name: values for name, values in arrays.items() if values is not None}
+    arrays = {name: getattr(reference, name) for name in ARRAYS}
     for scale, values in reference.image.items():
         arrays[f"image.{scale}"] = values
     for scale, values in reference.transcriptome.items():
@@ -126,5 +121,4 @@ def restore_reference(
         image={scale: array(f"image.{scale}") for scale in scales},
         transcriptome={scale: array(f"transcriptome.{scale}") for scale in scales},
         **{name: array(name) for name in ARRAYS},
-        **{name: array(name) for name in NEWER if PREFIX + name in tensors},
     )
