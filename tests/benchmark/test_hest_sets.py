@@ -81,16 +81,15 @@ def test_set(name, folder, tmp_path, monkeypatch):
         "encoder": "stain-stats",
     }
     fields = {f: getattr(config, f) for f in ("datasets", "title")}
-    config = type(config)(**fields, **small, seeds=(0, 1), train={"max_epochs": 2})
+    config = type(config)(**fields, **small, seeds=(0,), train={"max_epochs": 2})
     with pytest.warns(UserWarning, match="genes are on the panels of all samples"):
         table = run(config, tmp_path)
     data = config.datasets[0]
     assert set(table.dataset) == {data.name}
-    for seed in (0, 1):
-        trial = Trial.read(tmp_path / "trials" / data.name / "donor" / "sigmma" / f"{seed}.npz")
-        held = {str(slide).split("/")[0] for slide in trial.slide}
-        assert held < set(data.hest["samples"])
-        assert ("TENX95" in held) == ("TENX99" in held)
+    trial = Trial.read(tmp_path / "trials" / data.name / "donor" / "sigmma" / "0.npz")
+    held = {str(slide).split("/")[0] for slide in trial.slide}
+    assert held < set(data.hest["samples"])
+    assert ("TENX95" in held) == ("TENX99" in held)
     assert table[table.metric == "pcc"].value.notna().sum() > 0
     text = (tmp_path / "report.md").read_text()
     assert f"## {data.name}: published" in text

@@ -82,8 +82,8 @@ def test_refusals_and_the_warning():
 
 
 @pytest.mark.slow
-def test_whole_cores_of_one_image_are_held_out(cores):
-    model = SIGMMA(cores, n_latent=8)
+def test_whole_cores_of_one_image_are_held_out(cores, encoder):
+    model = SIGMMA(cores, encoder(), n_latent=8)
     model.train(max_epochs=1, batch_size=32, split="sample", stride=64, enable_progress_bar=False)
     held = model.data.roles.split
     (slide,) = model.resolve()

@@ -1,13 +1,8 @@
 import copy
 import errno
-import json
 import math
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -296,79 +291,3 @@ def test_nested_values_come_back_as_they_were(tmp_path):
         SafetensorsIO().save_checkpoint({"callbacks": {"mine": object()}}, tmp_path / FILE)
     assert torch.equal(read_checkpoint(tmp_path / FILE)["half"], state["half"])
     assert [p.name for p in tmp_path.iterdir()] == [FILE]
-
-
-SCRIPT = """
-import json, sys, time, warnings
-from pathlib import Path
-import lightning.pytorch as pl
-import spatialdata, torch
-from sigmma_sc import SIGMMA, ImageEncoder
-from sigmma_sc.features import patches as features
-
-class Slow(torch.nn.Module):
-    def forward(self, x):
-        time.sleep(0.01)
-        return torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)
-
-class Tell(pl.Callback):
-    def on_train_batch_start(self, trainer, plan, batch, batch_idx):
-        time.sleep(0.01)
-    def on_train_epoch_start(self, trainer, plan):
-        with (folder / "epochs").open("a") as file:
-            file.write(f"{trainer.current_epoch}\\n")
-
-folder = Path(sys.argv[1])
-features.FLUSH_SECONDS = 0.1
-warnings.simplefilter("ignore")
-sdata = spatialdata.read_zarr(folder.parent / "slide.zarr")
-SIGMMA.setup_spatialdata(sdata, tile_size=64)
-model = SIGMMA(sdata, ImageEncoder(Slow(), name="slow", input_size=16), n_latent=8, cache_dir=folder / "cache")
-(folder / "epochs").open("a").write("start\\n")
-model.train(max_epochs=250, batch_size=16, split="blocks",
-    checkpoint_dir=folder / "ckpt", callbacks=[Tell()], enable_progress_bar=False)
-model.save(folder / "model")
-"""
-
-
-@pytest.mark.slow
-def test_ten_kills_lose_no_finished_epoch_and_change_no_bit(tmp_path, rng):
-    simulate_tissue(n_cells=1200, seed=0).write(tmp_path / "slide.zarr")
-    told = {name: tmp_path / name / "epochs" for name in ("whole", "killed")}
-
-    def start(name):
-        (tmp_path / name).mkdir(exist_ok=True)
-        return subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path / name], stdout=subprocess.DEVNULL)
-
-    def lines():
-        return told["killed"].read_text().split() if told["killed"].exists() else []
-
-    whole = start("whole")
-    assert whole.wait(600) == 0
-    finished = 0
-    for turn in range(10):
-        before = len(lines())
-        process = start("killed")
-        # Some are killed while patches are encoded, the others at any moment of training.
-        while len(lines()) <= before + (turn >= 3):
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        began = lines()[before + 1 :]
-        if began:
-            assert int(began[0]) == finished
-            finished = int(began[-1])
-        if (tmp_path / "killed" / "ckpt" / FILE).exists():
-            stored = read_checkpoint(tmp_path / "killed" / "ckpt" / FILE)
-            epochs = len(stored[OURS]["history"]["train_loss_epoch"]["index"])
-            assert epochs in (finished, finished + 1)
-            finished = epochs
-    assert start("killed").wait(600) == 0
-    assert finished > 0
-    for name in ("model.json", "weights.safetensors"):
-        assert (tmp_path / "killed" / "model" / name).read_bytes() == (tmp_path / "whole" / "model" / name).read_bytes()
-    history = json.loads((tmp_path / "killed" / "model" / "model.json").read_text())["history"]
-    assert history["train_loss_epoch"]["index"] == list(range(250))
-    assert history["validation_loss"]["index"] == list(range(250))
