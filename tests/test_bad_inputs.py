@@ -172,11 +172,13 @@ write = method("write_embeddings", overwrite=True)
 retrieval = method("evaluate_retrieval")
 expression = method("evaluate_expression")
 predict = method("predict_expression")
+gene_reliability = method("get_gene_reliability")
+report = tool(sg.report, "model", "sdata", path="never.html", key="own")
 attention = method("get_attention", tiles=["cell_circles_0"])
 embed_split = method("embed_split")
 
 WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, tile_table, write, retrieval,
-                expression, predict, embed_split)  # fmt: skip
+                expression, predict, embed_split, report)  # fmt: skip
 WITH_TABLES = (niches, assign, transfer_labels, rank, compare, map_niches, composition, signature)
 
 VALUES = {
@@ -246,6 +248,15 @@ VALUES = {
     retrieval: {"split": ("tests", None, 3)},
     expression: {"split": ("tests", None, 3), "protocol": ("hest1k", None)},
     predict: {"method": ("knn", None), "scale": ("mesa", None), "n_neighbors": NOT_WHOLE},
+    gene_reliability: {"method": ("auto", None), "scale": ("mesa", None), "n_neighbors": NOT_WHOLE},
+    report: {
+        "model": (None, "model", 3),
+        "path": ("", 3, None, [], "."),
+        "key": ("mine", "", 3, None),
+        "groupby": ("kind", "", 3, []),
+        "title": ("", 3, None, []),
+        "command": ("", 3, []),
+    },
     attention: {"tiles": ([], None, ["nowhere_0"], [3]), "when": ("now", None)},
     embed_split: {"split": ("tests", None)},
     check: {"seed": NOT_WHOLE_FROM_0},

@@ -68,7 +68,7 @@ def _top(
 
 
 def markers(adata: AnnData, scales: Sequence[str], key: str, layer: str | None) -> dict[str, dict[str, list[str]]]:
-    """Genes of each niche by scale, by :func:`sigmma_sc.tl.rank_niche_genes`; the table is not changed.
+    """Genes of each niche by scale, by :func:`sigmma_sc.tl.rank_niche_genes` with a t-test; the table is not changed.
 
     A niche of a single cell has none, nor has any niche of a scale with one niche.
     """
@@ -84,7 +84,8 @@ def markers(adata: AnnData, scales: Sequence[str], key: str, layer: str | None) 
         sizes = own.obs[column].value_counts()
         if (sizes > 0).sum() < 2 or sizes.max() < 2:
             continue
-        rank_niche_genes(own, scale, key, key_added="markers")
+        # Wilcoxon's test took more than six minutes on three scales of 116,580 cells × 377 genes.
+        rank_niche_genes(own, scale, key, method="t-test", key_added="markers")
         ranked = rank_genes_groups_df(own, group=None, key="markers")
         # A single group is not named in the frame of scanpy.
         groups = ranked.get("group", pd.Series(own.uns["markers"]["names"].dtype.names[0], index=ranked.index))

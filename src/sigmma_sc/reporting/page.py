@@ -131,7 +131,7 @@ def _map(contents: Contents) -> str:
 def _niches(contents: Contents) -> str:
     intro = (
         "<p>Share of the cells that have a niche of the scale. Confidence is the share of clustering runs in which a cell keeps "
-        "its niche, mean over cells. Genes are ranked against all other niches of the scale, the best first; those tests only "
+        "its niche, mean over cells. Genes are ranked by t-tests against all other cells, the best first; those tests only "
         "rank. The tiles are those with the largest share of the niche.</p>"
     )
     parts = [intro]

@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from sigmma_sc import _keys
+from sigmma_sc import __version__, _keys
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,7 +35,7 @@ def settings_of(model: SIGMMA, setup: Setup, cells: AnnData, command: str | None
             found[f"option {name}"] = json.dumps(value, ensure_ascii=False)
     for column, record in cells.uns.get(_keys.UNS, {}).get("niches", {}).items():
         found[f"resolution of {column}"] = f"{float(record['resolution']):g}, {int(record['n_runs'])} runs"
-    found["sigmma-sc"] = version("sigmma-sc")
+    found["sigmma-sc"] = __version__
     found["Python"] = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     for package in PACKAGES:
         found[package] = version(package)
