@@ -5,6 +5,7 @@ import numpy as np
 from PIL import Image
 
 from sigmma_sc.reporting.pictures import MOST_PIXELS, TILE, figure_picture, slide_picture, tile_pictures
+from sigmma_sc.tissue.frame import image_levels
 
 
 def image_of(address):
@@ -30,7 +31,7 @@ def test_tiles_are_what_the_image_shows(run):
     assert set(found) == {3, 7}
     x, y = np.round(slide.tiles.origins[7]).astype(int)
     side = round(slide.side)
-    truth = np.asarray(sdata["he_image"])[:, y : y + side, x : x + side]
+    truth = image_levels(sdata, "he_image")[0].data[:, y : y + side, x : x + side].compute()
     shown = image_of(found[7])[1]
     assert shown.size == (TILE, TILE)
     np.testing.assert_allclose(np.asarray(shown).mean((0, 1)), truth.mean((1, 2)), atol=3)

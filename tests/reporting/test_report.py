@@ -38,7 +38,7 @@ def test_arrays_are_those_of_the_table(run, page, decode):
         labels = table.obs[f"sigmma_niche_{scale}"]
         (names,) = ([n["name"] for n in s["niches"]] for s in page.json["scales"] if s["name"] == scale)
         assert names == list(labels.cat.categories)
-        codes = labels.cat.codes.to_numpy()[rows]
+        codes = labels.cat.codes.to_numpy(int)[rows]
         np.testing.assert_array_equal(decode(cells["niche"][scale]), np.where(codes < 0, 255, codes))
         percent = decode(cells["confidence"][scale])
         share = table.obs[f"sigmma_niche_{scale}_confidence"].to_numpy()[rows]

@@ -282,7 +282,7 @@ def report(
 ) -> None:
     """Write a run to one HTML file, with maps of the niches on the H&E. It opens in a browser and needs nothing else."""
     from sigmma_sc import SIGMMA
-    from sigmma_sc import report as write_report
+    from sigmma_sc.reporting import report as write_report
 
     file = run / "report.html" if out is None else out
     if file.exists() and not overwrite:

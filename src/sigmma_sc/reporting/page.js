@@ -127,19 +127,20 @@
     }
   }
 
-  function drawBar(ctx, slide, view, width, height) {
+  // A unit is a pixel of the screen, and more on the larger canvas of a print.
+  function drawBar(ctx, slide, view, width, height, unit = 1) {
     const most = (0.25 * width * slide.microns) / view.zoom;
     const power = 10 ** Math.floor(Math.log10(most));
     const microns = power * [5, 2, 1].find((k) => k * power <= most);
     const length = (microns / slide.microns) * view.zoom;
     const text = microns >= 1000 ? `${microns / 1000} mm` : `${microns} µm`;
-    ctx.font = "13px system-ui, sans-serif";
+    ctx.font = `${13 * unit}px system-ui, sans-serif`;
     const wide = Math.max(length, ctx.measureText(text).width);
     ctx.fillStyle = "rgba(255, 255, 255, .85)";
-    ctx.fillRect(8, height - 38, wide + 16, 30);
+    ctx.fillRect(8 * unit, height - 38 * unit, wide + 16 * unit, 30 * unit);
     ctx.fillStyle = "#000";
-    ctx.fillText(text, 16, height - 22);
-    ctx.fillRect(16, height - 16, length, 3);
+    ctx.fillText(text, 16 * unit, height - 22 * unit);
+    ctx.fillRect(16 * unit, height - 16 * unit, length, 3 * unit);
   }
 
   let waiting = false;
@@ -297,7 +298,7 @@
         ctx.globalAlpha = 0.8;
         drawCells(ctx, slide, scale, { x: 0, y: 0, zoom }, own.width, own.height, -1);
         ctx.globalAlpha = 1;
-        drawBar(ctx, slide, { zoom }, own.width, own.height);
+        drawBar(ctx, slide, { zoom }, own.width, own.height, 2.5);
         const figure = document.createElement("figure");
         const caption = document.createElement("figcaption");
         caption.textContent = `${slide.name}, ${scale.name}`;
