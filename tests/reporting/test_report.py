@@ -104,6 +104,22 @@ def test_what_is_missing_names_the_call(run, tmp_path, remove, error, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_record_of_a_registration_is_shown(run, tmp_path, page_of):
+    import spatialdata as sd
+
+    sdata, model = run
+    own = sd.SpatialData(
+        dict(sdata.images), shapes=dict(sdata.shapes), tables=dict(sdata.tables), attrs=copy.deepcopy(sdata.attrs)
+    )
+    record = {"setup": model.setup.to_json(), "matrix": None, "poses": [], "residuals": [], "written": False}
+    own.attrs["sigmma_registration"] = {"cell_circles": {**record, "verdict": "<i>uncertain</i>", "error": 3.25}}
+    page = page_of(sg.report(model, own, tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "<i>uncertain</i>" in page.texts
+    assert "3.25" in page.texts
+    pictures = [attributes["src"] for tag, attributes in page.elements if "registration" in attributes.get("alt", "")]
+    assert [picture[:21] for picture in pictures] == ["data:image/png;base64"]
+
+
 def test_a_model_must_be_trained_and_the_object_be_one(run, tmp_path, encoder):
     sdata, model = run
     with pytest.raises(NotTrainedError):
