@@ -21,11 +21,11 @@ OUT = HERE / "_static" / "architecture.png"
 BASE = ("config", "_keys", "_checks", "_files", "errors")
 """Files at the bottom, drawn as one box: nearly every room imports them."""
 
-FACES = ("cli", "benchmark", "baselines", "model", "pl", "tl", "pp")
+FACES = ("cli", "reporting", "benchmark", "baselines", "model", "pl", "tl", "pp")
 FACE, ROOM, GROUND, LINE = "#FBE3C0", "#CFE6F5", "#E8E8E8", "#5A6B78"
 WIDTH, HALF_HEIGHT = 1.4, 0.21
 COLUMN = {
-    "cli": 3.6, "benchmark": 3.6, "baselines": 0.0, "model": 0.0,
+    "cli": 3.6, "reporting": 1.2, "benchmark": 3.6, "baselines": 0.0, "model": 0.0,
     "store": -1.7, "pp": 1.5, "tl": 3.0, "pl": 4.5,
     "train": -2.6, "infer": -0.6, "niches": 2.9,
     "features": -1.7, "nn": -2.6, "encoders": -2.6, "registration": 1.9,

@@ -183,12 +183,15 @@ write = method("write_embeddings", overwrite=True)
 retrieval = method("evaluate_retrieval")
 expression = method("evaluate_expression")
 predict = method("predict_expression")
+explorer = tool(sg.io.to_xenium_explorer, "adata", path="never.csv", key="own_meso")
+gene_reliability = method("get_gene_reliability")
+report = tool(sg.report, "model", "sdata", path="never.html", key="own")
 attention = method("get_attention", tiles=["cell_circles_0"])
 embed_split = method("embed_split")
 
 WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, cell_table, tile_table, write, retrieval,
-                expression, predict, embed_split)  # fmt: skip
-WITH_TABLES = (niches, assign, transfer_labels, rank, compare, map_niches, composition, signature)
+                expression, predict, embed_split, report)  # fmt: skip
+WITH_TABLES = (explorer, niches, assign, transfer_labels, rank, compare, map_niches, composition, signature)
 
 VALUES = {
     setup: {
@@ -263,6 +266,16 @@ VALUES = {
         "n_neighbors": NOT_WHOLE,
         "interval": NO_LEVELS,
         "withhold": (-0.1, 1, "0.01", NAN, True, [0.01]),
+    },
+    gene_reliability: {"method": ("auto", None), "scale": ("mesa", None), "n_neighbors": NOT_WHOLE},
+    explorer: {"path": ("", 3, None, []), "key": ("kind", "", 3, None), "cell_id": ("name", 3, [])},
+    report: {
+        "model": (None, "model", 3),
+        "path": ("", 3, None, [], "."),
+        "key": ("mine", "", 3, None),
+        "groupby": ("kind", "", 3, []),
+        "title": ("", 3, None, []),
+        "command": ("", 3, []),
     },
     attention: {"tiles": ([], None, ["nowhere_0"], [3]), "when": ("now", None)},
     embed_split: {"split": ("tests", None)},

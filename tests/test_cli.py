@@ -19,7 +19,7 @@ from sigmma_sc.cli.results import model_kept, require_free
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import ExistsError, WriteError
 
-RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv"}
+RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv", "run.json"}
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def test_embed_an_image_alone(store, results, tmp_path, capsys):
     assert run(*arguments) == 2
     assert "--microns-per-pixel=" in said(capsys)
     assert run(*arguments, "--microns-per-pixel", 1.0) == 0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model", "tiles.zarr", "expression.h5ad"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"model", "tiles.zarr", "expression.h5ad", "run.json"}
     tiles = sd.read_zarr(tmp_path / "out" / "tiles.zarr")["sigmma_tiles"]
     trained = sd.read_zarr(results / "cells.zarr")["sigmma_tiles"]
     for scale in ("micro", "meso", "macro"):
@@ -114,6 +114,18 @@ def test_embed_an_image_alone(store, results, tmp_path, capsys):
     assert "--interval=0.9 needs 9 spatial blocks of validation tiles, the model has 0" in said(capsys)
     assert run(*arguments[:-1], "--overwrite", "--interval", 0.9) == 2
     assert "--interval goes with --he-only" in said(capsys)
+
+
+def test_report_is_written_once_from_a_run_without_images(results, tmp_path, capsys):
+    assert run("report", results, "--out", tmp_path / "page.html", "--groupby", "cell_type") == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<title>results</title>" in page
+    assert "sigmma-sc train" in page
+    capsys.readouterr()
+    assert run("report", results, "--out", tmp_path / "page.html") == 2
+    assert "pass --overwrite" in said(capsys)
+    assert run("report", results / "model") == 2
+    assert "sigmma-sc train" in said(capsys)
 
 
 @pytest.mark.slow

@@ -115,6 +115,7 @@ ROWS = {
     "evaluate_expression": Row(
         lambda model, sdata, folder: model.evaluate_expression(sdata), alone=SetupError, own=True
     ),
+    "get_gene_reliability": Row(lambda model, sdata, folder: model.get_gene_reliability(), own=True),
     "predict_expression": Row(lambda model, sdata, folder: model.predict_expression(sdata), own=True),
     "write_embeddings": Row(written),
     "save": Row(saved),

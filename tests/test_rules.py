@@ -10,7 +10,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "sigmma_sc"
-FACES = ("model.py", "cli", "baselines", "benchmark", "pl", "tl", "pp")
+FACES = ("model.py", "cli", "reporting", "baselines", "benchmark", "pl", "tl", "pp")
 """What may take a model as an argument."""
 
 STRICT = ("features", "infer", "store", "train", "nn", "registration")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.niches.prototypes import NichePrototypes
     from sigmma_sc.nn.objectives import register_objective
+    from sigmma_sc.reporting.report import report
     from sigmma_sc.tissue.split import Split, register_split
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "register_node_features",
     "register_objective",
     "register_split",
+    "report",
     "tl",
 ]
 
@@ -53,6 +55,7 @@ _HOMES = {
     "register_node_features": "sigmma_sc.features.registry",
     "register_objective": "sigmma_sc.nn.objectives",
     "register_split": "sigmma_sc.tissue.split",
+    "report": "sigmma_sc.reporting.report",
 }
 
 

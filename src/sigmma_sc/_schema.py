@@ -104,7 +104,8 @@ def _is(value: object, kind: Any) -> bool:  # noqa: ANN401
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if kind is None:
         return value is None
-    return isinstance(value, kind)
+    # A document has lists alone.
+    return isinstance(value, (list, tuple) if kind is tuple else kind)
 
 
 def _words(schema: Any) -> str:  # noqa: ANN401

@@ -931,6 +931,59 @@ class SIGMMA:
         embedder = self.embedder
         return predict_expression(reference, embedder, embedder.slides(slides, cells=False), how)
 
+    def get_gene_reliability(
+        self, method: Literal["retrieval", "ridge"] = "retrieval", scale: str = "all", n_neighbors: int = 50
+    ) -> pd.DataFrame:
+        """How well expression is predicted from H&E, gene by gene, on the validation tiles of the model.
+
+        Parameters
+        ----------
+        method, scale, n_neighbors
+            As in :meth:`predict_expression`.
+
+        Returns
+        -------
+        Data frame by gene. ``reliability`` is the Pearson correlation of predicted and measured expression across the
+        validation tiles of a slide, mean over slides; NaN where it is not known. ``reliability_n_tiles`` is the number of
+        these tiles, and ``method`` the method.
+
+        Raises
+        ------
+        SetupError
+            The model holds no expression, or the method needs more tiles.
+
+        Warns
+        -----
+        ExpressionWarning
+            The reliability of some genes is not known.
+
+        See Also
+        --------
+        predict_expression : The prediction itself, with the same columns in ``var``.
+
+        Examples
+        --------
+        >>> table = model.get_gene_reliability()
+        >>> bool(table.loc["EPCAM", "reliability"] > 0.5)
+        True
+        """
+        from sigmma_sc.infer.predict import (
+            Prediction,
+            predict_held_out,
+            reliability_of,
+            require_enough,
+            temperature_of,
+        )
+
+        require_choice(method, ("retrieval", "ridge"), "method")
+        towers = self._trained()
+        require_choice(scale, (*towers.aligned, "all"), "scale")
+        require_whole(n_neighbors, "n_neighbors")
+        how = Prediction(method, scale, int(n_neighbors), temperature_of(towers, scale))
+        reference = self._reference_from()
+        require_enough(reference, how)
+        return reliability_of(reference, predict_held_out(reference, how)).assign(method=method)
+
     def _reference_from(self, slides: Sequence[Slide] | None = None) -> Reference:
         """Tiles to predict expression from: those that the model carries, else built from its own slides.
 

@@ -121,7 +121,7 @@ def numbers_of_the_host(monkeypatch, towers):
 
 def turns_of_the_host(monkeypatch, towers):
     plain = torch.rand
-    monkeypatch.setattr(trainable.torch, "rand", lambda *size, device=None: plain(*size))
+    monkeypatch.setattr(trainable.torch, "rand", lambda *size, device=None, generator=None: plain(*size))
 
 
 def partners_of_the_host(monkeypatch, towers):

@@ -17,12 +17,15 @@ from sigmma_sc._files import require_writable, writing
 from sigmma_sc.cli import options as option
 from sigmma_sc.cli.landmarks import read_landmarks
 from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
+from sigmma_sc.cli.runs import add_images, read_run
 from sigmma_sc.config import Config
-from sigmma_sc.errors import SetupError, SigmmaError
+from sigmma_sc.errors import ExistsError, SetupError, SigmmaError
 from sigmma_sc.tissue.split import SPLITS, get_split
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
+
+    from sigmma_sc.encoders.encoder import ImageEncoder
 
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
@@ -96,7 +99,7 @@ def demo(
     SIGMMA.setup_spatialdata(sdata)
     model = SIGMMA(sdata, seed=seed)
     model.train(max_epochs=epochs)
-    finish(model, sdata, out, truth=("compartment", "niche"), whole=True)
+    finish(model, sdata, out, None, truth=("compartment", "niche"))
 
 
 @app.command()
@@ -202,7 +205,7 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     """Train on a store; write model, embeddings, niches and figures to a folder. The store is not changed.
 
     OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
-    cells' shapes, and the table of tiles), niches.png, retrieval.csv and history.csv.
+    cells' shapes, and the table of tiles), niches.png, retrieval.csv, history.csv and run.json (for 'report').
     """
     from sigmma_sc import SIGMMA, get_encoder
 
@@ -225,7 +228,7 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     )
     model = SIGMMA(sdata, frozen, cache_dir=cache, **{"seed": seed, **chosen})
     model.train(max_epochs=epochs, split=split, checkpoint_dir=checkpoints)
-    finish(model, sdata, out)
+    finish(model, sdata, out, store)
 
 
 @app.command()
@@ -254,21 +257,17 @@ def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     expression.h5ad (tiles × genes, predicted by retrieval, with the reliability of each gene). Tiles that are unlike the
     training tissue are withheld, and one sentence says how many.
     """
-    from sigmma_sc import SIGMMA, get_encoder
+    from sigmma_sc import SIGMMA
     from sigmma_sc.store.model import setup_of_model
 
     require_free(out, overwrite)
     if not (model / "model.json").exists():
         raise SetupError(f"{model} holds no saved model. Give the folder model/ that 'sigmma-sc train' wrote.")
-    if encoder is None and (weights is not None or encoder_arg):
-        raise SetupError(
-            f"{'--encoder-arg' if weights is None else '--weights'} goes with --encoder. Pass the same encoder options as to 'train'."
-        )
     if not he_only and (keep_all or interval is not None):
         raise SetupError(f"{'--keep-all' if keep_all else '--interval'} goes with --he-only. Leave it out.")
     require_interval(interval)
     require_withhold(withhold)
-    given = None if encoder is None else get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
+    given = _encoder(encoder, weights, encoder_arg)
     sdata = _read(store)
     trained = setup_of_model(model)
     SIGMMA.setup_spatialdata(
@@ -285,9 +284,43 @@ def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     )
     loaded = SIGMMA.load(model, sdata, given, cache_dir=cache)
     if he_only:
-        finish_he_only(loaded, sdata, out, interval, None if keep_all else withhold)
+        finish_he_only(loaded, sdata, out, store, interval, None if keep_all else withhold)
     else:
-        finish(loaded, sdata, out)
+        finish(loaded, sdata, out, store)
+
+
+@app.command()
+def report(
+    run: option.Run,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default report.html in RUN.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--store", help="Store with the H&E images; by default the one that the run was made on."),
+    ] = None,
+    groupby: Annotated[
+        str | None, typer.Option(help="Column of obs with cell types, for the composition of niches.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page; by default the name of RUN.")] = None,
+    encoder: option.ModelEncoder = None,
+    weights: option.Weights = None,
+    encoder_arg: option.EncoderArg = [],  # noqa: B006
+    overwrite: option.Overwrite = False,
+) -> None:
+    """Write a run to one HTML file, with maps of the niches on the H&E. It opens in a browser and needs nothing else."""
+    from sigmma_sc import SIGMMA
+    from sigmma_sc.reporting import report as write_report
+
+    file = run / "report.html" if out is None else out
+    if file.exists() and not overwrite:
+        raise ExistsError(f"{file} exists. Choose another --out, or pass --overwrite to replace it.")
+    described = read_run(run)
+    given = _encoder(encoder, weights, encoder_arg)
+    sdata = _read(run / "cells.zarr")
+    add_images(sdata, images or described["store"], _read)
+    model = SIGMMA.load(run / "model", sdata, given)
+    named = title or run.absolute().name
+    write_report(model, sdata, file, groupby=groupby, title=named, command=described["command"], overwrite=overwrite)
+    console.print(f"Report: {file}")
 
 
 @app.command()
@@ -339,6 +372,19 @@ def with_options(message: str) -> str:
 
 def _spelled(match: re.Match[str]) -> str:
     return match["call"] or OPTIONS[match["argument"]]
+
+
+def _encoder(name: str | None, weights: Path | None, arguments: list[str]) -> ImageEncoder | None:
+    """The encoder that a model was trained with, where it is named."""
+    from sigmma_sc import get_encoder
+
+    if name is not None:
+        return get_encoder(name, weights, **_pairs("--encoder-arg", arguments))
+    if weights is not None or arguments:
+        raise SetupError(
+            f"{'--encoder-arg' if weights is None else '--weights'} goes with --encoder. Pass the same encoder options as to 'train'."
+        )
+    return None
 
 
 def _read(store: Path) -> SpatialData:

@@ -38,6 +38,7 @@ Options = Annotated[
     typer.Option("--set", help="NAME=VALUE for an option of sg.Config, e.g. edges=none or loss_weights=0,0,1."),
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]
+Run = Annotated[Path, typer.Argument(help="Folder that 'demo', 'train' or 'embed' wrote.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
 Landmarks = Annotated[
     Path | None,

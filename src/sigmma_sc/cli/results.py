@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder, recover, require_writable
+from sigmma_sc.cli.runs import write_run
 from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning, WriteError
 
 if TYPE_CHECKING:
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
 
     from sigmma_sc.model import SIGMMA
 
-RESULTS = ("model", "retrieval.csv", "history.csv", "niches*.png", "cells.zarr", "tiles.zarr", "expression.h5ad")
+RESULTS = (
+    "model",
+    "retrieval.csv",
+    "history.csv",
+    "niches*.png",
+    "cells.zarr",
+    "tiles.zarr",
+    "expression.h5ad",
+    "run.json",
+    "report.html",
+)
 """Patterns of the names in a folder of results."""
 
 console = Console()
@@ -49,10 +60,11 @@ def require_free(out: Path, overwrite: bool) -> None:
         raise ExistsError(f"{out} holds more than results ({', '.join(others)}), which would be lost. Change --out.")
 
 
-def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] = (), whole: bool = False) -> None:
+def finish(model: SIGMMA, sdata: SpatialData, out: Path, store: Path | None, truth: tuple[str, ...] = ()) -> None:
     """Embed, cluster, plot, score and write to ``out``, which is replaced; after an error nothing is written.
 
-    ``truth`` names columns of ``obs`` to compare the niches with; ``whole`` writes the images too.
+    ``store`` is where the images are; without one they are written too. ``truth`` names columns of ``obs`` to compare the
+    niches with.
     """
     from sigmma_sc import tl
     from sigmma_sc.tissue.setup import common_setup, get_table
@@ -72,7 +84,8 @@ def finish(model: SIGMMA, sdata: SpatialData, out: Path, truth: tuple[str, ...] 
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
         if scales:
             _draw(adata, scales, truth, folder)
-        (sdata if whole else _without_images(sdata)).write(folder / "cells.zarr")
+        (sdata if store is None else _without_images(sdata)).write(folder / "cells.zarr")
+        write_run(folder, store)
     print_retrieval(recall, split)
     if truth and scales:
         print_table("Leiden niches against the truth", _agreement(adata, scales, truth))
@@ -97,7 +110,7 @@ def model_kept(model: SIGMMA) -> Iterator[None]:
 
 
 def finish_he_only(
-    model: SIGMMA, sdata: SpatialData, out: Path, interval: float | None, withhold: float | None
+    model: SIGMMA, sdata: SpatialData, out: Path, store: Path | None, interval: float | None, withhold: float | None
 ) -> None:
     """Embed the tiles of images alone, predict their expression and write; after an error nothing is written.
 
@@ -118,6 +131,7 @@ def finish_he_only(
         if expression is not None:
             expression.write_h5ad(folder / "expression.h5ad")
         _without_images(sdata).write(folder / "tiles.zarr")
+        write_run(folder, store)
     if expression is not None:
         _print_likeness(expression)
     _print_written(out)

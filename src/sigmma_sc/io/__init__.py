@@ -1,6 +1,7 @@
-"""Readers of files of slides into SpatialData for ``SIGMMA.setup_spatialdata``."""
+"""Readers of files of slides into SpatialData for ``SIGMMA.setup_spatialdata``, and files for other programs."""
 
+from sigmma_sc.io.explorer import to_xenium_explorer
 from sigmma_sc.io.hest import hest
 from sigmma_sc.io.xenium import xenium
 
-__all__ = ["hest", "xenium"]
+__all__ = ["hest", "to_xenium_explorer", "xenium"]
