@@ -307,18 +307,6 @@ class TestSlides:
         assert [ax.get_title() for ax in axes] == ["meso, x", "meso, y"]
 
 
-def bars(ax):
-    return [artist for artist in ax.artists if type(artist).__name__ == "ScaleBar"]
-
-
-@pytest.mark.parametrize(("told", "measured", "expected"), [(0.5, 0.2, 0.5), (None, 0.2, 0.2), (None, None, None)])
-def test_the_scale_bar_has_the_units_that_are_known(adata, tmp_path, told, measured, expected):
-    if measured is not None:
-        adata.uns["sigmma"] = {"microns_per_unit": measured}
-    (ax,) = sg.pl.niches(adata, ["meso"], microns_per_unit=told, show=False, save=tmp_path / "f.png")
-    assert [bar.dx for bar in bars(ax)] == ([] if expected is None else [expected])
-
-
 def test_a_palette_goes_before_the_colours_of_the_table(adata, tmp_path):
     adata.uns["sigmma_niche_meso_colors"] = ["#000001", "#000002"]
     sg.pl.niches(adata, ["meso"], palette={"1": "red", "0": "#00ff00"}, show=False, save=tmp_path / "f.png")
@@ -336,24 +324,3 @@ def test_beyond_ten_labels_have_their_names_on_the_map(adata, tmp_path):
     (ax,) = sg.pl.niches(adata, ["meso"], show=False, save=tmp_path / "f.png")
     assert [text.get_text() for text in ax.texts] == [str(k) for k in range(10)]
     assert [text.xy[0] for text in ax.texts] == [100.0 * k for k in range(10)]
-
-
-# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
-VISION = {
-    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
-    "trichromacy": np.eye(3),
-}
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_the_first_ten_colours_differ_for_everyone(vision):
-    from skimage.color import deltaE_ciede2000, rgb2lab
-
-    rgb = np.array([mpl.colors.to_rgb(colour) for colour in (*PALETTE, MISSING)])
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4) @ np.transpose(VISION[vision])
-    seen = np.clip(linear, 0, 1)
-    lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)[None])[0]
-    apart = deltaE_ciede2000(lab[:, None], lab[None])[np.triu_indices(len(lab), 1)]
-    assert len(PALETTE) == 10
-    assert apart.min() >= 10
