@@ -10,7 +10,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 FULL = {"RGB", "RGBA"}
-RENEWED = ("another_scanner", "benchmark", "quick_start")
+RENEWED = ("another_scanner", "benchmark", "quick_start", "several_slides")
 """Tutorials whose stored figures are all in full colour. The list may only become longer."""
 
 
