@@ -159,6 +159,7 @@ split_cores = tool(sg.pp.split_cores, "sdata")
 register = tool(sg.pp.register, "sdata")
 assign = tool(sg.tl.assign_niches, "adata", "prototypes", key_added="assigned")
 rank = tool(sg.tl.rank_niche_genes, "adata", key="own")
+name = tool(sg.tl.name_niches, "adata", markers={"tumour": ["EPCAM"]}, key="own")
 compare = tool(sg.tl.compare_niches, "adata", condition="condition", donor="donor", key="own")
 to_image = tool(sg.tl.map_to_image, "model", "sdata", labels="own_meso")
 map_niches = tool(sg.pl.niches, "adata", key="own", show=False)
@@ -191,7 +192,7 @@ embed_split = method("embed_split")
 
 WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, cell_table, tile_table, write, retrieval,
                 expression, predict, embed_split, report)  # fmt: skip
-WITH_TABLES = (explorer, niches, assign, transfer_labels, rank, compare, map_niches, composition, signature)
+WITH_TABLES = (explorer, niches, assign, transfer_labels, rank, name, compare, map_niches, composition, signature)
 
 VALUES = {
     setup: {
@@ -280,6 +281,15 @@ VALUES = {
     attention: {"tiles": ([], None, ["nowhere_0"], [3]), "when": ("now", None)},
     embed_split: {"split": ("tests", None)},
     check: {"seed": NOT_WHOLE_FROM_0},
+    name: {
+        "markers": (None, {}, ["EPCAM"], {"tumour": "EPCAM"}, {"tumour": []}, {"tumour": ["nowhere"]}, {"unclear": ["EPCAM"]}),
+        "scale": ("mesa", None, 3),
+        "groupby": ("type", 3),
+        "layer": ("raw", 3),
+        "min_log2fc": (-1, "0", None, NAN),
+        "min_margin": (-1, "0", None, NAN),
+        "key_added": ("T/NK", "", 3, ".."),
+    },
     register: {
         "image_key": ("he", 3, []),
         "table_key": ("cells", 3),
@@ -345,6 +355,9 @@ VALUES = {
         "basis": ("umap", None),
         "windows": ([(1e9, 1e9, 10)], [(0, 0, 0)]),
         "key": ("theirs", None),
+        "palette": ("tab10", ["red"], {"0": "red"}, ["reddish"] * 9, 3),
+        "library_key": ("patient", 3),
+        "microns_per_unit": NOT_POSITIVE,
     },
     composition: {"groupby": ("annotation", None), "scales": (*NO_LISTS, ["mesa"]), "key": ("theirs",)},
     signature: {"genes": (["NOPE"], [], None, [3]), "scale": ("mesa",), "layer": ("raw",), "basis": ("umap",)},

@@ -26,7 +26,6 @@ UNTESTED = {
     "cli/results.py",
     "datasets/_section.py",
     "metrics/__init__.py",
-    "pl/_cells.py",
     "pl/_finish.py",
     "pl/composition.py",
     "pl/edges.py",

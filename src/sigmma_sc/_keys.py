@@ -18,6 +18,12 @@ UNS = "sigmma"
 WRITTEN = "written_by"
 """Key in ``uns["sigmma"]`` of the fingerprint of the parameters of the model that wrote the embeddings."""
 
+POSITIONS = "spatial"
+"""``adata.obsm`` key of the positions of cells, as of the scverse."""
+
+MICRONS = "microns_per_unit"
+"""Key in ``uns["sigmma"]`` of the length in µm of a unit of ``obsm["spatial"]``."""
+
 COVERED = "sigmma_covered"
 """``adata.obs`` column: whether the cell is under the image and so has an embedding."""
 

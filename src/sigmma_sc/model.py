@@ -686,7 +686,14 @@ class SIGMMA:
         121
         """
         from sigmma_sc.infer.tiles import tile_obs
-        from sigmma_sc.store.write import by_object, cell_matrices, require_free, write_cells, write_tiles
+        from sigmma_sc.store.write import (
+            by_object,
+            cell_matrices,
+            microns_per_unit,
+            require_free,
+            write_cells,
+            write_tiles,
+        )
 
         require_whole(n_offsets, "n_offsets", most=MOST_OFFSETS)
         self._trained()
@@ -707,7 +714,7 @@ class SIGMMA:
             slide = group[0].slide
             told = params[id(slide.sdata)]
             if slide.adata is not None and group[0].cells:
-                write_cells(slide.table, cell_matrices(group), told)
+                write_cells(slide.table, cell_matrices(group), told, microns_per_unit(group))
             frames = [tile_obs(self.data, e.slide) for e in group]
             write_tiles(slide.sdata, group, self._with_likeness(frames, group), told)
 

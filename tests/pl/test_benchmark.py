@@ -25,6 +25,8 @@ def test_a_panel_a_metric_and_a_row_a_method(tmp_path):
     assert [t.get_text() for t in axes[0].get_yticklabels()] == ["ours", "theirs"]
     points = [[line.get_xydata()[0].tolist() for line in ax.lines if line.get_marker() == "o"] for ax in axes]
     assert points == [[[0.6, 0]], [[0.6, 0], [0.4, 1]], [[0.6, 0], [0.4, 1]]]
+    assert [text.get_text() for text in axes[0].texts] == ["not defined"]
+    assert axes[0].get_ylim() == (1.5, -0.5)
     bars = [line.get_xdata() for line in axes[1].lines if line.get_marker() != "o" and len(set(line.get_ydata())) == 1]
     np.testing.assert_allclose(bars, [[0.5, 0.8], [0.3, 0.6]])
     assert (tmp_path / "f.png").stat().st_size > 5000

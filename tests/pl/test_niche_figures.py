@@ -29,12 +29,26 @@ def adata(rng):
 def test_composition_shows_shares_of_each_niche(adata, tmp_path):
     (ax,) = sg.pl.composition(adata, "cell_type", scales=["meso"], save=tmp_path / "f.png", show=False)
     share = np.asarray(ax.images[0].get_array())
-    np.testing.assert_allclose(share, [[0.5, 0.5], [15 / 29, 14 / 29]])
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["0 (10)", "1 (29)"]
+    # Niche 1 is larger, and T cells have their largest share there.
+    np.testing.assert_allclose(share, [[15 / 29, 14 / 29], [0.5, 0.5]])
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["1 (29)", "0 (10)"]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["T cell", "tumor"]
     assert (tmp_path / "f.png").stat().st_size > 3000
     with pytest.raises(MissingKeyError, match=r"sg\.tl\.niches"):
         sg.pl.composition(adata, "cell_type", show=False)
+
+
+def test_types_follow_their_niches_and_missing_text_is_no_type(adata, tmp_path):
+    adata.obs["sigmma_niche_meso"] = pd.Categorical(["0"] * 20 + ["1"] * 15 + ["2"] * 5)
+    adata.obs["cell_type"] = ["z"] * 18 + ["<NA>", "nan"] + ["a"] * 10 + ["m"] * 5 + ["b"] * 4 + [None]
+    (ax,) = sg.pl.composition(adata, "cell_type", scales=["meso"], save=tmp_path / "f.png", show=False)
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["z", "a", "m", "b"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["0 (18)", "1 (15)", "2 (4)"]
+    expected = [[1, 0, 0, 0], [0, 10 / 15, 5 / 15, 0], [0, 0, 0, 1]]
+    np.testing.assert_allclose(np.asarray(ax.images[0].get_array()), expected)
+    adata.obs["cell_type"] = "<NA>"
+    with pytest.raises(SetupError, match="No cell has both"):
+        sg.pl.composition(adata, "cell_type", scales=["meso"])
 
 
 @pytest.mark.parametrize("height", [100, 20])
@@ -49,6 +63,12 @@ def test_signature_shows_means_over_niches_and_values_on_the_tissue(adata, tmp_p
         order = np.argsort(values, kind="stable")
         np.testing.assert_array_equal(drawn.get_array(), values[order])
         np.testing.assert_allclose(drawn.get_offsets(), adata.obsm["spatial"][order])
+        share = [(one != 0).mean() for one in (values[:10], values[10:39])]
+        ticks = [text.get_text() for text in violins.get_xticklabels()]
+        assert ticks == [f"0\n{share[0]:.0%}", f"1\n{share[1]:.0%}"]
+    expressed = adata.X[:10, 0][adata.X[:10, 0] != 0]
+    drawn = pairs[0][0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (drawn.min(), drawn.max()) == (expressed.min(), expressed.max())
     assert len(pairs[1][0].collections) == 0  # what is constant has no density
     with pytest.raises(SetupError, match="INS not among the 3 genes"):
         sg.pl.signature(adata, "INS")
@@ -160,9 +180,17 @@ class TestRetrieval:
             axes = np.array(figure.axes).reshape(2 * int(row.pool), 5)
             framed = [[ax.spines["left"].get_linewidth() > 2 for ax in line] for line in axes[::2]]
             assert all(line[0] for line in framed)
+            for line in axes[::2]:
+                cosines = [float(ax.get_title().split(": ")[1]) for ax in line[1:]]
+                assert cosines == sorted(cosines, reverse=True)
+                assert -1 <= min(cosines) <= max(cosines) <= 1
             words = [line[0].get_ylabel().split("ranks ")[1].split(" of ") for line in axes[::2]]
             ranks = np.array([int(rank) for rank, _ in words])
             assert {int(pool) for _, pool in words} == {row.pool}
+            # A partner that is the first hit is as similar as the caption of the query says.
+            for line, rank in zip(axes[::2], ranks, strict=True):
+                if rank == 1:
+                    assert line[1].get_title() == f"hit 1: {line[0].get_ylabel().split('partner: ')[1].split(',')[0]}"
             # The partner stands among the hits where its rank says, and nowhere else.
             for line, rank in zip(framed, ranks, strict=True):
                 assert line[1:] == [place == rank for place in range(1, 5)]
@@ -257,3 +285,42 @@ class TestEdges:
         tiles = model.get_tile_representation().obs
         with pytest.raises(SetupError, match="holds [01] cells"):
             sg.pl.edges(model, tiles.index[(tiles.n_cells < 2).to_numpy()][0])
+
+
+class TestSlides:
+    def test_each_slide_has_its_own_panel(self, adata, tmp_path):
+        adata.obs["section"] = pd.Categorical(["b"] * 15 + ["a"] * 25)
+        drawn = {"library_key": "section", "show": False, "save": tmp_path / "f.png", "microns_per_unit": 1.0}
+        axes = sg.pl.niches(adata, ["meso"], "cell_type", **drawn)
+        assert [ax.get_title() for ax in axes] == ["cell_type, a", "cell_type, b", "meso, a", "meso, b"]
+        np.testing.assert_allclose(axes[1].collections[1].get_offsets().data, adata.obsm["spatial"][:15])
+        np.testing.assert_allclose(axes[2].collections[1].get_offsets().data, adata.obsm["spatial"][15:39])
+        with pytest.raises(SetupError, match="need one slide; there are 2"):
+            sg.pl.niches(adata, ["meso"], windows=[(0, 0, 50)], library_key="section")
+        with pytest.raises(MissingKeyError, match="library_key"):
+            sg.pl.niches(adata, ["meso"], library_key="slide")
+
+    def test_regions_of_the_table_are_slides(self, adata, tmp_path):
+        adata.obs["region"] = pd.Categorical(["x"] * 20 + ["y"] * 20)
+        adata.uns["spatialdata_attrs"] = {"region_key": "region"}
+        axes = sg.pl.niches(adata, ["meso"], show=False, save=tmp_path / "f.png")
+        assert [ax.get_title() for ax in axes] == ["meso, x", "meso, y"]
+
+
+def test_a_palette_goes_before_the_colours_of_the_table(adata, tmp_path):
+    adata.uns["sigmma_niche_meso_colors"] = ["#000001", "#000002"]
+    sg.pl.niches(adata, ["meso"], palette={"1": "red", "0": "#00ff00"}, show=False, save=tmp_path / "f.png")
+    assert adata.uns["sigmma_niche_meso_colors"] == ["#00ff00", "#ff0000"]
+    for wrong, words in ((["red"], "no colour for 1"), (["red", "reddish"], "reddish"), ("tab10", "must be a list")):
+        with pytest.raises(SetupError, match=words):
+            sg.pl.niches(adata, ["meso"], palette=wrong)
+
+
+def test_beyond_ten_labels_have_their_names_on_the_map(adata, tmp_path):
+    places = np.repeat(np.arange(11) * 100.0, 4)[:40]
+    adata.obsm["spatial"] = np.column_stack([places, np.zeros(40)])
+    adata.obsm["spatial"][::4, 1] = 40  # one cell of each label aside
+    adata.obs["sigmma_niche_meso"] = pd.Categorical([str(k // 4) for k in range(40)], [str(k) for k in range(11)])
+    (ax,) = sg.pl.niches(adata, ["meso"], show=False, save=tmp_path / "f.png")
+    assert [text.get_text() for text in ax.texts] == [str(k) for k in range(10)]
+    assert [text.xy[0] for text in ax.texts] == [100.0 * k for k in range(10)]

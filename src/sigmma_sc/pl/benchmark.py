@@ -82,12 +82,16 @@ def benchmark(
         scores = intervals[intervals.metric == metric].set_index("method")
         for row, method in enumerate(methods):
             if method not in scores.index:
+                between = (0.5, row)
+                ax.annotate(
+                    "not defined", between, xycoords=ax.get_yaxis_transform(), va="center", fontsize=8, color="grey"
+                )
                 continue
             # The other methods are compared with the first; blue and grey differ with any colour vision.
             colour = "#0072B2" if row == 0 else "#4d4d4d"
             value, low, high = scores.loc[method, ["value", "low", "high"]]
             ax.plot([low, high], [row, row], color=colour, lw=2, solid_capstyle="butt")
-            ax.plot(value, row, "o", color=colour, ms=6)
+            ax.plot(value, row, "o", color=colour, ms=6, clip_on=False)
         if methods[0] in scores.index:
             ax.axvline(scores.value[methods[0]], color="#0072B2", lw=0.8, ls=":")
         ax.set_xlabel(name, fontsize=10)
@@ -95,7 +99,7 @@ def benchmark(
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.tick_params(axis="y", length=0)
     axes[0, 0].set_yticks(range(len(methods)), methods)
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     figure.suptitle(title, fontsize=11)
     finish(figure, show, save)
     return list(axes[0])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_list
+from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.tissue.setup import MISSING_NAMES
 from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
@@ -30,7 +33,9 @@ def composition(
 ) -> list[Axes]:
     """Share of each cell type in each niche, one heatmap a scale; rows add up to one.
 
-    Cells without a niche or a type are left out.
+    Niches are drawn from the largest to the smallest. Types are in the same order at every scale: after the niche of the
+    first scale that holds the largest share of them. Cells without a niche or a type are left out, also those whose type is
+    a missing value as text, such as ``"<NA>"`` or ``"nan"``.
 
     Parameters
     ----------
@@ -55,6 +60,8 @@ def composition(
     ------
     MissingKeyError
         The table has no such column, or no niches of a scale.
+    SetupError
+        No cell has both a niche of a scale and a type.
 
     See Also
     --------
@@ -74,7 +81,11 @@ def composition(
     require_key(groupby, adata.obs, "column", "Name a column of cell types.")
     for scale in scales:
         require_key(f"{key}_{scale}", adata.obs, "column", "Call sg.tl.niches(adata) first.")
-    counts = [pd.crosstab(adata.obs[f"{key}_{scale}"], adata.obs[groupby]) for scale in scales]
+    types = adata.obs[groupby].astype(object)
+    types = types.mask(types.astype(str).str.lower().isin(MISSING_NAMES))
+    counts = [_counts(adata.obs[f"{key}_{scale}"], types) for scale in scales]
+    order = _by_niche(counts[0])
+    counts = [table.reindex(columns=order, fill_value=0) for table in counts]
     shares = [table.div(table.sum(axis=1), axis=0) for table in counts]
     top = max(share.to_numpy().max() for share in shares)
     n_types = max(share.shape[1] for share in shares)
@@ -97,3 +108,18 @@ def composition(
     figure.colorbar(image, ax=axes.ravel().tolist(), label="share of the niche's cells", shrink=0.6)
     finish(figure, show, save)
     return list(axes.flat)
+
+
+def _counts(niches: pd.Series, types: pd.Series) -> pd.DataFrame:
+    """Cells of each niche and type, the largest niche first."""
+    table = pd.crosstab(niches, types)
+    if table.empty:
+        raise SetupError(f"No cell has both a niche in obs[{niches.name!r}] and a type in obs[{types.name!r}].")
+    sizes = table.sum(axis=1).to_numpy()
+    return table.iloc[np.argsort(-sizes, kind="stable")]
+
+
+def _by_niche(counts: pd.DataFrame) -> pd.Index:
+    """Types after the place of the niche in which their share is largest, there by this share."""
+    share = counts.div(counts.sum(axis=1), axis=0).to_numpy()
+    return counts.columns[np.lexsort((-share.max(axis=0), share.argmax(axis=0)))]

@@ -10,6 +10,7 @@ from sigmma_sc._checks import is_number, require_key, require_model, require_nam
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._cells import each_colour
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.pl._scale import scale_bar
 from sigmma_sc.tissue.setup import obs_of_slide
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 SPATIAL = "#AAAAAA"
 CELL = "#333333"
+CLEAR = 400
+"""Number of lines of a panel from which on they become transparent."""
+
+LEAST_ALPHA = 0.06
 
 
 def edges(
@@ -37,7 +42,7 @@ def edges(
     """Draw the cell graph of a tile, one panel a scale.
 
     Spatial edges are grey. Pairs that the model links at a scale are coloured by their probability, which is 1 for
-    ``edges="full"``. Pairs below ``threshold`` are left out. Each title shows the number of pairs drawn and of all pairs.
+    ``edges="full"``. Pairs below ``threshold`` are left out. The more pairs a panel has, the more transparent they are. Each title shows the number of pairs drawn and of all pairs.
 
     Parameters
     ----------
@@ -78,7 +83,9 @@ def edges(
     ['micro', 'meso', 'macro']
     """
     import matplotlib.pyplot as plt
+    from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
+    from matplotlib.colors import Normalize
 
     from sigmma_sc.infer.tiles import tile_by_name
 
@@ -107,15 +114,18 @@ def edges(
         ax.add_collection(LineCollection(xy[np.argwhere(np.triu(near))], colors=SPATIAL, linewidths=1.2, zorder=2))
         strength = weight[tuple(linked.T)]
         order = np.argsort(strength, kind="stable")  # the most probable on top
-        lines = LineCollection(xy[linked[order]], cmap="plasma_r", linewidths=0.4, zorder=1)
+        # Thousands of lines would be a solid block.
+        alpha = min(1.0, max(LEAST_ALPHA, CLEAR / max(len(linked), 1)))
+        lines = LineCollection(xy[linked[order]], cmap="plasma_r", linewidths=0.4, zorder=1, alpha=alpha)
         lines.set_array(strength[order])
         lines.set_clim(threshold, 1)
         ax.add_collection(lines)
         ax.scatter(xy[:, 0], xy[:, 1], s=16, c=colours, linewidths=0, zorder=3)
         ax.set_title(f"{scale}: {len(linked):,} of {(weight > 0).sum() // 2:,} pairs", fontsize=10)
         ax.set(xlim=(0, side), ylim=(side, 0), xticks=[], yticks=[], aspect="equal")
-    axes[0, 0].set_xlabel(f"{side:.0f} µm", fontsize=9)
-    figure.colorbar(lines, ax=axes[0, -1], label="probability of a link", shrink=0.8)
+    scale_bar(axes[0, 0])
+    colours_of_pairs = ScalarMappable(Normalize(threshold, 1), "plasma_r")
+    figure.colorbar(colours_of_pairs, ax=axes[0, -1], label="probability of a link", shrink=0.8)
     finish(figure, show, save)
     return list(axes[0])
 

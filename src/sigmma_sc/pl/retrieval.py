@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.metrics.retrieval import tile_ranks
 from sigmma_sc.pl._cells import colours_of, each_colour
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.pl._scale import scale_bar
 from sigmma_sc.tissue.pixels import read_crops
 from sigmma_sc.tissue.setup import obs_of_slide
 
@@ -49,7 +50,8 @@ def retrieval(
     """Show tiles as queries and the tiles of the same slide that are most similar in the other modality.
 
     Each tile is drawn as its image above its cells. The model compares the image of one with the cells of the other. The
-    partner of the query, which is the same tile, has a blue frame. Its rank is shown next to the query.
+    partner of the query, which is the same tile, has a blue frame. Its rank and its similarity are shown next to the
+    query, and the cosine similarity of each hit above it.
 
     Parameters
     ----------
@@ -119,9 +121,14 @@ def retrieval(
         queries = order[np.linspace(0, len(order) - 1, min(n_queries, len(order))).astype(int)]
     else:
         queries = names.get_indexer(named)
-    hits = np.argsort(-similarity(queries), axis=1, kind="stable")[:, : int(n_hits)]
-    captions = [f"{names[q]}\npartner ranks {ranks[q]} of {len(which)}" for q in queries]
-    figure = _gallery(e, which[np.column_stack([queries, hits])], captions, labels)
+    cosine = similarity(queries)
+    hits = np.argsort(-cosine, axis=1, kind="stable")[:, : int(n_hits)]
+    partner = np.take_along_axis(cosine, queries[:, None], axis=1)[:, 0]
+    captions = []
+    for q, one in zip(queries, partner, strict=True):
+        captions.append(f"{names[q]}\npartner: {one:.2f},\nranks {ranks[q]} of {len(which)}")
+    rows = _Rows(which[np.column_stack([queries, hits])], np.take_along_axis(cosine, hits, axis=1), captions)
+    figure = _gallery(e, rows, labels)
     figure.suptitle(f"{direction}, {scale}: {len(which)} tiles of {e.slide.name}", fontsize=10)
     finish(figure, show, save)
     return figure
@@ -158,21 +165,32 @@ def _compare(
     return ranks, lambda some: query[some] @ candidates.T
 
 
-def _gallery(e: SlideEmbedding, rows: NDArray[np.int64], captions: list[str], labels: pd.Series | None) -> Figure:
-    """Tiles of each row, the query first, as images above cells."""
+class _Rows(NamedTuple):
+    """Tiles of each row, the query first; the similarity of its hits; and its caption."""
+
+    tiles: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    captions: list[str]
+
+
+def _gallery(e: SlideEmbedding, rows: _Rows, labels: pd.Series | None) -> Figure:
+    """Tiles of each row as images above cells."""
     import matplotlib.pyplot as plt
 
-    shown = np.unique(rows)
+    shown = np.unique(rows.tiles)
     images = dict(zip(shown.tolist(), _pixels(e, shown), strict=True))
-    n_columns = rows.shape[1]
-    size = (1.6 * n_columns + 0.6, 3.25 * len(rows) + 0.5)
-    figure, axes = plt.subplots(2 * len(rows), n_columns, figsize=size, squeeze=False, layout="constrained")
-    for pairs, tiles, caption in zip(axes.reshape(len(rows), 2, n_columns), rows.tolist(), captions, strict=True):
+    n_rows, n_columns = rows.tiles.shape
+    size = (1.6 * n_columns + 0.6, 3.45 * n_rows + 0.5)
+    figure, axes = plt.subplots(2 * n_rows, n_columns, figsize=size, squeeze=False, layout="constrained")
+    in_rows = zip(axes.reshape(n_rows, 2, n_columns), rows.tiles.tolist(), rows.similarity, rows.captions, strict=True)
+    for pairs, tiles, similarity, caption in in_rows:
         for pair, tile in zip(pairs.T, tiles, strict=True):
             _draw(pair, e, tile, images[tile], labels, partner=tile == tiles[0])
         pairs[0, 0].set_ylabel(caption, fontsize=8)
-    for column, ax in enumerate(axes[0]):
-        ax.set_title(f"hit {column}" if column else "query", fontsize=9)
+        pairs[0, 0].set_title("query", fontsize=9)
+        for column, cosine in enumerate(similarity, start=1):
+            pairs[0, column].set_title(f"hit {column}: {cosine:.2f}", fontsize=9)
+    scale_bar(axes[0, 0])
     if labels is not None:
         dots = [
             plt.Line2D([], [], marker="o", ls="", color=c, label=n)

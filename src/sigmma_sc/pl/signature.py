@@ -9,6 +9,7 @@ import numpy as np
 from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.errors import SetupError
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.pl._scale import microns_of, scale_bar
 from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def signature(
     save: str | Path | None = None,
 ) -> list[list[Axes]]:
     """Violins of genes over niches with the mean of each niche, and the genes on the tissue.
+
+    A violin shows the cells that express the gene, and their share is under the niche. The dot is the mean of all cells of
+    the niche. Most counts of a gene are zero, which would shrink a violin of all cells to a line.
 
     Values are not transformed. First log-normalise counts with ``sc.pp.normalize_total`` and ``sc.pp.log1p``.
 
@@ -96,6 +100,7 @@ def signature(
     niches = values[column].astype("category").cat.remove_unused_categories()
     if niches.empty:
         raise SetupError(f"No cell has a label in obs[{column!r}].")
+    microns = microns_of(adata, basis, None)
     xy = np.asarray(adata.obsm[basis])[:, :2]
     width, height = np.ptp(xy, axis=0)
     # A wide section is drawn below its violin, a tall one next to it.
@@ -111,8 +116,11 @@ def signature(
     points = 72 * drawn * min(1.0, width / height)
     area = (1.1 * points * np.sqrt(height / width / len(xy))) ** 2
     for (left, right), gene in zip(pairs, genes, strict=True):
-        _violins(left, [values[gene][niches == name].to_numpy() for name in niches.cat.categories])
-        left.set_xticks(range(niches.cat.categories.size), niches.cat.categories)
+        of_niches = [values[gene][niches == name].to_numpy() for name in niches.cat.categories]
+        _violins(left, of_niches)
+        ticks = [f"{name}\n{np.mean(one != 0):.0%}" for name, one in zip(niches.cat.categories, of_niches, strict=True)]
+        left.set_xticks(range(len(ticks)), ticks)
+        left.tick_params(axis="x", labelsize=8)
         left.set(xlabel=f"{scale} niche", ylabel=gene)
         level = levels[gene].to_numpy()
         order = np.argsort(level, kind="stable")  # cells with high values on top
@@ -123,6 +131,8 @@ def signature(
         right.set(aspect="equal", xticks=[], yticks=[])
         right.invert_yaxis()
         right.spines[:].set_visible(False)
+        if microns is not None:
+            scale_bar(right, microns)
         figure.colorbar(dots, ax=right, label=gene, shrink=0.7)
     finish(figure, show, save)
     return pairs.tolist()
@@ -130,8 +140,9 @@ def signature(
 
 def _violins(ax: Axes, values: list[np.ndarray]) -> None:
     for place, one in enumerate(values):
-        if np.ptp(one) > 0:  # a constant has no density
-            drawn = ax.violinplot(one, [place], widths=0.8, showextrema=False)
+        expressed = one[one != 0]
+        if len(expressed) > 1 and np.ptp(expressed) > 0:  # a constant has no density
+            drawn = ax.violinplot(expressed, [place], widths=0.8, showextrema=False)
             # matplotlib's stub calls the bodies a Collection; they are a list of PolyCollection.
             drawn["bodies"][0].set(facecolor="#0072B2", alpha=0.5)  # type: ignore[index]
         ax.plot(place, one.mean(), "o", color="#222222", ms=4)

@@ -131,13 +131,35 @@ def by_object(embeddings: Sequence[SlideEmbedding]) -> list[list[SlideEmbedding]
     return list(groups.values())
 
 
-def write_cells(table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any]) -> None:
+def microns_per_unit(embeddings: Sequence[SlideEmbedding]) -> float | None:
+    """Length in µm of a unit of ``obsm["spatial"]``; None without such positions, or where slides differ by 1 % or more.
+
+    It is the spread of the cells on the image over their spread in the table, which no turn and no shift changes.
+    """
+    table = embeddings[0].slide.table
+    if _keys.POSITIONS not in table.obsm:
+        return None
+    positions = np.asarray(table.obsm[_keys.POSITIONS])[:, :2]
+    ratios = []
+    for e in embeddings:
+        spread = np.sqrt(positions[e.slide.rows].var(axis=0).sum())
+        on_image = np.sqrt(e.slide.xy.var(axis=0).sum()) * e.slide.microns_per_pixel
+        ratios.append(on_image / spread if spread > 0 else np.nan)
+    low, high = min(ratios), max(ratios)
+    return float(np.mean(ratios)) if np.isfinite(ratios).all() and low > 0 and high < 1.01 * low else None
+
+
+def write_cells(
+    table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any], microns: float | None
+) -> None:
     """Cell embeddings of every scale, rows in the order of the table. What else ``uns`` tells, as of niches, stays."""
     for scale, matrix in cells.items():
         table.obsm[_keys.obsm_cells(scale)] = matrix
     table.obs[_keys.COVERED] = ~np.isnan(next(iter(cells.values()))[:, 0])
-    kept = {key: value for key, value in table.uns.get(_keys.UNS, {}).items() if key not in params}
-    table.uns[_keys.UNS] = kept | _plain(params)
+    stale = {*params, _keys.MICRONS}
+    kept = {key: value for key, value in table.uns.get(_keys.UNS, {}).items() if key not in stale}
+    measured = {} if microns is None else {_keys.MICRONS: microns}
+    table.uns[_keys.UNS] = kept | _plain(params) | measured
 
 
 def write_tiles(
