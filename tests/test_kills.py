@@ -274,7 +274,7 @@ def scenario(name, folder, step):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    ("name", "step", "least"), [("save", 1, 10), ("train", 3, 15), ("command", 1, 4), ("benchmark", 3, 15)]
+    ("name", "step", "least"), [("save", 2, 8), ("train", 3, 15), ("command", 1, 4), ("benchmark", 3, 15)]
 )
 def test_killed_at_every_write_and_rename(tmp_path, name, step, least):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

@@ -46,8 +46,8 @@ def prediction(
 
     Returns
     -------
-    The axes of the genes and of ``obs["sigmma_alike"]``, if it is there, then those of the widths of intervals, if they
-    were asked for.
+    The axes of the genes and of ``obs["sigmma_alike"]``, which tiles of new slides have. Then those of the widths of
+    intervals, if they were asked for.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def prediction(
     >>> predicted = model.predict_expression(interval=0.5)
     >>> axes = sg.pl.prediction(predicted, ["EPCAM"], save="prediction.png")
     >>> [ax.get_title().split(",")[0] for ax in axes]
-    ['EPCAM', 'sigmma_alike', 'EPCAM']
+    ['EPCAM', 'EPCAM']
     """
     import matplotlib.pyplot as plt
 
