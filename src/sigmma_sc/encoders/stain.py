@@ -18,7 +18,7 @@ _EOSIN = (0.07, 0.99, 0.11)
 
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.95)
 _AMOUNTS = (0.12, 0.25, 0.5, 1.0)  # doublings: nuclei measured from 0.2 in a pink scan to 1.2 in a blue one
-_WHITE = 0.08  # mean optical density below which light passes freely
+WHITE = 0.08  # mean optical density below which light passes freely
 _WHITE_SOFTNESS = 0.02
 _LAGS = (1, 2, 4, 8, 16)  # pixels of the half-size crop
 _OCTAVES = 5
@@ -96,7 +96,7 @@ class StainStatistics(nn.Module):
             stains = F.conv2d(density, self.unmix[:, :, None, None])
             half = _halved(stains)
             pair = half[:, :2].contiguous()
-            white = density.mean(1, keepdim=True).neg_().add_(_WHITE).div_(_WHITE_SOFTNESS).sigmoid_()
+            white = density.mean(1, keepdim=True).neg_().add_(WHITE).div_(_WHITE_SOFTNESS).sigmoid_()
             half_white = _halved(white)
             ordered, tissue = _ascending(pair.flatten(2), (1 - half_white).flatten(2).expand(-1, 2, -1))
             matrix, nucleus = _two_classes(ordered[:, 0], tissue[:, 0])

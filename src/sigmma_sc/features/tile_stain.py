@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from sigmma_sc.encoders.stain import optical_density, unmixing_matrix
+from sigmma_sc.encoders.stain import WHITE, optical_density, unmixing_matrix
 from sigmma_sc.tissue.pixels import read_crops
 
 if TYPE_CHECKING:
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 SIDE = 32
 """Side in px at which a tile is read: colours need no detail, and a coarse level of the pyramid is quick to read."""
-
-WHITE = 0.08
-"""Mean optical density below which a pixel shows glass."""
 
 FEWEST_PIXELS = 1.0
 """Pixels of tissue that a tile counts as having at least, so that glass has a stain of about 0."""

@@ -12,7 +12,7 @@ import pandas as pd
 from sigmma_sc import _keys
 from sigmma_sc._checks import is_number, require_key, require_list, require_stored_name
 from sigmma_sc.errors import SetupError
-from sigmma_sc.tissue.counts import counts_of
+from sigmma_sc.tissue.counts import counts_of, row_totals
 from sigmma_sc.tissue.table import require_own, require_table
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _scaled_counts(adata: AnnData, rows: NDArray, genes: list[str], layer: str |
     parts = []
     totals = []
     for _, part in counts_of(adata, rows, layer):
-        totals.append(np.asarray(part.sum(axis=1), dtype=float).ravel())
+        totals.append(row_totals(part))
         parts.append(part[:, places].toarray().astype(float))
     total = np.concatenate(totals)
     some = total > 0
