@@ -16,6 +16,7 @@ API = Path(__file__).resolve().parents[1] / "docs" / "api.md"
 NOT_RUN = {
     "io.xenium": "needs the output folder of a Xenium run, and its H&E",
     "io.hest": "needs a local copy of HEST-1k",
+    "SIGMMA.push_to_hub": "needs a login at the Hugging Face hub",
 }
 """Names whose examples nobody can run here, and why."""
 

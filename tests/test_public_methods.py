@@ -8,6 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
+from unittest import mock
 
 import anndata as ad
 import numpy as np
@@ -19,6 +20,7 @@ import xarray as xr
 from sigmma_sc import SIGMMA, ImageEncoder
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import NotTrainedError, SetupError
+from sigmma_sc.store import hub
 from sigmma_sc.tissue import frame
 from sigmma_sc.tissue import setup as resolving
 from sigmma_sc.tissue.frame import image_levels
@@ -61,6 +63,14 @@ def loaded(model, sdata, folder):
     if not (folder / "model").exists():
         model.save(folder / "model")
     return repr(SIGMMA.load(folder / "model", sdata or model.sdata, model.image_encoder))
+
+
+def pushed(model, sdata, folder):
+    """What would be uploaded."""
+    with mock.patch.object(hub, "require_pushable"), mock.patch.object(hub, "push_model") as push:
+        model.push_to_hub("lab/pancreas")
+    _, saved, card = push.call_args.args
+    return saved.towers, card
 
 
 def trained_on(model, sdata, folder):
@@ -119,6 +129,7 @@ ROWS = {
     "predict_expression": Row(lambda model, sdata, folder: model.predict_expression(sdata), own=True),
     "write_embeddings": Row(written),
     "save": Row(saved),
+    "push_to_hub": Row(pushed),
     "load": Row(loaded),
     "train": Row(trained_on, None, SetupError),
 }

@@ -12,6 +12,7 @@ import pandas as pd
 from sigmma_sc._checks import (
     require_choice,
     require_interval,
+    require_name,
     require_registered,
     require_step,
     require_whole,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from sigmma_sc.niches.prototypes import NichePrototypes
     from sigmma_sc.nn.towers import TwoTowers
     from sigmma_sc.nn.trainable import TrainableEncoder
+    from sigmma_sc.store.model import SavedModel
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Tissue
 
@@ -1034,21 +1036,34 @@ class SIGMMA:
         >>> sorted(os.listdir("saved"))
         ['model.json', 'weights.safetensors']
         """
-        from sigmma_sc.encoders.fingerprint import identity_of
-        from sigmma_sc.store.model import SavedModel, is_writer, require_replaceable, write_model
+        from sigmma_sc.store.model import is_writer, require_replaceable, write_model
 
-        towers = self._trained()
+        self._trained()
         if not is_writer():
             return
         folder = require_replaceable(path, overwrite)
+        saved = self._saved()
         try:
-            reference = self._reference_from()
+            write_model(folder, saved)
+        except WriteError as error:
+            raise WriteError(
+                f"{error} The trained model is still in memory: call save() with a folder on another disk."
+            ) from error
+
+    def _saved(self, slides: Sequence[Slide] | None = None) -> SavedModel:
+        """The model as it is stored; :class:`ExpressionWarning` without counts to predict from."""
+        from sigmma_sc.encoders.fingerprint import identity_of
+        from sigmma_sc.store.model import SavedModel
+
+        towers = self._trained()
+        try:
+            reference = self._reference_from(slides)
         except (SetupError, MissingKeyError) as error:
             # A model without counts to predict is saved all the same.
             reference = None
-            warnings.warn(f"Model saved without expression to predict from: {error}", ExpressionWarning, stacklevel=2)
+            warnings.warn(f"Model saved without expression to predict from: {error}", ExpressionWarning, stacklevel=3)
         encoder = self.image_encoder
-        saved = SavedModel(
+        return SavedModel(
             kind=type(self).__name__,
             setup=self.setup,
             config=self.config.to_json(),
@@ -1062,12 +1077,86 @@ class SIGMMA:
             reference=reference,
             niches=self._niches,
         )
-        try:
-            write_model(folder, saved)
-        except WriteError as error:
-            raise WriteError(
-                f"{error} The trained model is still in memory: call save() with a folder on another disk."
-            ) from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        overwrite: bool = False,
+        branch: str | None = None,
+        token: str | None = None,
+        tissue: str | None = None,
+        licence: str | None = None,
+        data_licence: str | None = None,
+    ) -> str:
+        """Upload the model to the Hugging Face hub, in one commit: the files of :meth:`save`, and a model card.
+
+        The card names tissue, panel, split, recall on the test tiles with 95 % intervals (bootstrap over spatial blocks), and
+        the licences. As in :meth:`save`, a frozen encoder's weights are not stored, and the expression of training tiles is:
+        a new repository is therefore private by default. Names of folders on this machine are not uploaded.
+
+        Parameters
+        ----------
+        repo_id
+            ``"owner/name"``. The repository is made if there is none.
+        private
+            Whether a new repository is private; one that exists stays as it is.
+        overwrite
+            Make a new commit in a repository that holds a model or a card already. Older commits are kept.
+        branch
+            Branch to write to; ``None`` for the main one.
+        token
+            Access token; ``None`` for the one of ``hf auth login``.
+        tissue
+            For the card: what the tissue is and where it was published, as Markdown.
+        licence
+            Licence of the model, by the hub's name of it, such as ``"cc-by-4.0"``.
+        data_licence
+            For the card: licence of the tissue's data.
+
+        Returns
+        -------
+        Hash of the commit, for ``SIGMMA.load(repo_id, sdata, revision=hash)``.
+
+        Raises
+        ------
+        SetupError
+            ``repo_id`` is no name of a repository, or another argument is no text.
+        ExistsError
+            The repository holds a model or a card, and ``overwrite`` is not set.
+        WriteError
+            There is no login, no access or no network.
+
+        See Also
+        --------
+        load : Load a model from the hub.
+
+        Examples
+        --------
+        >>> commit = model.push_to_hub("lab/pancreas", data_licence="CC BY 4.0")  # doctest: +SKIP
+        >>> again = SIGMMA.load("lab/pancreas", sdata, revision=commit)  # doctest: +SKIP
+        """
+        from sigmma_sc.infer.tiles import scored_tiles
+        from sigmma_sc.store.card import CardText, model_card, recall_intervals
+        from sigmma_sc.store.hub import push_model, require_pushable, without_folders
+
+        self._trained()
+        given = {"branch": branch, "token": token, "tissue": tissue, "licence": licence, "data_licence": data_licence}
+        for what, value in given.items():
+            if value is not None:
+                require_name(value, what)
+        require_pushable(repo_id, branch, token, overwrite)
+        slides = self.resolve(cells=False)
+        saved = without_folders(self._saved(slides))
+        recall = None
+        if all(slide.region is not None for slide in slides) and any(
+            (self.data.roles.of(slide) == "test").any() for slide in slides
+        ):
+            tiles = scored_tiles(self.data, slides, "test", other=False)
+            recall = recall_intervals(list(zip(self.embedder.slides(slides), tiles, strict=True)))
+        card = model_card(repo_id, saved, self.data, slides, recall, CardText(tissue, licence, data_licence))
+        return push_model(repo_id, saved, card, private=private, branch=branch, token=token)
 
     @classmethod
     def load(
@@ -1076,13 +1165,15 @@ class SIGMMA:
         sdata: Tissue,
         image_encoder: ImageEncoder | None = None,
         cache_dir: str | Path | None = None,
+        revision: str | None = None,
     ) -> SIGMMA:
         """Load a saved model.
 
         Parameters
         ----------
         path
-            Folder written by :meth:`save`.
+            Folder written by :meth:`save`; or ``"owner/name"``, where there is no folder ``owner``, for a model on the Hugging
+            Face hub (:meth:`push_to_hub`). It is downloaded into the hub's cache once, and later loaded without a network.
         sdata
             Object to work on. One that was never set up is set up like the one trained on. One of H&E alone has to be set up
             first: ``setup_spatialdata(sdata, table_key=None, microns_per_pixel=…)``.
@@ -1090,6 +1181,8 @@ class SIGMMA:
             The same encoder with the same weights, where the model was trained with one of your own.
         cache_dir
             Folder of patch features, see :class:`SIGMMA`.
+        revision
+            Commit, tag or branch on the hub. A commit gives the same model always; ``None`` is the newest.
 
         Returns
         -------
@@ -1102,6 +1195,8 @@ class SIGMMA:
             a model of another class.
         EncoderError
             The image encoder has other weights, or cannot be loaded.
+        MissingKeyError
+            There is no such folder, and no such model on the hub.
 
         Examples
         --------
@@ -1111,9 +1206,10 @@ class SIGMMA:
         True
         """
         from sigmma_sc.store.compatible import check_compatible, inherit_setup
+        from sigmma_sc.store.hub import model_folder
         from sigmma_sc.store.model import read_model, saved_encoder
 
-        saved = read_model(path, cls.__name__)
+        saved = read_model(model_folder(path, revision), cls.__name__)
         with inherit_setup(sdata, saved.setup) as inheriting:
             encoder = saved_encoder(saved.encoder, image_encoder)
             model = cls(sdata, image_encoder=encoder, cache_dir=cache_dir, **saved.config, **saved.extra)

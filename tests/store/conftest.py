@@ -19,3 +19,13 @@ def saved(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "model"
     model.save(path)
     return path, model
+
+
+@pytest.fixture(scope="session")
+def aligned():
+    """A small model with test tiles."""
+    sdata = simulate_tissue(n_cells=900, seed=0)
+    SIGMMA.setup_spatialdata(sdata, tile_size=64)
+    model = SIGMMA(sdata, n_latent=8)
+    model.train(max_epochs=2, split="blocks", batch_size=32, enable_progress_bar=False)
+    return model
