@@ -116,7 +116,7 @@ def test_tiles_of_another_slide_are_searched_for(index):
     ("query", "error", "match"),
     [
         ({"tiles": ["planted_999"]}, MissingKeyError, "tile='planted_999' .*index.obs"),
-        ({"genes": ["g0", "NOPE"]}, MissingKeyError, "gene='NOPE'"),
+        ({"genes": ["g0", "NOPE"]}, MissingKeyError, "genes='NOPE'"),
         ({"type": "k0"}, MissingKeyError, "query='type' .*build_index"),
         ({"kind": "k9"}, MissingKeyError, "label='k9'"),
         ({"tiles": ["planted_0"], "genes": ["g0"]}, SetupError, "must have one key"),
