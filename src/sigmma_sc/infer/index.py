@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -204,10 +205,13 @@ def _restored(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Ti
     for name, categories in described["columns"].items():
         values = arrays[f"obs.{name}"]
         obs[name] = values if categories is None else pd.Categorical.from_codes(values, categories)
+    embeddings: dict[str, Scales] = {}
+    for tower in TOWERS:
+        embeddings[tower] = {scale: arrays[f"{tower}.{scale}"] for scale in scales}
     names = [f"{slide}_{number}" for slide, number in zip(obs["slide"], arrays["number"], strict=True)]
     index = TileIndex(
         obs=pd.DataFrame(obs, index=pd.Index(names, dtype=object)),
-        embeddings={tower: {scale: arrays[f"{tower}.{scale}"] for scale in scales} for tower in TOWERS},
+        embeddings=embeddings,
         shares={
             label: pd.DataFrame(arrays[f"share.{label}"], index=names, columns=pd.Index(classes, dtype=object))
             for label, classes in described["labels"].items()
@@ -231,8 +235,7 @@ def build(
     towers = embedder.towers
     likeness = _likeness(reference)
     frames = []
-    embeddings: dict[str, dict[str, list[NDArray[np.float32]]]]
-    embeddings = {tower: {scale: [] for scale in towers.aligned} for tower in TOWERS}
+    parts: dict[tuple[str, str], list[NDArray[np.float32]]] = {key: [] for key in product(TOWERS, towers.aligned)}
     shares: dict[str, list[pd.DataFrame]] = {label: [] for label in labels}
     for slide in slides:
         (e,) = embedder.slides([slide])
@@ -242,16 +245,19 @@ def build(
         empty = np.full((len(e.tiles), embedder.data.config.n_latent), np.nan, np.float32)
         enough = (e.tiles.n_cells >= embedder.data.config.min_cells)[:, None]
         for scale in towers.aligned:
-            embeddings["image"][scale].append(e.image[scale][which])
+            parts["image", scale].append(e.image[scale][which])
             cells = empty if slide.region is None else np.where(enough, e.transcriptome[scale], empty)
-            embeddings["transcriptome"][scale].append(cells[which])
+            parts["transcriptome", scale].append(cells[which])
         for label in labels:
             shares[label].append(_shares(slide, label).iloc[which])
+    embeddings: dict[str, Scales] = {tower: {} for tower in TOWERS}
+    for (tower, scale), arrays in parts.items():
+        embeddings[tower][scale] = np.concatenate(arrays)
     obs = pd.concat(frames).astype({"slide": "category", "split": "category"})
     return TileIndex(
         obs=obs,
-        embeddings={t: {s: np.concatenate(parts) for s, parts in scales.items()} for t, scales in embeddings.items()},
-        shares={label: _joined(parts).set_axis(obs.index) for label, parts in shares.items()},
+        embeddings=embeddings,
+        shares={label: _joined(shares[label]).set_axis(obs.index) for label in shares},
         reference=reference,
         temperatures={scale: float(t) for scale, t in towers.temperatures.items()},
         tile_size=tile_size,
