@@ -359,7 +359,7 @@ def test_tiles_are_indexed_and_searched(store, results, tmp_path, capsys):
     assert f"{slide}: {told}" in words
     assert "The 10 most similar tiles" in words
     label = sorted(sd.read_zarr(store)["table"].obs["niche"].astype(str).unique())[0]
-    assert run("search", index, "--label", f"niche={label}", "--scale", "meso") == 0
+    assert run("search", index, "--label", f"niche={label}", "--scale", "meso", "--transcriptome") == 0
     assert run("search", index, "--tile", found["tile"][0], "--gene", "EPCAM") == 2
     assert "pass --tile, --gene or --label" in said(capsys)
     assert run("search", index, "--gene", "EPCAM", "--out", tmp_path / "found.csv") == 2

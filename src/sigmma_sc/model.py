@@ -636,6 +636,11 @@ class SIGMMA:
         WriteError
             Nothing can be written there.
 
+        Warns
+        -----
+        UnlikeWarning
+            The model cannot tell which tiles are unlike its own.
+
         See Also
         --------
         sigmma_sc.TileIndex.read : Read an index.

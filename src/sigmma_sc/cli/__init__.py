@@ -47,7 +47,6 @@ OPTIONS = {
     "interval": "--interval",
     "withhold": "--withhold",
     "fdr": "--fdr",
-    "modality": "--modality",
     "scale": "--scale",
     "cache_dir": "--cache",
     "checkpoint_dir": "--checkpoints",
@@ -327,7 +326,9 @@ def search(
     tile: Annotated[list[str], typer.Option(help="Tile of the index; give several for a region.")] = [],  # noqa: B006
     gene: Annotated[list[str], typer.Option(help="Gene; give several for a set.")] = [],  # noqa: B006
     label: Annotated[str | None, typer.Option(help="COLUMN=LABEL of the cells, of a column in the index.")] = None,
-    modality: Annotated[str, typer.Option(help="Tower by which tiles are compared: image or transcriptome.")] = "image",
+    transcriptome: Annotated[
+        bool, typer.Option("--transcriptome", help="Compare the cells of the tiles instead of their H&E.")
+    ] = False,
     scale: Annotated[str, typer.Option(help="Name of a scale, or all.")] = "all",
     fdr: Annotated[float, typer.Option(help="Level of false discoveries among the tiles that are alike.")] = 0.1,
     withhold: option.WithholdTiles = 0.01,
@@ -339,14 +340,14 @@ def search(
 
     if out is not None and out.exists() and not overwrite:
         raise ExistsError(f"{out} exists. Choose another --out, or pass --overwrite to replace it.")
-    given = {"tiles": tile, "genes": gene}
+    given: dict[str, str | list[str]] = {"tiles": tile, "genes": gene}
     if label is not None:
         column, _, name = label.partition("=")
         given[column] = name
     query = {key: value for key, value in given.items() if value}
     if len(query) != 1:
         raise SetupError("A search is for one thing: pass --tile, --gene or --label COLUMN=LABEL.")
-    found = tl.search(query, index, modality, scale, fdr=fdr, withhold=withhold)
+    found = tl.search(query, index, "transcriptome" if transcriptome else "image", scale, fdr=fdr, withhold=withhold)
     if out is not None:
         with fresh_file(out) as file:
             found.to_csv(file, index=False)

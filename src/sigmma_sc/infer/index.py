@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,7 +17,7 @@ from sigmma_sc import _keys
 from sigmma_sc._checks import require_path
 from sigmma_sc._files import Saved
 from sigmma_sc._schema import require_schema
-from sigmma_sc.errors import SetupError
+from sigmma_sc.errors import SetupError, UnlikeWarning
 from sigmma_sc.features.data import MIN_TISSUE
 from sigmma_sc.infer.alike import Likeness
 from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
@@ -277,8 +278,9 @@ def fingerprint(towers: TwoTowers) -> str:
 def _likeness(reference: Reference) -> Likeness | None:
     try:
         return Likeness.of(reference)
-    except SetupError:
-        return None  # too little tissue: no tile is judged
+    except SetupError as error:
+        warnings.warn(f"Searches will withhold no tile. {error}", UnlikeWarning, stacklevel=4)
+        return None
 
 
 def _frame(embedder: Embedder, e: SlideEmbedding, likeness: Likeness | None) -> pd.DataFrame:
