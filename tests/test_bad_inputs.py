@@ -49,7 +49,7 @@ NO_TISSUES = {
 
 
 @pytest.fixture(scope="module")
-def tissue(encoder):
+def tissue(encoder, tmp_path_factory):
     """A slide of a few hundred cells, a model trained on it, and what the tools need, none of which a row may change."""
     sdata = sg.datasets.simulate_tissue(n_cells=300, seed=0, microns_per_pixel=1.0)
     table = sdata["table"]
@@ -67,7 +67,10 @@ def tissue(encoder):
     x = {"meso": table.obsm["X_sigmma_meso"]}
     prototypes = sg.NichePrototypes.fit(x, {"meso": table.obs["own_meso"]})
     predicted = model.predict_expression()
+    index = model.build_index(tmp_path_factory.mktemp("bad") / "index", labels=["own_meso"])
     made = {
+        "index": index,
+        "found": sg.tl.search({"tiles": [index.obs.index[0]]}, index, fdr=0.5),
         "expression": predicted,
         "sdata": sdata,
         "model": model,
@@ -162,6 +165,8 @@ rank = tool(sg.tl.rank_niche_genes, "adata", key="own")
 name = tool(sg.tl.name_niches, "adata", markers={"tumour": ["EPCAM"]}, key="own")
 compare = tool(sg.tl.compare_niches, "adata", condition="condition", donor="donor", key="own")
 to_image = tool(sg.tl.map_to_image, "model", "sdata", labels="own_meso")
+search = tool(sg.tl.search, "index", query={"genes": ["EPCAM"]})
+found_maps = tool(sg.pl.search, "found", show=False)
 map_niches = tool(sg.pl.niches, "adata", key="own", show=False)
 composition = tool(sg.pl.composition, "adata", groupby="cell_type", key="own", show=False)
 maps = tool(sg.pl.prediction, "expression", genes=["EPCAM"], show=False)
@@ -184,6 +189,8 @@ write = method("write_embeddings", overwrite=True)
 retrieval = method("evaluate_retrieval")
 expression = method("evaluate_expression")
 predict = method("predict_expression")
+build_index = method("build_index", path="never")
+read_index = tool(sg.TileIndex.read, path="never")
 explorer = tool(sg.io.to_xenium_explorer, "adata", path="never.csv", key="own_meso")
 gene_reliability = method("get_gene_reliability")
 report = tool(sg.report, "model", "sdata", path="never.html", key="own")
@@ -191,7 +198,7 @@ attention = method("get_attention", tiles=["cell_circles_0"])
 embed_split = method("embed_split")
 
 WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, cell_table, tile_table, write, retrieval,
-                expression, predict, embed_split, report)  # fmt: skip
+                expression, predict, embed_split, report, build_index)  # fmt: skip
 WITH_TABLES = (explorer, niches, assign, transfer_labels, rank, name, compare, map_niches, composition, signature)
 
 VALUES = {
@@ -349,6 +356,21 @@ VALUES = {
         "interval": NO_LEVELS,
         "withhold": (-0.1, 1, "0.01", NAN, True, [0.01]),
     },
+    build_index: {"path": ("", 3, None), "labels": ("own_meso", 3, None, ["annotation"])},
+    read_index: {"path": ("", 3, None, "nowhere")},
+    search: {
+        "query": (None, 3, "tiles", {}, {"tiles": []}, {"tiles": ["nowhere_0"]}, {"tiles": "cell_circles_0"}, {"genes": ["NOPE"]},
+                  {"genes": []}, {"own_meso": "9"}, {"donor": "d0"}, {"tiles": ["a"], "genes": ["b"]}),
+        "index": (None, 3, "nowhere", {}),
+        "modality": ("images", None, 3),
+        "scale": ("mesa", None, 3),
+        "query_modality": ("images", None),
+        "n_tiles": NOT_WHOLE,
+        "fdr": (0, 1, -0.1, "0.1", None, NAN, True, 1e-4),
+        "withhold": (-0.1, 1, "0.01", NAN, True, [0.01]),
+        "key_added": ("alike", "a/b", "", 3),
+    },
+    found_maps: {"found": (None, "found", 3, {}), "slides": (["nowhere"], "cell_circles", [], 3)},
     map_niches: {
         "scales": (*NO_LISTS, ["mesa"]),
         "reference": ("annotation", ["annotation"]),

@@ -342,6 +342,34 @@ def test_missing_store_and_missing_model(store, tmp_path, capsys):
     assert "holds no saved model" in said(capsys)
 
 
+def test_tiles_are_indexed_and_searched(store, results, tmp_path, capsys):
+    index = tmp_path / "index"
+    build = ("index", store, "--model", results / "model", "--out", index, "--cache", store.parent / "cache")
+    assert run(*build, "--label", "niche") == 0
+    assert "with cells; micro, meso, macro; labels: niche" in said(capsys)
+    assert run(*build) == 2
+    assert "Pass --overwrite" in said(capsys)
+    assert run("search", index, "--gene", "EPCAM", "--gene", "KRT19", "--out", tmp_path / "found.csv") == 0
+    words = said(capsys)
+    found = pd.read_csv(tmp_path / "found.csv")
+    (slide,) = found["slide"].unique()
+    n = int(found["alike"].sum())
+    assert slide == "slide/cell_circles"
+    told = f"{n} of {len(found)} tiles alike" if n else f"nothing alike among {len(found)} tiles"
+    assert f"{slide}: {told}" in words
+    assert "The 10 most similar tiles" in words
+    label = sorted(sd.read_zarr(store)["table"].obs["niche"].astype(str).unique())[0]
+    assert run("search", index, "--label", f"niche={label}", "--scale", "meso", "--transcriptome") == 0
+    assert run("search", index, "--tile", found["tile"][0], "--gene", "EPCAM") == 2
+    assert "pass --tile, --gene or --label" in said(capsys)
+    assert run("search", index, "--gene", "EPCAM", "--out", tmp_path / "found.csv") == 2
+    assert "pass --overwrite to replace it" in said(capsys)
+    assert run("search", index, "--gene", "EPCAM", "--fdr", "2") == 2
+    assert "--fdr=2.0 must be a number between 0 and 1" in said(capsys)
+    assert run("index", store, store, "--model", results / "model", "--out", tmp_path / "two") == 2
+    assert "Two stores are named 'slide'" in said(capsys)
+
+
 def test_encoders_are_listed(capsys):
     assert run("encoders") == 0
     assert "stain-stats" in said(capsys)

@@ -97,6 +97,11 @@ def attention(model, sdata, folder):
     return model.get_attention([f"{slide}_40", f"{slide}_41"], sdata)
 
 
+def indexed(model, sdata, folder):
+    index = model.build_index(folder / "index", sdata, overwrite=True)
+    return {"obs": index.obs.astype({"slide": str, "split": str}), "embeddings": index.embeddings}
+
+
 ROWS = {
     "setup_spatialdata": Row(setup_again, None),
     "data": Row(
@@ -119,6 +124,7 @@ ROWS = {
         lambda model, sdata, folder: model.get_cell_image_representation(sdata, "macro"), alone=SetupError
     ),
     "get_tile_representation": Row(lambda model, sdata, folder: model.get_tile_representation(sdata)),
+    "build_index": Row(indexed, own=True),
     "get_attention": Row(attention),
     "embed_split": Row(split_embedded, alone=SetupError),
     "evaluate_retrieval": Row(lambda model, sdata, folder: model.evaluate_retrieval(sdata), alone=SetupError),

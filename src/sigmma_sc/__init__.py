@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.registry import list_encoders, register_encoder
     from sigmma_sc.features.node_features import NodeFeatures
     from sigmma_sc.features.registry import register_node_features
+    from sigmma_sc.infer.index import TileIndex
     from sigmma_sc.model import SIGMMA
     from sigmma_sc.niches.prototypes import NichePrototypes
     from sigmma_sc.nn.objectives import register_objective
@@ -24,6 +25,7 @@ __all__ = [
     "NichePrototypes",
     "NodeFeatures",
     "Split",
+    "TileIndex",
     "baselines",
     "benchmark",
     "datasets",
@@ -52,6 +54,7 @@ _HOMES = {
     "NichePrototypes": "sigmma_sc.niches.prototypes",
     "NodeFeatures": "sigmma_sc.features.node_features",
     "Split": "sigmma_sc.tissue.split",
+    "TileIndex": "sigmma_sc.infer.index",
     "register_node_features": "sigmma_sc.features.registry",
     "register_objective": "sigmma_sc.nn.objectives",
     "register_split": "sigmma_sc.tissue.split",

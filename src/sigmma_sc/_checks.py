@@ -119,6 +119,12 @@ def require_withhold(value: float | None) -> None:
         raise SetupError(f"withhold={value!r} must be a number from 0 to 1, such as 0.01, or None to keep all tiles.")
 
 
+def require_fdr(value: float) -> None:
+    """Raise :class:`SetupError` unless ``value`` is a level of false discoveries."""
+    if not (is_number(value) and 0 < value < 1):
+        raise SetupError(f"fdr={value!r} must be a number between 0 and 1, such as 0.1.")
+
+
 def require_step(value: float | None) -> None:
     """Raise :class:`SetupError` unless ``value`` is ``None``, or a step by which crops overlap."""
     if value is not None and not (is_number(value) and 0 < value <= 1):

@@ -7,16 +7,19 @@ writer holds a lock on that. Scratch without a lock belongs to a writer that was
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
 import re
 import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sigmma_sc.errors import SigmmaError, WriteError
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError, SigmmaError, WriteError
 
 try:
     import fcntl
@@ -31,6 +34,80 @@ NEW, OLD = "new", "old"
 PROBE_BYTES = 2**16
 HERE, EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE of Linux."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A kind of folder with a JSON document and the tensors that it describes; neither format can execute anything."""
+
+    # Names of the two files.
+    json: str
+    tensors: str
+    format: int  # of the document; others are refused
+    # What the folder holds and what writes it, as messages name them.
+    what: str
+    writer: str
+
+    def require_replaceable(self, path: str | Path, overwrite: bool) -> Path:
+        """Path of a folder to write to; :class:`ExistsError` unless it is free or holds what may be replaced.
+
+        :class:`WriteError` where nothing can be written.
+        """
+        path = Path(path).expanduser()
+        recover(path)
+        if path.exists() and not overwrite:
+            raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
+        if path.exists() and not (path / self.json).exists():
+            raise ExistsError(f"{path} exists and is no saved {self.what}; it is not replaced. Choose another path.")
+        if path.exists() and (others := sorted({file.name for file in path.iterdir()} - {self.json, self.tensors})):
+            raise ExistsError(f"{path} holds more than a saved {self.what} ({', '.join(others)}). Choose another path.")
+        require_writable(path)
+        return path
+
+    def write(self, path: Path, described: dict[str, Any], tensors: dict[str, Any]) -> None:
+        """Write a document, with its format and the checksum of its tensors. A crash leaves the old folder or the new one."""
+        from safetensors.torch import save_file
+
+        with fresh_folder(path) as folder:
+            save_file(tensors, folder / self.tensors)
+            document = described | {"format": self.format, "checksum": checksum(folder / self.tensors)}
+            (folder / self.json).write_text(json.dumps(document, indent=1))
+
+    def read(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Document and tensors of a folder, or :class:`SetupError` where they do not belong together."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        recover(path)
+        for name in (self.json, self.tensors):
+            if not (path / name).is_file():
+                raise MissingKeyError(
+                    f"{path} holds no saved {self.what} ({name} is missing). Give the folder of {self.writer}."
+                )
+        damaged = f"The {self.what} in {path} is damaged, or was not written by {self.writer}"
+        try:
+            described = json.loads((path / self.json).read_text())
+            tensors = load_file(path / self.tensors)
+            found = checksum(path / self.tensors)
+        except (OSError, ValueError, RecursionError, SafetensorError) as error:
+            raise SetupError(f"{damaged}: {error}.") from error
+        if not isinstance(described, dict) or described.get("format") != self.format:
+            other = described.get("format") if isinstance(described, dict) else None
+            raise SetupError(
+                f"{path} has format {other}, this version reads {self.format}. Load it with the version of sigmma-sc that saved it."
+            )
+        if described.get("checksum") != found:
+            raise SetupError(
+                f"{damaged}: {self.tensors} is not the file that {self.json} describes. Put the right one back, or save the "
+                f"{self.what} again."
+            )
+        return described, tensors
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

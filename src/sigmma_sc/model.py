@@ -12,7 +12,9 @@ import pandas as pd
 from sigmma_sc._checks import (
     require_choice,
     require_interval,
+    require_list,
     require_name,
+    require_path,
     require_registered,
     require_step,
     require_whole,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from sigmma_sc.encoders.encoder import ImageEncoder
     from sigmma_sc.features.data import TissueData
     from sigmma_sc.infer.embed import Embedder, SlideEmbedding
+    from sigmma_sc.infer.index import TileIndex
     from sigmma_sc.infer.reference import Reference
     from sigmma_sc.niches.prototypes import NichePrototypes
     from sigmma_sc.nn.towers import TwoTowers
@@ -564,7 +567,8 @@ class SIGMMA:
         Returns
         -------
         AnnData with one row for each tile of the grid that covers an image. ``obs`` has slide, corner in px (``x``, ``y``),
-        number of cells, share of stained tissue and split; ``obsm["spatial"]`` has the centre in px.
+        number of cells, share of stained tissue and split; ``obsm["spatial"]`` has the centre in px. ``uns["sigmma"]`` names
+        modality, scale and model.
 
         Examples
         --------
@@ -577,6 +581,8 @@ class SIGMMA:
         """
         from anndata import AnnData
 
+        from sigmma_sc import _keys
+        from sigmma_sc.infer.index import fingerprint
         from sigmma_sc.infer.scales import at_scale
         from sigmma_sc.infer.tiles import centres_of, tile_obs
 
@@ -593,7 +599,76 @@ class SIGMMA:
             X=np.concatenate([at_scale(e.tower(modality), scale) for e in embeddings]),
             obs=pd.concat([tile_obs(self.data, e.slide) for e in embeddings]),
             obsm={"spatial": centres_of(embeddings)},
+            uns={_keys.UNS: {"modality": modality, "scale": scale, "model": fingerprint(self._trained())}},
         )
+
+    def build_index(
+        self, path: str | Path, sdata: Tissue | None = None, labels: Sequence[str] = (), overwrite: bool = False
+    ) -> TileIndex:
+        """Write an index of tiles to search in, with :func:`sigmma_sc.tl.search`; page *Search*.
+
+        All tiles that hold tissue are kept, with their image embeddings and, where there are cells, those of their
+        transcriptomes. An index needs no slide and no model any more. It takes ``24 n_latent`` bytes a tile with three scales,
+        and what :meth:`save` stores of the training and validation tiles. A crash leaves the old index or the new one.
+
+        Parameters
+        ----------
+        path
+            Folder to write.
+        sdata
+            Object, or objects by name, with or without tables; ``None`` for the model's own.
+        labels
+            Columns of ``obs`` of the cells that can be searched for, such as cell types or niches. Slides without a table have
+            none.
+        overwrite
+            Replace an index.
+
+        Returns
+        -------
+        The index.
+
+        Raises
+        ------
+        ExistsError
+            The folder exists, or holds something else.
+        MissingKeyError
+            A table has no such column.
+        SetupError
+            The model holds no expression: it was trained without raw counts.
+        WriteError
+            Nothing can be written there.
+
+        Warns
+        -----
+        UnlikeWarning
+            The model cannot tell which tiles are unlike its own.
+
+        See Also
+        --------
+        sigmma_sc.TileIndex.read : Read an index.
+
+        Examples
+        --------
+        >>> model.build_index("tissues", labels=["cell_type"], overwrite=True)
+        TileIndex(121 tiles of 1 slide, 121 with cells; micro, meso, macro; labels: cell_type)
+        """
+        from sigmma_sc.infer.index import FOLDER, build
+        from sigmma_sc.tissue.setup import obs_of_slide
+
+        self._trained()
+        require_path(path, "path")
+        if labels not in ((), []):
+            require_list(labels, "labels")
+        slides = self.resolve(sdata, cells=False)
+        for label in labels:
+            for slide in slides:
+                if slide.region is not None:
+                    obs_of_slide(slide, label)
+        folder = FOLDER.require_replaceable(path, overwrite)
+        reference = self._reference_from(slides if sdata is None or sdata is self.sdata else None)
+        index = build(self.embedder, slides, reference, labels, self.setup.tile_size)
+        index.write(folder)
+        return index
 
     def get_attention(
         self, tiles: Sequence[str], sdata: Tissue | None = None, when: Literal["before", "after"] = "after"
@@ -1036,12 +1111,13 @@ class SIGMMA:
         >>> sorted(os.listdir("saved"))
         ['model.json', 'weights.safetensors']
         """
-        from sigmma_sc.store.model import is_writer, require_replaceable, write_model
+        from sigmma_sc.store.model import FOLDER, is_writer, write_model
 
         self._trained()
         if not is_writer():
             return
-        folder = require_replaceable(path, overwrite)
+        require_path(path, "path")
+        folder = FOLDER.require_replaceable(path, overwrite)
         saved = self._saved()
         try:
             write_model(folder, saved)

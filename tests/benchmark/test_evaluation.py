@@ -125,6 +125,27 @@ def test_lookup_of_few_training_tiles_is_their_mean():
     assert {key.scale for key in trial.ranks} == {"macro"}
 
 
+def test_the_best_for_each_gene_is_that_of_the_product(encoder, monkeypatch):
+    monkeypatch.setattr("sigmma_sc.benchmark.evaluation.encoder_of", lambda _: encoder())
+    config = plan_of({**ONE, "setup": {"tile_size": 32}}, ["genes"], encoder="mean", train={"max_epochs": 1})
+    trial = run_trial(config, config.trials()[0], None)
+    data = config.datasets[0]
+    sdata = load(data)
+    division = divide(sdata, data, "blocks", 0, 3)
+    ((slide, tiles),) = division.tiles("test")
+    method = METHODS["genes"](Case(sdata, encoder(), division.split, 3, {}, None))
+    method.fit(max_epochs=1)
+    expected = method.model.predict_expression(method="auto", withhold=None)
+    rows = [f"{slide.name}_{k}" for k in np.flatnonzero(division.data.roles.of(slide) == "test")]
+    kept = trial.expression["default"]
+    np.testing.assert_allclose(kept.predicted["auto"], expected[rows, kept.genes].X, rtol=1e-4, atol=1e-5)
+    assert set(kept.predicted) == {"default", "lookup", "auto"}
+    # Of fewer than ten validation tiles nothing is chosen, and none where they are scored themselves.
+    assert method.predict_best([(slide, tiles.take(np.arange(3)))]).shape == (3, len(sdata["table"].var_names))
+    scored = run_trial(plan := plan_of(ONE, ["genes"], train={"max_epochs": 1}, score="val"), plan.trials()[0], None)
+    assert "auto" not in scored.expression["default"].predicted
+
+
 class Tuned(Method):
     """Aligned by the better the closer its learning rate is to 1; remembers what it was trained with."""
 

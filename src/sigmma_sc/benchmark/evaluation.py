@@ -29,6 +29,7 @@ from sigmma_sc.tissue.setup import common_setup, slides_of
 from sigmma_sc.tissue.split import Blocks, SplitJson, get_split
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
     from scipy.sparse import csr_matrix
 
@@ -114,7 +115,9 @@ def run_trial(config: BenchmarkConfig, spec: TrialSpec, cache_dir: str | None) -
         if not chosen:
             raise SetupError(f"{data.name}: split={split!r} with seed {seed} leaves no {role} tile.")
     embedded_train, embedded = embed(fitted, train), embed(fitted, scored)
-    expression = _expression(embedded_train, embedded)
+    # The choice is made on validation tiles, so that there is none to judge where these are scored.
+    best = fitted.predict_best(scored) if config.score == "test" else None
+    expression = _expression(embedded_train, embedded, best)
     niches = None
     if config.niches is not None and method.label in config.niches.methods:
         niches = niches_of(fitted, division.slides, data, config.niches)
@@ -190,8 +193,8 @@ def _ranks(embedded: Embedded) -> dict[RankKey, NDArray[np.int64]]:
     return {RankKey(direction, scale): values for (direction, scale), values in ranks.items()}
 
 
-def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]:
-    """Targets and predictions of both protocols, and of BLEEP's inference."""
+def _expression(train: Embedded, scored: Embedded, best: pd.DataFrame | None) -> dict[Protocol, Expression]:
+    """Targets and predictions of both protocols, of BLEEP's inference, and of the best for each gene."""
     genes = common_genes([slide.table for slide, _ in (*train.chosen, *scored.chosen)])
     counts, counts_scored = _counts(train.chosen, genes), _counts(scored.chosen, genes)
     expression: dict[Protocol, Expression] = {}
@@ -207,6 +210,8 @@ def _expression(train: Embedded, scored: Embedded) -> dict[Protocol, Expression]
             query, keys = at_scale(scored.image, "all"), at_scale(train.transcriptome, "all")
             # An infinite temperature weighs all alike, as BLEEP's published average does.
             predicted["lookup"] = retrieve(query, keys, y.astype(np.float32), N_LOOKUP, np.inf)
+        if protocol == "default" and best is not None:
+            predicted["auto"] = best[names].to_numpy(np.float32)
         expression[protocol] = Expression(
             np.array(names, dtype=str), target.astype(np.float32), mean.astype(np.float32), predicted
         )

@@ -7,11 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 
 from sigmma_sc.baselines import BLEEP, CLIP
 from sigmma_sc.config import Config
 from sigmma_sc.features.data import TissueData
+from sigmma_sc.infer.auto import FEWEST_IN_FOLD
+from sigmma_sc.infer.predict import Prediction, Query, predict_best, temperature_of
+from sigmma_sc.infer.reference import build_reference, encoder_features
+from sigmma_sc.infer.scales import joined
 from sigmma_sc.model import SIGMMA
 from sigmma_sc.tissue.setup import common_setup
 
@@ -26,7 +31,11 @@ if TYPE_CHECKING:
     from sigmma_sc.tissue.tiling import Tiles
 
     Embedding = dict[str, NDArray[np.float32]] | None
+    Chosen = list[tuple[Slide, Tiles]]
     from sigmma_sc.tissue.setup import Tissue
+
+N_NEIGHBORS = 50
+"""Training tiles that retrieval averages, as :meth:`sigmma_sc.SIGMMA.predict_expression` does by default."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,10 @@ class Method:
 
     def embed_cells(self) -> dict[str, NDArray[np.float32]] | None:
         """Embeddings of the cells of the object's slides, one under the other, by scale; ``None`` where it has none."""
+        return None
+
+    def predict_best(self, chosen: Chosen) -> pd.DataFrame | None:
+        """Expression of tiles × genes, each gene by what is best on the validation tiles; ``None`` where it chooses nothing."""
         return None
 
 
@@ -222,6 +235,18 @@ class Alignment(Method):
             parts = [np.where(slide.covered[:, None], slide.cells[scale], np.nan) for slide in slides]
             cells[scale] = np.concatenate(parts).astype(np.float32)
         return cells
+
+    def predict_best(self, chosen: Chosen) -> pd.DataFrame | None:
+        """As ``predict_expression(method="auto")``; ``None`` with too few validation tiles."""
+        embedder = self.model.embedder
+        reference = build_reference(embedder, self.model.resolve(cells=False))
+        if (~reference.train).sum() < 2 * FEWEST_IN_FOLD:
+            return None
+        embeddings = [(embedder.tiles(slide, tiles), np.arange(len(tiles))) for slide, tiles in chosen]
+        features = [encoder_features(embedder, embedding) for embedding, _ in embeddings]
+        how = Prediction("auto", "all", N_NEIGHBORS, temperature_of(embedder.towers, "all"))
+        values, _, _ = predict_best(Query(joined(embeddings, "image"), np.concatenate(features)), reference, how)
+        return pd.DataFrame(values, columns=reference.genes)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

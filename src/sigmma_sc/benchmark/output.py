@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigmma_sc._files import NEW, fresh_file, recover, require_writable, scratch_folder, settle, writing
+from sigmma_sc._files import NEW, checksum, fresh_file, recover, require_writable, scratch_folder, settle, writing
 from sigmma_sc._schema import require_schema
 from sigmma_sc.errors import ExistsError
 
@@ -38,7 +37,7 @@ def require_own(out: Path, figures: Iterable[str]) -> None:
     foreign = []
     for name in (*NAMES, *(f"{FIGURES}/{figure}" for figure in figures)):
         path = out / name
-        if path.exists() and (not path.is_file() or _checksum(path) not in known.get(name, ())):
+        if path.exists() and (not path.is_file() or checksum(path) not in known.get(name, ())):
             foreign.append(name)
     if (out / FIGURES).exists() and not (out / FIGURES).is_dir():
         foreign.append(FIGURES)
@@ -68,7 +67,7 @@ def _publish(fresh: Path, out: Path) -> None:
     for path in sorted(fresh.rglob("*")):
         if path.is_file():
             settle(path)
-            new[path.relative_to(fresh).as_posix()] = [_checksum(path)]
+            new[path.relative_to(fresh).as_posix()] = [checksum(path)]
     before = _known(out)
     # Both, so that after a kill between two files the next run knows the old ones and the new ones.
     both = {name: before.get(name, []) + new.get(name, []) for name in before.keys() | new.keys()}
@@ -77,7 +76,7 @@ def _publish(fresh: Path, out: Path) -> None:
     for name in new:
         os.replace(fresh / name, out / name)
     for name in before.keys() - new.keys():
-        if (out / name).is_file() and _checksum(out / name) in before[name]:
+        if (out / name).is_file() and checksum(out / name) in before[name]:
             (out / name).unlink()
     _write_known(out, new)
 
@@ -95,8 +94,3 @@ def _known(out: Path) -> dict[str, list[str]]:
 def _write_known(out: Path, known: dict[str, list[str]]) -> None:
     with fresh_file(out / WRITTEN) as fresh:
         fresh.write_text(json.dumps(known, indent=1, sort_keys=True))
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -98,7 +98,8 @@ def _how(plan: BenchmarkConfig, trials: Sequence[Trial], command: str) -> str:
         f"Retrieval ranks the {TILES[plan.score]} tiles of one slide (the pool); ties count against the query. R@p % is the share of queries whose partner "
         "is among the best p %, mean ± SD over seeds. PCC and MSE are of the 50 most variable genes of the training tiles, predicted from "
         "the image embedding: `ridge` by the default protocol, `HEST` by HEST-1k's head, `lookup` by the mean of the 50 training "
-        "tiles whose transcriptome embedding is nearest (BLEEP's inference). Brackets are 95 % intervals of a bootstrap over spatial "
+        "tiles whose transcriptome embedding is nearest (BLEEP's inference), `auto` by the best for each gene on the validation tiles "
+        '(`predict_expression(method="auto")`). Brackets are 95 % intervals of a bootstrap over spatial '
         "blocks, differences are paired; bold ones exclude zero. Per gene: `genes.parquet`."
     )
 
@@ -157,6 +158,7 @@ def _main_table(results: pd.DataFrame, intervals: pd.DataFrame) -> str:
         "mse default": "MSE ridge",
         "pcc hest": "PCC HEST",
         "pcc lookup": "PCC lookup",
+        "pcc auto": "PCC auto",
     }
     ridge = results[results["head"] == "default"]
     genes = ridge[ridge.metric == "pcc_sd_over_genes"].groupby("method").value.mean()

@@ -19,9 +19,9 @@ from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.split import get_split
 
 Protocol = Literal["default", "hest"]
-Head = Literal["default", "hest", "lookup"]
+Head = Literal["default", "hest", "lookup", "auto"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-HEADS: dict[Head, Protocol] = {"default": "default", "hest": "hest", "lookup": "default"}
+HEADS: dict[Head, Protocol] = {"default": "default", "hest": "hest", "lookup": "default", "auto": "default"}
 """Protocol whose target each head predicts."""
 
 UNREADABLE = (

@@ -13,10 +13,10 @@ from rich.markup import escape
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_interval, require_withhold
-from sigmma_sc._files import require_writable, writing
+from sigmma_sc._files import fresh_file, require_writable, writing
 from sigmma_sc.cli import options as option
 from sigmma_sc.cli.landmarks import read_landmarks
-from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_table, require_free
+from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_found, print_table, require_free
 from sigmma_sc.cli.runs import add_images, read_run
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExistsError, SetupError, SigmmaError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from sigmma_sc.encoders.encoder import ImageEncoder
+    from sigmma_sc.tissue.setup import Setup
 
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
@@ -45,6 +46,8 @@ OPTIONS = {
     "weights": "--weights",
     "interval": "--interval",
     "withhold": "--withhold",
+    "fdr": "--fdr",
+    "scale": "--scale",
     "cache_dir": "--cache",
     "checkpoint_dir": "--checkpoints",
     "overwrite": "--overwrite",
@@ -234,7 +237,7 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
 @app.command()
 def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     store: option.Store,
-    model: Annotated[Path, typer.Option(help="Folder of a trained model (model/ of 'train').")],
+    model: option.Model,
     out: option.Out,
     image: option.Image = [],  # noqa: B006
     table: option.TableName = "table",
@@ -261,8 +264,7 @@ def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     from sigmma_sc.store.model import setup_of_model
 
     require_free(out, overwrite)
-    if not (model / "model.json").exists():
-        raise SetupError(f"{model} holds no saved model. Give the folder model/ that 'sigmma-sc train' wrote.")
+    _require_model(model)
     if not he_only and (keep_all or interval is not None):
         raise SetupError(f"{'--keep-all' if keep_all else '--interval'} goes with --he-only. Leave it out.")
     require_interval(interval)
@@ -270,23 +272,86 @@ def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     given = _encoder(encoder, weights, encoder_arg)
     sdata = _read(store)
     trained = setup_of_model(model)
-    SIGMMA.setup_spatialdata(
-        sdata,
-        _by_region(image) if image else trained.image_key,
-        None if he_only else table,
-        _by_region(coordinate_system),
-        trained.layer if layer is None else layer,
-        trained.features_key,
-        trained.sample_key,
-        microns_per_pixel,
-        trained.tile_size,
-        trained.grids,
-    )
+    _set_up_as(trained, sdata, image, None if he_only else table, coordinate_system, layer, microns_per_pixel)
     loaded = SIGMMA.load(model, sdata, given, cache_dir=cache)
     if he_only:
         finish_he_only(loaded, sdata, out, store, interval, None if keep_all else withhold)
     else:
         finish(loaded, sdata, out, store)
+
+
+@app.command()
+def index(  # noqa: PLR0913 - typer reads an option from each parameter
+    stores: Annotated[list[Path], typer.Argument(help="SpatialData stores (.zarr); their names name the slides.")],
+    model: option.Model,
+    out: Annotated[Path, typer.Option(help="Folder to make for the index.")],
+    label: Annotated[list[str], typer.Option(help="Column of obs whose labels can be searched for.")] = [],  # noqa: B006
+    image: option.Image = [],  # noqa: B006
+    table: option.TableName = "table",
+    coordinate_system: option.System = ["global"],  # noqa: B006
+    layer: option.OtherLayer = None,
+    microns_per_pixel: option.Microns = None,
+    encoder: option.ModelEncoder = None,
+    weights: option.Weights = None,
+    encoder_arg: option.EncoderArg = [],  # noqa: B006
+    he_only: option.HeOnly = False,
+    cache: option.Cache = None,
+    overwrite: option.Overwrite = False,
+) -> None:
+    """Write an index of the tiles of one or many stores, for 'search'. The stores are not changed."""
+    from sigmma_sc import SIGMMA
+    from sigmma_sc.infer.index import FOLDER
+    from sigmma_sc.store.model import setup_of_model
+
+    FOLDER.require_replaceable(out, overwrite)
+    _require_model(model)
+    given = _encoder(encoder, weights, encoder_arg)
+    trained = setup_of_model(model)
+    slides = {}
+    for store in stores:
+        if store.stem in slides:
+            raise SetupError(
+                f"Two stores are named {store.stem!r}, so that their tiles would have one name. Rename one."
+            )
+        sdata = _read(store)
+        _set_up_as(trained, sdata, image, None if he_only else table, coordinate_system, layer, microns_per_pixel)
+        slides[store.stem] = sdata
+    made = SIGMMA.load(model, slides, given, cache_dir=cache).build_index(out, labels=label, overwrite=overwrite)
+    console.print(f"Index: {out}, {made}", highlight=False)
+
+
+@app.command()
+def search(
+    index: Annotated[Path, typer.Argument(help="Folder that 'index' wrote.")],
+    tile: Annotated[list[str], typer.Option(help="Tile of the index; give several for a region.")] = [],  # noqa: B006
+    gene: Annotated[list[str], typer.Option(help="Gene; give several for a set.")] = [],  # noqa: B006
+    label: Annotated[str | None, typer.Option(help="COLUMN=LABEL of the cells, of a column in the index.")] = None,
+    transcriptome: Annotated[
+        bool, typer.Option("--transcriptome", help="Compare the cells of the tiles instead of their H&E.")
+    ] = False,
+    scale: Annotated[str, typer.Option(help="Name of a scale, or all.")] = "all",
+    fdr: Annotated[float, typer.Option(help="Level of false discoveries among the tiles that are alike.")] = 0.1,
+    withhold: option.WithholdTiles = 0.01,
+    out: Annotated[Path | None, typer.Option(help="CSV file to write with all tiles.")] = None,
+    overwrite: option.Overwrite = False,
+) -> None:
+    """Find the tiles of an index that are alike to tiles, genes or labelled cells, or that nothing is."""
+    from sigmma_sc import tl
+
+    if out is not None and out.exists() and not overwrite:
+        raise ExistsError(f"{out} exists. Choose another --out, or pass --overwrite to replace it.")
+    given: dict[str, str | list[str]] = {"tiles": tile, "genes": gene}
+    if label is not None:
+        column, _, name = label.partition("=")
+        given[column] = name
+    query = {key: value for key, value in given.items() if value}
+    if len(query) != 1:
+        raise SetupError("A search is for one thing: pass --tile, --gene or --label COLUMN=LABEL.")
+    found = tl.search(query, index, "transcriptome" if transcriptome else "image", scale, fdr=fdr, withhold=withhold)
+    if out is not None:
+        with fresh_file(out) as file:
+            found.to_csv(file, index=False)
+    print_found(found)
 
 
 @app.command()
@@ -372,6 +437,38 @@ def with_options(message: str) -> str:
 
 def _spelled(match: re.Match[str]) -> str:
     return match["call"] or OPTIONS[match["argument"]]
+
+
+def _require_model(path: Path) -> None:
+    """Raise :class:`SetupError` where no model lies."""
+    if not (path / "model.json").exists():
+        raise SetupError(f"{path} holds no saved model. Give the folder model/ that 'sigmma-sc train' wrote.")
+
+
+def _set_up_as(
+    trained: Setup,
+    sdata: SpatialData,
+    image: list[str],
+    table: str | None,
+    coordinate_system: list[str],
+    layer: str | None,
+    microns_per_pixel: float | None,
+) -> None:
+    """Set up an object as that of a trained model, but for what is given."""
+    from sigmma_sc import SIGMMA
+
+    SIGMMA.setup_spatialdata(
+        sdata,
+        _by_region(image) if image else trained.image_key,
+        table,
+        _by_region(coordinate_system),
+        trained.layer if layer is None else layer,
+        trained.features_key,
+        trained.sample_key,
+        microns_per_pixel,
+        trained.tile_size,
+        trained.grids,
+    )
 
 
 def _encoder(name: str | None, weights: Path | None, arguments: list[str]) -> ImageEncoder | None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 Store = Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with an H&E image and a table of cells.")]
+Model = Annotated[Path, typer.Option(help="Folder of a trained model (model/ of 'train').")]
 Out = Annotated[Path, typer.Option(help="Folder to make for the results.")]
 Image = Annotated[list[str], typer.Option("--image", help="Name of the H&E image, or REGION=NAME for each region.")]
 System = Annotated[
@@ -61,4 +62,5 @@ Interval = Annotated[
 Withhold = Annotated[
     float, typer.Option(help="Level of likeness up to which tiles are withheld (NaN); goes with --he-only.")
 ]
+WithholdTiles = Annotated[float, typer.Option("--withhold", help="Level of likeness up to which tiles are not tested.")]
 KeepAll = Annotated[bool, typer.Option("--keep-all", help="Withhold no tile; goes with --he-only.")]

@@ -38,6 +38,9 @@ RESULTS = (
 )
 """Patterns of the names in a folder of results."""
 
+MOST_SHOWN = 10
+"""Tiles of a search that are printed."""
+
 console = Console()
 complaints = Console(stderr=True, soft_wrap=True)
 """Where errors go."""
@@ -196,6 +199,16 @@ def print_retrieval(recall: pd.DataFrame, split: str) -> None:
             .rename(columns={f"recall@{p}": f"R@{p}" for p in percents} | {"median_rank": "median rank"})
             .round(3),
         )
+
+
+def print_found(found: pd.DataFrame) -> None:
+    """Print how many tiles of each slide are alike, and the most similar ones of all."""
+    by_slide = found.groupby("slide", observed=True)["alike"].agg(["sum", "size"])
+    for slide, (n, tested) in by_slide.sort_values("sum", ascending=False, kind="stable").iterrows():
+        told = f"{n:,} of {tested:,} tiles alike" if n else f"nothing alike among {tested:,} tiles"
+        console.print(f"{slide}: {told}", highlight=False)
+    shown = found.head(MOST_SHOWN)[["tile", "x", "y", "similarity", "p_value", "alike"]]
+    print_table(f"The {len(shown)} most similar tiles", shown.round({"x": 0, "y": 0, "similarity": 3, "p_value": 4}))
 
 
 def print_table(title: str, frame: pd.DataFrame) -> None:

@@ -50,6 +50,14 @@ def tile_obs(data: TissueData, slide: Slide) -> pd.DataFrame:
     return obs.astype({"slide": "category", "split": "category"})
 
 
+def label_counts(tiles: Tiles, codes: NDArray[np.integer], n_labels: int) -> NDArray[np.float32]:
+    """Number of cells of each label in each tile, ``(n_tiles, n_labels)``; ``codes`` ``(n_cells,)`` is -1 without a label."""
+    code = codes[tiles.cells]
+    count = np.zeros((len(tiles), n_labels), np.float32)
+    np.add.at(count, (np.repeat(np.arange(len(tiles)), tiles.n_cells)[code >= 0], code[code >= 0]), 1)
+    return count
+
+
 def centres_of(embeddings: Sequence[SlideEmbedding]) -> NDArray[np.float64]:
     """Centres of the tiles of all slides in px, ``(n_tiles, 2)``."""
     return np.concatenate([e.tiles.origins + e.tiles.side / 2 for e in embeddings])

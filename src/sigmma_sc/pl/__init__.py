@@ -10,6 +10,7 @@ from sigmma_sc.pl.prediction import prediction
 from sigmma_sc.pl.register import register
 from sigmma_sc.pl.registration import registration
 from sigmma_sc.pl.retrieval import retrieval
+from sigmma_sc.pl.search import search
 from sigmma_sc.pl.signature import signature
 from sigmma_sc.pl.training import training
 
@@ -24,6 +25,7 @@ __all__ = [
     "register",
     "registration",
     "retrieval",
+    "search",
     "signature",
     "training",
 ]

@@ -9,8 +9,8 @@ import numpy as np
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_list
 from sigmma_sc.errors import SetupError
-from sigmma_sc.pl._cells import MISSING
 from sigmma_sc.pl._finish import finish
+from sigmma_sc.pl._tiles import MAP_WIDTH, draw_tiles
 from sigmma_sc.tissue.table import require_table
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
-
-SIDE = 4.2
-"""Width of a map in inches."""
 
 
 def prediction(
@@ -87,7 +84,7 @@ def prediction(
     wide = "upper" in expression.layers
     n_columns = len(genes) + alike
     height, width = np.ptp(expression.obs[["y", "x"]].to_numpy(), axis=0) + _side(expression)
-    size = (SIDE * n_columns, (SIDE * 0.8 * height / width + 0.5) * (1 + wide))
+    size = (MAP_WIDTH * n_columns, (MAP_WIDTH * 0.8 * height / width + 0.5) * (1 + wide))
     figure, axes = plt.subplots(1 + wide, n_columns, figsize=size, layout="constrained", squeeze=False)
     for column, gene in enumerate(genes):
         one = expression[:, gene]
@@ -115,19 +112,4 @@ def _side(expression: AnnData) -> float:
 
 def _map(ax: Axes, expression: AnnData, values: NDArray, title: str) -> None:
     """Squares of tiles in colour, grey where a value is NaN."""
-    import matplotlib as mpl
-    from matplotlib.collections import PatchCollection
-    from matplotlib.patches import Rectangle
-
-    side = _side(expression)
-    squares = [Rectangle((x, y), side, side) for x, y in expression.obs[["x", "y"]].to_numpy()]
-    colours = mpl.colormaps["viridis"].with_extremes(bad=MISSING)
-    tiles = PatchCollection(squares, cmap=colours, linewidths=0, rasterized=True)
-    tiles.set_array(np.ma.masked_invalid(values))
-    ax.add_collection(tiles)
-    ax.autoscale_view()
-    ax.set(aspect="equal", xticks=[], yticks=[])
-    ax.set_title(title, fontsize=10, wrap=True)
-    ax.invert_yaxis()
-    ax.spines[:].set_visible(False)
-    ax.figure.colorbar(tiles, ax=ax, shrink=0.7)
+    draw_tiles(ax, expression.obs[["x", "y"]].to_numpy(), _side(expression), values, title)

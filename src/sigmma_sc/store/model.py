@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -11,12 +9,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import torch
 
-from sigmma_sc._checks import require_path
-from sigmma_sc._files import fresh_folder, recover, require_writable
+from sigmma_sc._files import Saved
 from sigmma_sc._schema import require_schema
 from sigmma_sc.config import Config
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
-from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
+from sigmma_sc.errors import EncoderError, SetupError
 from sigmma_sc.features.data import DataState
 from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
 from sigmma_sc.niches.prototypes import NichePrototypes
@@ -75,6 +72,7 @@ class ModelJson(TypedDict):
 
 
 JSON, WEIGHTS = "model.json", "weights.safetensors"
+FOLDER = Saved(JSON, WEIGHTS, FORMAT, "model", "model.save()")
 IMAGE = f"{PREFIX}image."
 TENSOR = "__tensor__"  # no slide has this name
 
@@ -108,32 +106,11 @@ def is_writer() -> bool:
     return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
 
 
-def require_replaceable(path: str | Path, overwrite: bool) -> Path:
-    """Path of a folder to write to; :class:`ExistsError` unless it is free or holds a model that may be replaced.
-
-    :class:`WriteError` where nothing can be written.
-    """
-    require_path(path, "path")
-    path = Path(path).expanduser()
-    recover(path)
-    if path.exists() and not overwrite:
-        raise ExistsError(f"{path} exists. Pass overwrite=True to replace it.")
-    if path.exists() and not (path / JSON).exists():
-        raise ExistsError(f"{path} exists and is no saved model; it is not replaced. Choose another path.")
-    if path.exists() and (others := sorted(p.name for p in path.iterdir() if p.name not in (JSON, WEIGHTS))):
-        raise ExistsError(f"{path} holds more than a saved model ({', '.join(others)}). Choose another path.")
-    require_writable(path)
-    return path
-
-
 def write_model(path: Path, saved: SavedModel) -> None:
     """Write a model; a crash leaves the old one or the new one."""
-    from safetensors.torch import save_file
-
     tensors = {f"towers.{name}": value.detach().cpu().contiguous() for name, value in saved.towers.items()}
     described = {
         **{name: getattr(saved, name) for name in PLAIN},
-        "format": FORMAT,
         "setup": saved.setup.to_json(),
         "data": _without_arrays(saved.data, "data", tensors),
         "history": history_to_json(saved.history),
@@ -143,15 +120,12 @@ def write_model(path: Path, saved: SavedModel) -> None:
     if saved.reference is not None:
         described["reference"] = {"genes": saved.reference.genes, "library": saved.reference.library}
         tensors |= reference_tensors(saved.reference)
-    with fresh_folder(path) as folder:
-        save_file(tensors, folder / WEIGHTS)
-        described["checksum"] = _checksum(folder / WEIGHTS)
-        (folder / JSON).write_text(json.dumps(described, indent=1))
+    FOLDER.write(path, described, tensors)
 
 
 def read_model(path: str | Path, kind: str) -> SavedModel:
     """Read a model of the class ``kind``, or raise :class:`SetupError`; neither of its files can execute anything."""
-    described, tensors = _read(Path(path).expanduser())
+    described, tensors = FOLDER.read(Path(path).expanduser())
     try:
         return _saved(described, tensors, path, kind)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -212,42 +186,8 @@ def _with_arrays(value: object, tensors: dict[str, torch.Tensor]) -> Any:  # noq
 
 def setup_of_model(path: Path) -> Setup:
     """Setup of the object that a saved model was trained on."""
-    described, _ = _read(path.expanduser())
+    described, _ = FOLDER.read(path.expanduser())
     return Setup.from_json(described.get("setup"), f"{path}: setup in {JSON}")
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Description and tensors of a saved model; neither format can execute anything."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    recover(path)
-    for name in (JSON, WEIGHTS):
-        if not (path / name).is_file():
-            raise MissingKeyError(f"{path} holds no saved model ({name} is missing). Give the folder of model.save().")
-    damaged = f"The model in {path} is damaged, or was not written by model.save()"
-    try:
-        described = json.loads((path / JSON).read_text())
-        tensors = load_file(path / WEIGHTS)
-        checksum = _checksum(path / WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise SetupError(f"{damaged}: {error}.") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
-        found = described.get("format") if isinstance(described, dict) else None
-        raise SetupError(
-            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version of sigmma-sc that saved it."
-        )
-    if described.get("checksum") != checksum:
-        raise SetupError(
-            f"{damaged}: {WEIGHTS} is not the file that {JSON} describes. Put the right one back, or save the model again."
-        )
-    return described, tensors
-
-
-def _checksum(weights: Path) -> str:
-    """SHA-256 of a file."""
-    with open(weights, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def saved_encoder(described: dict[str, Any], given: ImageEncoder | None) -> ImageEncoder:

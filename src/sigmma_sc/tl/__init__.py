@@ -6,6 +6,7 @@ from sigmma_sc.tl.map_to_image import map_to_image
 from sigmma_sc.tl.name_niches import name_niches
 from sigmma_sc.tl.niches import niches
 from sigmma_sc.tl.rank_niche_genes import rank_niche_genes
+from sigmma_sc.tl.search import search
 from sigmma_sc.tl.transfer_labels import transfer_labels
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "name_niches",
     "niches",
     "rank_niche_genes",
+    "search",
     "transfer_labels",
 ]

@@ -23,6 +23,7 @@ from sigmma_sc._checks import (
 from sigmma_sc.errors import SetupError, UnlikeWarning
 from sigmma_sc.infer.interval import calibration_blocks, half_widths, require_level
 from sigmma_sc.infer.scales import at_scale, joined
+from sigmma_sc.infer.tiles import label_counts
 from sigmma_sc.infer.withhold import sentence, unlike, warn_unlike
 from sigmma_sc.tissue.setup import objects_of, obs_of_slide
 
@@ -249,9 +250,8 @@ def _known(model: SIGMMA, labels: str) -> Known:
         role = model.data.roles.of(slide)
         which = np.flatnonzero(np.isin(role, ("train", "val")))
         some = slide.tiles.take(which)
-        code = pd.Categorical(column.astype(object).map(str, na_action="ignore"), classes).codes[some.cells]
-        count = np.zeros((len(which), len(classes)), np.float32)
-        np.add.at(count, (np.repeat(np.arange(len(which)), some.n_cells)[code >= 0], code[code >= 0]), 1)
+        code = pd.Categorical(column.astype(object).map(str, na_action="ignore"), classes).codes
+        count = label_counts(some, code, len(classes))
         known = np.flatnonzero(count.sum(axis=1) > 0)
         if len(known):
             parts.append((embedder.tiles(slide, some.take(known)), np.arange(len(known))))
