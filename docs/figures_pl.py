@@ -88,7 +88,7 @@ def niches(run: Run) -> None:
 
 def prediction(run: Run) -> None:
     """Expression predicted from the image, and what a tile resembles."""
-    sg.pl.prediction(run.model.predict_expression(interval=0.5), ["EPCAM"], show=False)
+    sg.pl.prediction(run.model.predict_expression(), ["EPCAM", "KRT19"], show=False)
 
 
 def register(run: Run) -> None:

@@ -22,7 +22,7 @@ def _inline(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def _block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{_mathml(node, as_block=True)}</div>\n')
+    self.body.append(f'<div class="equation">{_mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 

@@ -50,5 +50,6 @@ def _expand(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Expand a docstring before napoleon (priority 500) reads it."""
+    app.setup_extension("sphinx.ext.autodoc")
     app.connect("autodoc-process-docstring", _expand, priority=400)
     return {"parallel_read_safe": True}
