@@ -26,6 +26,7 @@ extensions = [
     "encoder_table",
     "layer_list",
     "mathml",
+    "no_network",
     "options_list",
     "own_names",
     "sphinx.ext.autodoc",

@@ -100,7 +100,11 @@ def draw(ax: plt.Axes, slide: Slide, section: Section) -> None:
         step = section.drawn / grid
         for k in range(grid * grid):
             corner = (start + k % grid * step, start + k // grid * step)
-            ax.add_patch(Rectangle(corner, step, step, fill=False, edgecolor=colour, linewidth=0.8 + 0.6 * (3 - grid) * (grid < 3)))
+            ax.add_patch(
+                Rectangle(
+                    corner, step, step, fill=False, edgecolor=colour, linewidth=0.8 + 0.6 * (3 - grid) * (grid < 3)
+                )
+            )
     ax.set(xlim=(0, section.width), ylim=(section.width, 0), xticks=[], yticks=[])
     ax.set_title(f"{section.title}\ntile of {section.drawn:.0f} µm", fontsize=9)
 

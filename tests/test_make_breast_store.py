@@ -32,7 +32,9 @@ def folder(tmp_path, rng, script):
         places.loc[4, "selected"] = 0
         places[::-1].to_csv(tmp_path / "data" / "ST-spotfiles" / f"{section}_selection.tsv", sep="\t", index=False)
         genes = ["A", "B", f"only_{section}"]
-        counts = pd.DataFrame(rng.poisson(3, (9, 3)), index=[f"{i}x{j}" for i, j in zip(x, y, strict=True)], columns=genes)
+        counts = pd.DataFrame(
+            rng.poisson(3, (9, 3)), index=[f"{i}x{j}" for i, j in zip(x, y, strict=True)], columns=genes
+        )
         counts.to_csv(tmp_path / "data" / "ST-cnts" / f"{section}.tsv.gz", sep="\t")
         images = tmp_path / "data" / "ST-imgs" / section[0] / section
         images.mkdir(parents=True)
