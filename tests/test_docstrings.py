@@ -121,6 +121,16 @@ def test_summaries_are_whole(name):
     assert summary.count("(") == summary.count(")"), summary
 
 
+def test_tables_of_the_page_leave_signatures_out():
+    """Sphinx cuts a long signature in the middle; the page of each name has the whole."""
+    page = API.read_text(encoding="utf-8")
+    assert (
+        page.count(".. autosummary::\n   :toctree: generated\n   :nosignatures:\n")
+        == page.count(".. autosummary::")
+        > 10
+    )
+
+
 def test_names_are_read_from_the_page():
     names = documented()
     assert {"SIGMMA", "SIGMMA.train", "metrics.seam_ratio", "benchmark.run", "errors"} <= set(names)

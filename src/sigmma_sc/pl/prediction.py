@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 SIDE = 4.2
 """Width of a map in inches."""
 
+SAME = 1e-5
+"""Relative range below which the values of a map are one value: a scale of their rounding would show differences that are none."""
+
 
 def prediction(
     expression: AnnData, genes: Sequence[str], show: bool | None = None, save: str | Path | None = None
@@ -123,7 +126,11 @@ def _map(ax: Axes, expression: AnnData, values: NDArray, title: str) -> None:
     squares = [Rectangle((x, y), side, side) for x, y in expression.obs[["x", "y"]].to_numpy()]
     colours = mpl.colormaps["viridis"].with_extremes(bad=MISSING)
     tiles = PatchCollection(squares, cmap=colours, linewidths=0, rasterized=True)
-    tiles.set_array(np.ma.masked_invalid(values))
+    known = np.ma.masked_invalid(values)
+    tiles.set_array(known)
+    low, high = known.min(), known.max()
+    if high - low < SAME * abs(high):
+        tiles.set_clim(min(0.0, high), max(0.0, high))
     ax.add_collection(tiles)
     ax.autoscale_view()
     ax.set(aspect="equal", xticks=[], yticks=[])
