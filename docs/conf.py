@@ -25,11 +25,13 @@ extensions = [
     "docstrings",
     "encoder_table",
     "layer_list",
+    "mathml",
+    "no_network",
+    "options_list",
     "own_names",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
@@ -52,7 +54,7 @@ always_use_bars_union = True
 typehints_formatter = short_type
 
 # Pages and notebooks
-myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # .ci/run executes the notebooks
 bibtex_bibfiles = ["references.bib"]
@@ -60,6 +62,7 @@ bibtex_reference_style = "author_year"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = "sigmma-sc"
 html_theme_options = {"navbar_persistent": []}  # the sidebar has the search

@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import inspect
 import re
 from operator import attrgetter
 from pathlib import Path
@@ -110,6 +111,25 @@ def test_examples_print_what_they_say(name, tissue, quiet):
     said = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     assert runner.run(examples_of(name, names), out=said.append).failed == 0, "".join(said)
+
+
+@pytest.mark.parametrize("name", documented())
+def test_summaries_are_whole(name):
+    """Tables of the documentation show the first sentence, which ends at a full stop: that of "Fig. 3" too, not that of "et al."."""
+    first = " ".join(inspect.getdoc(attrgetter(name)(sg)).split("\n\n")[0].split())
+    summary = re.split(r"(?<=\.)(?<!et al\.) ", first)[0]
+    assert summary.endswith(".")
+    assert summary.count("(") == summary.count(")"), summary
+
+
+def test_tables_of_the_page_leave_signatures_out():
+    """Sphinx cuts a long signature in the middle; the page of each name has the whole."""
+    page = API.read_text(encoding="utf-8")
+    assert (
+        page.count(".. autosummary::\n   :toctree: generated\n   :nosignatures:\n")
+        == page.count(".. autosummary::")
+        > 10
+    )
 
 
 def test_names_are_read_from_the_page():

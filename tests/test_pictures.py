@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import sigmma_sc as sg
+
 ROOT = Path(__file__).parents[1]
 FULL = {"RGB", "RGBA"}
 RENEWED = ("another_scanner", "benchmark", "quick_start", "several_slides")
@@ -34,9 +36,20 @@ def test_figures_of_a_tutorial_have_all_their_colours(name):
     assert palettes(pictures) == []
 
 
-@pytest.mark.parametrize("name", ["architecture.png", "demo.png"])
+@pytest.mark.parametrize("name", ["architecture.png", "demo.png", "tile_sizes.webp"])
 def test_figures_of_the_site_have_all_their_colours(name):
     assert Image.open(ROOT / "docs" / "_static" / name).mode in FULL
+
+
+def test_every_plot_has_a_picture_and_a_place_in_the_gallery():
+    files = sorted((ROOT / "docs" / "_static" / "pl").iterdir())
+    assert [path.name for path in files] == sorted(f"{name}.webp" for name in sg.pl.__all__)
+    assert palettes([path.read_bytes() for path in files]) == []
+    assert sum(path.stat().st_size for path in files) < 1_200_000
+    gallery = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    for name in sg.pl.__all__:
+        assert f"_static/pl/{name}.webp" in gallery, name
+        assert f":pyobject: {name}\n" in gallery, name
 
 
 def test_a_picture_of_few_colours_is_seen():

@@ -673,7 +673,7 @@ class SIGMMA:
     def get_attention(
         self, tiles: Sequence[str], sdata: Tissue | None = None, when: Literal["before", "after"] = "after"
     ) -> Dataset:
-        """Attention of the image encoder's class token to the patches of some tiles, head by head (paper, Fig. 3).
+        """Attention of the image encoder's class token to the patches of some tiles, head by head (paper, figure 3).
 
         Each tile is one crop, as at a grid of 1.
 

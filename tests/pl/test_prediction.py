@@ -47,6 +47,15 @@ def test_values_widths_and_likeness(predicted):
     plt.close("all")
 
 
+def test_rounding_is_not_drawn_as_a_difference(predicted):
+    """Intervals are of one width everywhere, up to the last bits."""
+    predicted.layers["upper"] = predicted.layers["lower"] + np.array([[2], [2 * (1 + 1e-7)], [np.nan]])
+    axes = sg.pl.prediction(predicted, ["g"], show=False)
+    assert axes[2].collections[0].get_clim() == pytest.approx((0, 2), rel=1e-5)
+    assert axes[0].collections[0].get_clim() == (1, 3)
+    plt.close("all")
+
+
 def test_without_intervals_and_likeness_there_are_genes_alone(predicted, tmp_path):
     del predicted.layers["upper"], predicted.obs["sigmma_alike"]
     axes = sg.pl.prediction(predicted, ["g"], save=tmp_path / "map.png")

@@ -17,6 +17,9 @@ MAP_WIDTH = 4.2
 
 OUTLINE = "black"
 
+SAME = 1e-5
+"""Relative range below which the values of a map are one value: a scale of their rounding would show differences that are none."""
+
 
 def draw_tiles(
     ax: Axes, corners: NDArray, side: float, values: NDArray, title: str, outlined: NDArray[np.bool_] | None = None
@@ -29,7 +32,11 @@ def draw_tiles(
     squares = [Rectangle((x, y), side, side) for x, y in corners]
     colours = mpl.colormaps["viridis"].with_extremes(bad=MISSING)
     tiles = PatchCollection(squares, cmap=colours, linewidths=0, rasterized=True)
-    tiles.set_array(np.ma.masked_invalid(values))
+    known = np.ma.masked_invalid(values)
+    tiles.set_array(known)
+    low, high = known.min(), known.max()
+    if high - low < SAME * abs(high):
+        tiles.set_clim(min(0.0, high), max(0.0, high))
     ax.add_collection(tiles)
     if outlined is not None and outlined.any():
         chosen = [square for square, here in zip(squares, outlined, strict=True) if here]
