@@ -1,6 +1,7 @@
 import errno
 import json
 import shutil
+import subprocess
 import sys
 
 import anndata as ad
@@ -13,6 +14,7 @@ from shapely import box
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, get_transformation, set_transformation
 
+import sigmma_sc
 from sigmma_sc import cli
 from sigmma_sc._files import fresh_folder
 from sigmma_sc.cli.results import model_kept, require_free
@@ -65,11 +67,18 @@ def said(capsys):
 @pytest.mark.slow
 def test_demo_writes_everything_and_prints_its_figures(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert run("demo", "--out", out, "--n-cells", 2000, "--epochs", 2) == 0
+    # A process of its own, as notices of other packages come at their import, and pytest has its own loggers.
+    main = "from sigmma_sc.cli import main; main()"
+    arguments = ["demo", "--out", str(out), "--n-cells", "2000", "--epochs", "2"]
+    done = subprocess.run([sys.executable, "-c", main, *arguments], capture_output=True, text=True, check=True)
     assert {p.name for p in out.iterdir()} == RESULTS
-    words = said(capsys)
-    assert "retrieval among" in words
-    assert "Leiden niches against the truth" in words
+    steps = [line.rsplit(":", 2)[0] for line in done.stderr.splitlines() if line[1:3] == "/4"]
+    assert steps == ["1/4 Training", "2/4 Embedding", "3/4 Niches", "4/4 Scores and files"]
+    assert "retrieval among" in done.stdout
+    assert "Niches against the truth" in done.stdout
+    lines = (done.stderr + done.stdout).splitlines()
+    assert len(lines) <= 25
+    assert not [line for line in lines if "arning" in line]
     assert "he_image" in sd.read_zarr(out / "cells.zarr").images
 
 
@@ -333,6 +342,38 @@ def test_embed_with_weights_that_have_moved(store, tmp_path, capsys):
     assert run(*embed, *named, tmp_path / "moved.safetensors") == 0
     a, b = (sd.read_zarr(tmp_path / folder / "cells.zarr")["table"].obsm for folder in ("out", "again"))
     np.testing.assert_array_equal(a["X_sigmma_macro"], b["X_sigmma_macro"])
+
+
+def test_the_version_and_nothing_else(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"sigmma-sc {sigmma_sc.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("--quiet", "check"), ("check", "--quiet")])
+def test_quiet_tells_by_the_exit_code_alone(store, capsys, arguments):
+    assert run(*arguments, store) == 0
+    assert said(capsys) == ""
+    assert run("check", store) == 0
+    assert "registered" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--resolution", "fine"), "--resolution='fine' must be a positive number or 'auto'"),
+        (("--resolution", "-1"), "--resolution=-1 must be a positive number"),
+        (("--devices", "gpu"), "--devices='gpu' must be a number"),
+        (("--he-image", "he.tif"), "--he-image=… goes with the output folder of a Xenium run"),
+    ],
+)
+def test_wrong_values_are_told_before_training(store, tmp_path, capsys, arguments, words):
+    assert run("train", store, "--out", tmp_path / "out", *arguments) == 2
+    assert words in said(capsys)
+
+
+def test_devices_and_resolution_are_read():
+    assert [cli._devices(text) for text in ("auto", "2", "0,1")] == ["auto", 2, [0, 1]]
+    assert [cli._resolution(text) for text in ("auto", "2", "0.5")] == ["auto", 2.0, 0.5]
 
 
 def test_missing_store_and_missing_model(store, tmp_path, capsys):

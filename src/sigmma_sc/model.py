@@ -17,6 +17,8 @@ from sigmma_sc._checks import (
     require_whole,
     require_withhold,
 )
+from sigmma_sc._notices import silenced
+from sigmma_sc._progress import displayed
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError, WriteError
 from sigmma_sc.registration.check import warn_unregistered
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from sigmma_sc.nn.trainable import TrainableEncoder
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Tissue
+    from sigmma_sc.train.options import TrainOptions
 
 
 MOST_OFFSETS = 1024
@@ -278,7 +281,7 @@ class SIGMMA:
         ckpt_path
             Checkpoint to resume from, where it is not the one in ``checkpoint_dir``: a file, or a folder that holds one.
         **trainer_kwargs
-            Further arguments of :class:`scvi.train.Trainer`.
+            Further arguments of :class:`scvi.train.Trainer`. With ``enable_progress_bar=False`` no progress is shown.
 
         Raises
         ------
@@ -299,8 +302,6 @@ class SIGMMA:
         >>> len(small.history["train_loss_epoch"])
         3
         """
-        from sigmma_sc.store.compatible import require_same
-        from sigmma_sc.train.fit import fit
         from sigmma_sc.train.options import TrainOptions
 
         setup = self.setup
@@ -312,8 +313,15 @@ class SIGMMA:
             checkpoint_dir=checkpoint_dir, ckpt_path=ckpt_path, trainer=trainer_kwargs,
         )  # fmt: skip
         options.check(self.config, setup)
-        slides = slides_of(self.sdata, setup)
-        require_same(slides, self._slides, setup)
+        with silenced(), displayed(options.shows_progress):
+            self._fit(options)
+
+    def _fit(self, options: TrainOptions) -> None:
+        from sigmma_sc.store.compatible import require_same
+        from sigmma_sc.train.fit import fit
+
+        slides = slides_of(self.sdata, self.setup)
+        require_same(slides, self._slides, self.setup)
         self._state = fit(self._state, slides, self._towers, options)
         self._slides = slides
         self._reference = self._niches = None  # their embeddings are those of the weights before

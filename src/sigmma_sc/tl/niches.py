@@ -11,6 +11,7 @@ import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_list, require_positive, require_stored_name, require_whole
+from sigmma_sc._progress import Display
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.table import require_own, require_table
 
@@ -153,13 +154,16 @@ def niches(
     resolutions = GRID if resolution == "auto" else (float(resolution),)
     found: dict[str, _Found] = {}
     finer = None
-    for scale in scales:
-        covered = _finite(embeddings[scale])
-        graph = _graph([embedding[covered] for embedding in embeddings[scale]], n_neighbors, seed)
-        found[scale] = _cluster(graph, covered, finer, resolutions, n_runs, min_size, seed)
-        finer = found[scale].labels if nested else None
-        if resolution == "auto":
-            _log_choice(scale, found[scale])
+    with Display("Niches", len(scales), "scales") as display:
+        for scale in scales:
+            covered = _finite(embeddings[scale])
+            graph = _graph([embedding[covered] for embedding in embeddings[scale]], n_neighbors, seed)
+            found[scale] = _cluster(graph, covered, finer, resolutions, n_runs, min_size, seed)
+            finer = found[scale].labels if nested else None
+            display.advance()
+    if resolution == "auto":
+        for scale, one in found.items():
+            _log_choice(scale, one)
     _write(adata, found, n_runs, key_added)
     first = {scale: own[0] for scale, own in embeddings.items()}
     return fit_prototypes(adata, first, key_added, by_sample=sample_key is not None, seed=seed)
@@ -278,8 +282,7 @@ def _nodes(finer: NDArray) -> NDArray:
 def _log_choice(scale: str, found: _Found) -> None:
     row = found.table[found.table["chosen"]].iloc[0]
     told = scale, found.resolution, row["stability"], row["n_niches"]
-    # A warning, because Python shows nothing below to a user who has set up no logging.
-    logger.warning("%s: resolution %s chosen by stability %.2f, %d niches", *told)
+    logger.info("%s: resolution %s chosen by stability %.2f, %d niches", *told)
 
 
 def _write(adata: AnnData, found: Mapping[str, _Found], n_runs: int, key_added: str) -> None:
