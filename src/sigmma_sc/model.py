@@ -661,8 +661,9 @@ class SIGMMA:
         """Write embeddings into the object.
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
-        towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. Parameters are written to
-        ``uns["sigmma"]``, with the numbers of genes used and of control probes left out. If the object has slides that the
+        towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. ``uns["sigmma"]``
+        holds the parameters, the numbers of genes used and of control probes left out, the ``version`` of the package, the
+        ``date`` in UTC, the ``split``, and the names of the embeddings written, by which a further call knows its own. If the object has slides that the
         model was not trained on, its tiles also get ``obs["sigmma_alike"]`` and ``obs["sigmma_least_alike"]`` of
         :meth:`predict_expression`, NaN for tiles of the slides trained on. A model that cannot tell leaves them out.
 
@@ -672,7 +673,7 @@ class SIGMMA:
             Another object; ``None`` for the one trained on.
         overwrite
             Replace what another model wrote. What a model with the same setup and options wrote, as an earlier run of a
-            notebook, is replaced in any case.
+            notebook, is replaced in any case, and keys of your own are never.
         n_offsets
             Number of grids, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
 
@@ -698,6 +699,7 @@ class SIGMMA:
             by_object,
             cell_matrices,
             microns_per_unit,
+            provenance,
             require_free,
             write_cells,
             write_tiles,
@@ -718,9 +720,10 @@ class SIGMMA:
             if slide.adata is not None:
                 params[id(slide.sdata)] |= self.data.node_features.described(slide)
             require_free(slide.sdata, slide.setup, params[id(slide.sdata)], overwrite)
+        run = provenance(self.data.roles.split)
         for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
             slide = group[0].slide
-            told = params[id(slide.sdata)]
+            told = params[id(slide.sdata)] | run
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), told, microns_per_unit(group))
             frames = [tile_obs(self.data, e.slide) for e in group]

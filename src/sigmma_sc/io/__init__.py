@@ -2,6 +2,7 @@
 
 from sigmma_sc.io.explorer import to_xenium_explorer
 from sigmma_sc.io.hest import hest
+from sigmma_sc.io.results import write_results
 from sigmma_sc.io.xenium import xenium
 
-__all__ = ["hest", "to_xenium_explorer", "xenium"]
+__all__ = ["hest", "to_xenium_explorer", "write_results", "xenium"]
