@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import shutil
 import subprocess
@@ -21,7 +22,10 @@ from sigmma_sc.cli.results import model_kept, require_free
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import ExistsError, WriteError
 
-RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv", "run.json"}
+RESULTS = {
+    "model", "cells.zarr", "niches.png", "niches.parquet", "niches.csv", "markers.csv", "registration.png", "training.png",
+    "retrieval.csv", "history.csv", "run.json",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +94,26 @@ def test_train_leaves_the_store_alone(store, results):
     assert "sigmma_tiles" in written.tables
     assert not written.images
     assert len(pd.read_csv(results / "history.csv")) == 2
+    table = pd.read_parquet(results / "niches.parquet")
+    assert table.columns[:4].tolist() == ["cell_id", "region", "niche_micro", "confidence_micro"]
+    cells = written["table"]
+    assert table.niche_meso.tolist() == cells.obs.sigmma_niche_meso.tolist()
+    np.testing.assert_array_equal(table.confidence_meso, cells.obs.sigmma_niche_meso_confidence)
+    assert table.cell_id.tolist() == cells.obs.cell_id.astype(str).tolist()
+    kept = {"cell_id": str, "niche_micro": str, "niche_meso": str, "niche_macro": str}
+    pd.testing.assert_frame_equal(pd.read_csv(results / "niches.csv", dtype=kept), table, check_dtype=False)
+
+
+def test_the_manifest_names_what_the_folder_holds(results):
+    manifest = json.loads((results / "run.json").read_text())
+    assert set(manifest["files"]) == RESULTS - {"run.json"}
+    for name, told in manifest["files"].items():
+        if (results / name).is_file():
+            assert told["bytes"] == (results / name).stat().st_size
+            assert told["sha256"] == hashlib.sha256((results / name).read_bytes()).hexdigest()
+    assert manifest["settings"]["seed"] == "0"
+    assert manifest["settings"]["split"] == '"none"'
+    assert manifest["settings"]["sigmma-sc"] == sigmma_sc.__version__
 
 
 def test_embed_gives_what_training_wrote(store, results, tmp_path):

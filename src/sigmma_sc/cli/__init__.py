@@ -226,7 +226,8 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     """Train on a store; write model, embeddings, niches and figures to a folder. The store is not changed.
 
     OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
-    cells' shapes, and the table of tiles), niches.png, retrieval.csv, history.csv and run.json (for 'report').
+    cells' shapes, and the table of tiles), niches.parquet and niches.csv (cell, niche and confidence), markers.csv, figures
+    (niches.png, registration.png, training.png), retrieval.csv, history.csv and run.json (files, settings, versions).
     """
     from sigmma_sc import SIGMMA, get_encoder
 

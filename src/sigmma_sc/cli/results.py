@@ -17,7 +17,11 @@ from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder, recover, require_writable
 from sigmma_sc._progress import step
 from sigmma_sc.cli.runs import Source, write_run
+from sigmma_sc.cli.tables import draw_run, write_tables
+from sigmma_sc.cli.words import with_options
 from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning, WriteError
+from sigmma_sc.reporting.settings import settings_of
+from sigmma_sc.tissue.setup import common_setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +35,12 @@ RESULTS = (
     "model",
     "retrieval.csv",
     "history.csv",
+    "niches.parquet",
+    "niches.csv",
+    "markers.csv",
     "niches*.png",
+    "registration*.png",
+    "training.png",
     "cells.zarr",
     "tiles.zarr",
     "expression.h5ad",
@@ -88,7 +97,7 @@ def finish(
     niches with.
     """
     from sigmma_sc import tl
-    from sigmma_sc.tissue.setup import common_setup, get_table
+    from sigmma_sc.tissue.setup import get_table
 
     with steps("Embedding"):
         model.write_embeddings(sdata, overwrite=True)
@@ -105,10 +114,15 @@ def finish(
         model.save(folder / "model")
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
+        draw_run(model, sdata, folder)
+        without_markers = None
         if scales:
             _draw(adata, scales, truth, folder)
+            without_markers = write_tables(adata, scales, common_setup(sdata).layer, folder)
         (sdata if source is None else _without_images(sdata)).write(folder / "cells.zarr")
-        write_run(folder, source)
+        write_run(folder, source, settings_of(model, common_setup(sdata), adata, None))
+    if without_markers is not None:
+        console.print(f"No markers.csv is written. {with_options(without_markers)}", highlight=False, markup=False)
     print_retrieval(recall, split)
     if truth and scales:
         print_table("Niches against the truth, adjusted Rand index", _agreement(adata, scales, truth))
@@ -154,7 +168,8 @@ def finish_he_only(
         if expression is not None:
             expression.write_h5ad(folder / "expression.h5ad")
         _without_images(sdata).write(folder / "tiles.zarr")
-        write_run(folder, source)
+        tiles = sdata.tables[_keys.TILES]
+        write_run(folder, source, settings_of(model, common_setup(sdata), tiles, None))
     if expression is not None:
         _print_likeness(expression)
     _print_written(out)

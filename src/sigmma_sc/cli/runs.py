@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
@@ -14,7 +15,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import common_setup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from spatialdata import SpatialData
 
@@ -46,8 +47,8 @@ class Run(TypedDict):
     he_alignment: str | None
 
 
-def write_run(folder: Path, source: Source | None) -> None:
-    """Write the command of this process, and where its images are."""
+def write_run(folder: Path, source: Source | None, settings: Mapping[str, str] | None = None) -> None:
+    """Write the command of this process, where its images are, its settings, and the files of the folder."""
     store, he_image, he_alignment = [None if path is None else str(path.absolute()) for path in source or [None] * 3]
     run = Run(
         command=shlex.join(["sigmma-sc", *sys.argv[1:]]),
@@ -57,7 +58,21 @@ def write_run(folder: Path, source: Source | None) -> None:
         he_image=he_image,
         he_alignment=he_alignment,
     )
-    (folder / RUN).write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+    manifest = {**run, "settings": dict(settings or {}), "files": _files_of(folder)}
+    (folder / RUN).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _files_of(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size of each file and folder of results, with the SHA-256 of files."""
+    found: dict[str, dict[str, int | str]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            found[path.name] = {"bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file())}
+            continue
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
 
 
 def read_run(folder: Path) -> Run:
