@@ -1,6 +1,8 @@
 import errno
+import hashlib
 import json
 import shutil
+import subprocess
 import sys
 
 import anndata as ad
@@ -13,13 +15,17 @@ from shapely import box
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Affine, get_transformation, set_transformation
 
+import sigmma_sc
 from sigmma_sc import cli
 from sigmma_sc._files import fresh_folder
 from sigmma_sc.cli.results import model_kept, require_free
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import ExistsError, WriteError
 
-RESULTS = {"model", "cells.zarr", "niches.png", "retrieval.csv", "history.csv", "run.json"}
+RESULTS = {
+    "model", "cells.zarr", "niches.png", "niches.parquet", "niches.csv", "markers.csv", "registration.png", "training.png",
+    "retrieval.csv", "history.csv", "run.json",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +71,18 @@ def said(capsys):
 @pytest.mark.slow
 def test_demo_writes_everything_and_prints_its_figures(tmp_path, capsys):
     out = tmp_path / "demo"
-    assert run("demo", "--out", out, "--n-cells", 2000, "--epochs", 2) == 0
+    # A process of its own, as notices of other packages come at their import, and pytest has its own loggers.
+    main = "from sigmma_sc.cli import main; main()"
+    arguments = ["demo", "--out", str(out), "--n-cells", "2000", "--epochs", "2"]
+    done = subprocess.run([sys.executable, "-c", main, *arguments], capture_output=True, text=True, check=True)
     assert {p.name for p in out.iterdir()} == RESULTS
-    words = said(capsys)
-    assert "retrieval among" in words
-    assert "Leiden niches against the truth" in words
+    steps = [line.rsplit(":", 2)[0] for line in done.stderr.splitlines() if line[1:3] == "/4"]
+    assert steps == ["1/4 Training", "2/4 Embedding", "3/4 Niches", "4/4 Scores and files"]
+    assert "retrieval among" in done.stdout
+    assert "Niches against the truth" in done.stdout
+    lines = (done.stderr + done.stdout).splitlines()
+    assert len(lines) <= 25
+    assert not [line for line in lines if "arning" in line]
     assert "he_image" in sd.read_zarr(out / "cells.zarr").images
 
 
@@ -81,6 +94,26 @@ def test_train_leaves_the_store_alone(store, results):
     assert "sigmma_tiles" in written.tables
     assert not written.images
     assert len(pd.read_csv(results / "history.csv")) == 2
+    table = pd.read_parquet(results / "niches.parquet")
+    assert table.columns[:4].tolist() == ["cell_id", "region", "niche_micro", "confidence_micro"]
+    cells = written["table"]
+    assert table.niche_meso.tolist() == cells.obs.sigmma_niche_meso.tolist()
+    np.testing.assert_array_equal(table.confidence_meso, cells.obs.sigmma_niche_meso_confidence)
+    assert table.cell_id.tolist() == cells.obs.cell_id.astype(str).tolist()
+    kept = {"cell_id": str, "niche_micro": str, "niche_meso": str, "niche_macro": str}
+    pd.testing.assert_frame_equal(pd.read_csv(results / "niches.csv", dtype=kept), table, check_dtype=False)
+
+
+def test_the_manifest_names_what_the_folder_holds(results):
+    manifest = json.loads((results / "run.json").read_text())
+    assert set(manifest["files"]) == RESULTS - {"run.json"}
+    for name, told in manifest["files"].items():
+        if (results / name).is_file():
+            assert told["bytes"] == (results / name).stat().st_size
+            assert told["sha256"] == hashlib.sha256((results / name).read_bytes()).hexdigest()
+    assert manifest["settings"]["seed"] == "0"
+    assert manifest["settings"]["split"] == '"none"'
+    assert manifest["settings"]["sigmma-sc"] == sigmma_sc.__version__
 
 
 def test_embed_gives_what_training_wrote(store, results, tmp_path):
@@ -333,6 +366,38 @@ def test_embed_with_weights_that_have_moved(store, tmp_path, capsys):
     assert run(*embed, *named, tmp_path / "moved.safetensors") == 0
     a, b = (sd.read_zarr(tmp_path / folder / "cells.zarr")["table"].obsm for folder in ("out", "again"))
     np.testing.assert_array_equal(a["X_sigmma_macro"], b["X_sigmma_macro"])
+
+
+def test_the_version_and_nothing_else(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"sigmma-sc {sigmma_sc.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [("--quiet", "check"), ("check", "--quiet")])
+def test_quiet_tells_by_the_exit_code_alone(store, capsys, arguments):
+    assert run(*arguments, store) == 0
+    assert said(capsys) == ""
+    assert run("check", store) == 0
+    assert "registered" in said(capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--resolution", "fine"), "--resolution='fine' must be a positive number or 'auto'"),
+        (("--resolution", "-1"), "--resolution=-1 must be a positive number"),
+        (("--devices", "gpu"), "--devices='gpu' must be a number"),
+        (("--he-image", "he.tif"), "--he-image=… goes with the output folder of a Xenium run"),
+    ],
+)
+def test_wrong_values_are_told_before_training(store, tmp_path, capsys, arguments, words):
+    assert run("train", store, "--out", tmp_path / "out", *arguments) == 2
+    assert words in said(capsys)
+
+
+def test_devices_and_resolution_are_read():
+    assert [cli._devices(text) for text in ("auto", "2", "0,1")] == ["auto", 2, [0, 1]]
+    assert [cli._resolution(text) for text in ("auto", "2", "0.5")] == ["auto", 2.0, 0.5]
 
 
 def test_missing_store_and_missing_model(store, tmp_path, capsys):

@@ -175,8 +175,49 @@ class Benchmark(Save):
         return [(place / "out" / name).read_text() for name in ("results.csv", "intervals.csv")]
 
 
-SCENARIOS = {"save": Save, "train": Train, "command": Command, "benchmark": Benchmark}
-N_RANDOM = {"save": 3, "train": 10, "command": 1, "benchmark": 3}
+class Results(Save):
+    """``write_results`` into the store that an object was read from."""
+
+    def make(self, folder):
+        sdata = tissue()
+        sdata.write(folder / "before")
+        model = model_of(sdata)
+        model.train(max_epochs=1, **QUIET)
+        model.write_embeddings(n_offsets=1)
+        sdata["table"].uns["sigmma"]["date"] = "the same"
+        sdata["sigmma_tiles"].uns["sigmma"]["date"] = "the same"
+        sdata.write(folder / "after")
+
+    def begin(self, place):
+        shutil.copytree(place.parent / "before", place / "slide.zarr")
+
+    def run(self, place):
+        import spatialdata
+
+        from sigmma_sc import io
+
+        sdata = spatialdata.read_zarr(place.parent / "after")
+        sdata.path = place / "slide.zarr"
+        io.write_results(sdata)
+
+    def check(self, place):
+        import spatialdata
+
+        from sigmma_sc._files import recover
+
+        recover(place / "slide.zarr")
+        # Images and tables can be read, and results are whole or absent.
+        sdata = spatialdata.read_zarr(place / "slide.zarr")
+        present = "X_sigmma_meso" in sdata["table"].obsm
+        images = digest(place / "slide.zarr" / "images") == digest(place.parent / "before" / "images")
+        return images and ("sigmma_tiles" in sdata.tables) == ("sigmma_tiles_cell_circles" in sdata.shapes) == present
+
+    def result(self, place):
+        return digest(place / "slide.zarr")
+
+
+SCENARIOS = {"save": Save, "train": Train, "command": Command, "benchmark": Benchmark, "results": Results}
+N_RANDOM = {"save": 3, "train": 10, "command": 1, "benchmark": 3, "results": 3}
 
 
 def digest(folder):
@@ -274,7 +315,8 @@ def scenario(name, folder, step):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    ("name", "step", "least"), [("save", 2, 8), ("train", 3, 15), ("command", 1, 4), ("benchmark", 3, 15)]
+    ("name", "step", "least"),
+    [("save", 2, 8), ("train", 3, 15), ("command", 1, 4), ("benchmark", 3, 15), ("results", 60, 8)],
 )
 def test_killed_at_every_write_and_rename(tmp_path, name, step, least):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from sigmma_sc._settings import settings
+
 if TYPE_CHECKING:
     from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
     from sigmma_sc.config import Config
@@ -41,6 +43,7 @@ __all__ = [
     "register_objective",
     "register_split",
     "report",
+    "settings",
     "tl",
 ]
 

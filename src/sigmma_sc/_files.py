@@ -123,7 +123,8 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
         with scratch_folder(path) as scratch:
             yield scratch / NEW
             for file in (scratch / NEW).rglob("*"):
-                if file.is_file():
+                # A hard link is a file of someone else, whose permissions are its own.
+                if file.is_file() and file.stat().st_nlink == 1:
                     settle(file)
             _take_place(scratch / NEW, path, scratch / OLD)
 

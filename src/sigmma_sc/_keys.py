@@ -18,6 +18,9 @@ UNS = "sigmma"
 WRITTEN = "written_by"
 """Key in ``uns["sigmma"]`` of the fingerprint of the parameters of the model that wrote the embeddings."""
 
+OBSM = "obsm"
+"""Key in ``uns["sigmma"]`` of the names of the embeddings that a model wrote into ``obsm``."""
+
 POSITIONS = "spatial"
 """``adata.obsm`` key of the positions of cells, as of the scverse."""
 

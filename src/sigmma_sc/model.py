@@ -20,6 +20,8 @@ from sigmma_sc._checks import (
     require_whole,
     require_withhold,
 )
+from sigmma_sc._notices import silenced
+from sigmma_sc._progress import displayed
 from sigmma_sc.config import Config
 from sigmma_sc.errors import ExpressionWarning, MissingKeyError, NotTrainedError, SetupError, WriteError
 from sigmma_sc.registration.check import warn_unregistered
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from sigmma_sc.store.model import SavedModel
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Tissue
+    from sigmma_sc.train.options import TrainOptions
 
 
 MOST_OFFSETS = 1024
@@ -283,7 +286,7 @@ class SIGMMA:
         ckpt_path
             Checkpoint to resume from, where it is not the one in ``checkpoint_dir``: a file, or a folder that holds one.
         **trainer_kwargs
-            Further arguments of :class:`scvi.train.Trainer`.
+            Further arguments of :class:`scvi.train.Trainer`. With ``enable_progress_bar=False`` no progress is shown.
 
         Raises
         ------
@@ -304,8 +307,6 @@ class SIGMMA:
         >>> len(small.history["train_loss_epoch"])
         3
         """
-        from sigmma_sc.store.compatible import require_same
-        from sigmma_sc.train.fit import fit
         from sigmma_sc.train.options import TrainOptions
 
         setup = self.setup
@@ -317,8 +318,15 @@ class SIGMMA:
             checkpoint_dir=checkpoint_dir, ckpt_path=ckpt_path, trainer=trainer_kwargs,
         )  # fmt: skip
         options.check(self.config, setup)
-        slides = slides_of(self.sdata, setup)
-        require_same(slides, self._slides, setup)
+        with silenced(), displayed(options.shows_progress):
+            self._fit(options)
+
+    def _fit(self, options: TrainOptions) -> None:
+        from sigmma_sc.store.compatible import require_same
+        from sigmma_sc.train.fit import fit
+
+        slides = slides_of(self.sdata, self.setup)
+        require_same(slides, self._slides, self.setup)
         self._state = fit(self._state, slides, self._towers, options)
         self._slides = slides
         self._reference = self._niches = None  # their embeddings are those of the weights before
@@ -730,8 +738,9 @@ class SIGMMA:
         """Write embeddings into the object.
 
         Cells get ``obsm["X_sigmma_<scale>"]`` and ``obs["sigmma_covered"]``. Tiles get ``tables["sigmma_tiles"]`` with both
-        towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. Parameters are written to
-        ``uns["sigmma"]``, with the numbers of genes used and of control probes left out. If the object has slides that the
+        towers' embeddings in ``obsm``, and their squares in ``shapes["sigmma_tiles_<region>"]``. ``uns["sigmma"]``
+        holds the parameters, the numbers of genes used and of control probes left out, the ``version`` of the package, the
+        ``date`` in UTC, the ``split``, and the names of the embeddings written, by which a further call knows its own. If the object has slides that the
         model was not trained on, its tiles also get ``obs["sigmma_alike"]`` and ``obs["sigmma_least_alike"]`` of
         :meth:`predict_expression`, NaN for tiles of the slides trained on. A model that cannot tell leaves them out.
 
@@ -741,7 +750,7 @@ class SIGMMA:
             Another object; ``None`` for the one trained on.
         overwrite
             Replace what another model wrote. What a model with the same setup and options wrote, as an earlier run of a
-            notebook, is replaced in any case.
+            notebook, is replaced in any case, and keys of your own are never.
         n_offsets
             Number of grids, see :meth:`get_latent_representation`; tile embeddings do not depend on it.
 
@@ -767,6 +776,7 @@ class SIGMMA:
             by_object,
             cell_matrices,
             microns_per_unit,
+            provenance,
             require_free,
             write_cells,
             write_tiles,
@@ -787,9 +797,10 @@ class SIGMMA:
             if slide.adata is not None:
                 params[id(slide.sdata)] |= self.data.node_features.described(slide)
             require_free(slide.sdata, slide.setup, params[id(slide.sdata)], overwrite)
+        run = provenance(self.data.roles.split)
         for group in by_object(self.embedder.slides(slides, n_offsets=n_offsets)):
             slide = group[0].slide
-            told = params[id(slide.sdata)]
+            told = params[id(slide.sdata)] | run
             if slide.adata is not None and group[0].cells:
                 write_cells(slide.table, cell_matrices(group), told, microns_per_unit(group))
             frames = [tile_obs(self.data, e.slide) for e in group]

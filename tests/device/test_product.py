@@ -43,8 +43,8 @@ def test_features_wait_once_a_batch(encoder, tissue, device, monkeypatch):
     model = SIGMMA(tissue, encoder())
     slide = model.resolve()[0]
     crops, sizes, _ = model.data.crops(slide.tiles.take(np.arange(6)))
-    here = PatchFeatures(model.image_encoder, progress=False)(slide, crops, torch.device("cpu"), sizes)
-    features = PatchFeatures(model.image_encoder, progress=False)
+    here = PatchFeatures(model.image_encoder)(slide, crops, torch.device("cpu"), sizes)
+    features = PatchFeatures(model.image_encoder)
     model.image_encoder.to(device.place)
     device.waits.clear()
     there = features(slide, crops, device.place, sizes)

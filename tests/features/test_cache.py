@@ -40,7 +40,7 @@ def read(monkeypatch):
 
 
 def encode(slide, encoder, crops, folder=None):
-    return PatchFeatures(encoder, progress=False, cache_dir=folder)(slide, crops, CPU)
+    return PatchFeatures(encoder, cache_dir=folder)(slide, crops, CPU)
 
 
 def test_another_session_finds_the_same_bits_and_reads_no_image(slide, encoder, read, tmp_path):
@@ -109,7 +109,7 @@ def test_weights_are_read_once_for_all_slides_and_sizes(tiny, encoder, tmp_path,
     monkeypatch.setattr(ImageEncoder, "fingerprint", lambda self: asked.append(self.name) or fingerprint(self))
     own = encoder()
     own.allow(24)
-    known = PatchFeatures(own, progress=False, cache_dir=tmp_path)
+    known = PatchFeatures(own, cache_dir=tmp_path)
     for one in (tiny, copied(tiny)):
         for size in (16, 24):
             known(SIGMMA(one)._slides[0], grid(2), CPU, np.full(4, size))
@@ -151,7 +151,7 @@ def test_a_shard_is_checked_once(slide, encoder, tmp_path, monkeypatch):
     checked = []
     is_sound = FeatureCache._is_sound
     monkeypatch.setattr(FeatureCache, "_is_sound", lambda self, file: checked.append(file) or is_sound(self, file))
-    known = PatchFeatures(encoder(), progress=False, cache_dir=tmp_path)
+    known = PatchFeatures(encoder(), cache_dir=tmp_path)
     some = known(slide, grid(2), CPU)
     every = known(slide, grid(4), CPU)
     assert len(checked) == 1

@@ -46,7 +46,6 @@ def features_of(pixels, encoder):
     sdata = SpatialData.init_from_elements({"he": Image2DModel.parse(pixels, ("c", "y", "x"), c_coords=names)})
     (slide,) = resolve_slides(sdata, SETUP)
     data = TissueData(SETUP, encoder, Config())
-    data.features.progress = False
     tensors = data.tensors(slide, slide.tiles, torch.device("cpu"), cells=False).image
     values = tensors.sample(slide.tiles, np.arange(len(slide.tiles)))[:, 0].numpy()
     corners = list(map(tuple, slide.tiles.origins.tolist()))

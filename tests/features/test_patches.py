@@ -40,7 +40,7 @@ def read(monkeypatch):
 
 
 def encode(slide, encoder, crops, folder=None):
-    return PatchFeatures(encoder, progress=False, cache_dir=folder)(slide, crops, CPU)
+    return PatchFeatures(encoder, cache_dir=folder)(slide, crops, CPU)
 
 
 def copied(sdata):
@@ -56,7 +56,7 @@ def copied(sdata):
 
 
 def test_features_go_with_their_image(slide, tiny, encoder, read):
-    known = PatchFeatures(encoder(), progress=False)
+    known = PatchFeatures(encoder())
     first = known(slide, grid(2), CPU)
     other = copied(tiny)
     gone, there = weakref.ref(other), SIGMMA(other)._slides[0]
@@ -71,7 +71,7 @@ def test_features_go_with_their_image(slide, tiny, encoder, read):
 
 def test_an_image_put_in_the_place_of_another_is_encoded(tiny, encoder):
     sdata = copied(tiny)
-    known = PatchFeatures(encoder(), progress=False)
+    known = PatchFeatures(encoder())
     before = known(SIGMMA(sdata)._slides[0], grid(3), CPU)
     image = sdata["he_image"]
     sdata["he_image"] = sd.models.Image2DModel.parse(255 - image, c_coords=["r", "g", "b"])
@@ -83,7 +83,7 @@ def test_an_image_put_in_the_place_of_another_is_encoded(tiny, encoder):
 
 def test_features_go_with_what_holds_them(slide, encoder):
     """Though the image stays."""
-    known = PatchFeatures(encoder(), progress=False)
+    known = PatchFeatures(encoder())
     known(slide, grid(2), CPU)
     values = weakref.ref(next(iter(known._known._values.values()))[0][16, torch.float32])
     del known
@@ -100,9 +100,9 @@ def small(seed=0, n_cells=2500, **options):
 def test_a_crop_has_the_same_features_in_any_company():
     slide = SIGMMA(small())._slides[0]
     crops = np.array([[x, y, 60.0] for y in range(0, 300, 60) for x in range(0, 300, 60)])
-    every = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops, torch.device("cpu"))
+    every = PatchFeatures(get_encoder("stain-stats"))(slide, crops, torch.device("cpu"))
     for some in ([3], [7, 1], range(24, 11, -1)):
-        few = PatchFeatures(get_encoder("stain-stats"), progress=False)(slide, crops[some], torch.device("cpu"))
+        few = PatchFeatures(get_encoder("stain-stats"))(slide, crops[some], torch.device("cpu"))
         assert torch.equal(few, every[list(some)])
 
 
@@ -113,19 +113,19 @@ def test_precision_reaches_the_features(slide, monkeypatch, read, tmp_path, kind
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 6))
     encoder = ImageEncoder(layers, "net", input_size=8)
-    known = PatchFeatures(encoder, progress=False, cache_dir=tmp_path)
+    known = PatchFeatures(encoder, cache_dir=tmp_path)
     half = known(slide, grid(3), CPU)
     single = known(slide, grid(3), CPU, single=True)
     assert len(read) == 18  # each type is computed, and kept, by itself
     assert not torch.equal(half, single)
     torch.testing.assert_close(half, single, atol=0.05, rtol=0.05)
     assert torch.equal(half.to(kind).half(), half)  # values of the half type
-    again = PatchFeatures(encoder, progress=False, cache_dir=tmp_path)
+    again = PatchFeatures(encoder, cache_dir=tmp_path)
     assert torch.equal(again(slide, grid(3), CPU, single=True), single)
     assert torch.equal(again(slide, grid(3), CPU), half)
     assert len(read) == 18
     monkeypatch.undo()
-    assert torch.equal(PatchFeatures(encoder, progress=False)(slide, grid(3), CPU), single)
+    assert torch.equal(PatchFeatures(encoder)(slide, grid(3), CPU), single)
 
 
 def test_overflow_in_float16_names_the_way_out(slide, monkeypatch):
@@ -142,8 +142,8 @@ def test_overflow_in_float16_names_the_way_out(slide, monkeypatch):
 
     encoder = ImageEncoder(Large(), "large", input_size=8, dim=1)
     with pytest.raises(EncoderError, match="'large' gives inf on .* in float16, .*precision='32-true'"):
-        PatchFeatures(encoder, progress=False)(slide, grid(2), CPU)
-    assert torch.isfinite(PatchFeatures(encoder, progress=False)(slide, grid(2), CPU, single=True)).all()
+        PatchFeatures(encoder)(slide, grid(2), CPU)
+    assert torch.isfinite(PatchFeatures(encoder)(slide, grid(2), CPU, single=True)).all()
 
 
 def test_batches_are_halved_where_memory_runs_out(slide, monkeypatch, encoder):
@@ -158,7 +158,7 @@ def test_batches_are_halved_where_memory_runs_out(slide, monkeypatch, encoder):
         return plain(crops)
 
     monkeypatch.setattr(small, "encode", limited)
-    known = PatchFeatures(small, progress=False)
+    known = PatchFeatures(small)
     with pytest.warns(MemoryWarning, match="4 are taken from now on") as told:
         found = known(slide, grid(5), CPU)
     assert len(told) == 2

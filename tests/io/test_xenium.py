@@ -9,6 +9,7 @@ import spatialdata
 from spatialdata.transformations import get_transformation
 
 import sigmma_sc as sg
+from sigmma_sc import cli
 from sigmma_sc.errors import CoverageWarning, MissingPackageError, RegistrationWarning, SetupError
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import Setup, resolve_slides
@@ -113,6 +114,28 @@ def test_goes_straight_into_setup(write_xenium):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RegistrationWarning)
         sg.SIGMMA.setup_spatialdata(sdata)
+
+
+def test_commands_take_the_folder_where_a_store_is(write_xenium, truth, tmp_path, monkeypatch, capsys):
+    outs = write_xenium("3.1.0")
+    (he,) = outs.glob("*he_image.ome.tif")
+    (alignment,) = outs.glob("*he_imagealignment.csv")
+    he.rename(tmp_path / "slide.tif")
+    alignment.rename(tmp_path / "matrix.csv")
+    source = cli.Source(outs, tmp_path / "slide.tif", tmp_path / "matrix.csv")
+    check(cli._read(source), truth)
+
+    def told(*arguments):
+        monkeypatch.setattr("sys.argv", ["sigmma-sc", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code, " ".join(capsys.readouterr().err.split())
+
+    assert told("check", outs) == (2, f"SetupError: {outs} holds no *he_image.ome.tif. Pass the H&E of the section as "
+        "--he-image=…; a Xenium run only makes fluorescence images.")  # fmt: skip
+    code, words = told("register", outs, "--image", "he_image")
+    assert code == 2
+    assert "poses are written to a SpatialData store" in words
 
 
 def test_image_and_alignment_from_elsewhere(write_xenium, truth, tmp_path):

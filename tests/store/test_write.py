@@ -1,10 +1,12 @@
 import re
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 import spatialdata as sd
 from anndata import AnnData
 
+import sigmma_sc as sg
 from sigmma_sc import SIGMMA
 from sigmma_sc.errors import ExistsError
 
@@ -31,8 +33,10 @@ def test_write_embeddings(trained, tmp_path):
     table.obsm["X_sigmma_meso"][:] = 0
     model.write_embeddings()  # as when a notebook is run again: its own are replaced
     np.testing.assert_array_equal(table.obsm["X_sigmma_meso"], model.get_latent_representation(scale="meso"))
-    with pytest.raises(ExistsError, match="X_sigmma_micro"):
-        model.write_embeddings(n_offsets=2)
+    record = table.uns["sigmma"]
+    assert (record["version"], record["split"]) == (sg.__version__, model.data.roles.split)
+    assert abs(datetime.fromisoformat(record["date"]) - datetime.now(UTC)) < timedelta(minutes=10)
+    assert table.uns["sigmma"]["obsm"] == [f"X_sigmma_{s}" for s in SCALES]
     table.uns["sigmma"]["niches"] = {"sigmma_niche_meso": {"resolution": 0.5}}
     table.uns["sigmma"]["image_encoder"] = "another"
     model.write_embeddings(overwrite=True)
@@ -79,6 +83,7 @@ FOREIGN = {
     "shapes['sigmma_tiles_mine']": lambda s: s.shapes.update({"sigmma_tiles_mine": s["cell_circles"]}),
     "images['sigmma_tiles']": lambda s: s.images.update({"sigmma_tiles": s["he_image"]}),
     "obs['sigmma_covered']": lambda s: s["table"].obs.insert(0, "sigmma_covered", "yes"),
+    "obsm['X_sigmma_meso']": lambda s: s["table"].obsm.update({"X_sigmma_meso": np.ones((s["table"].n_obs, 2))}),
     "uns['sigmma']": lambda s: s["table"].uns.update({"sigmma": "mine"}),
 }
 
@@ -104,7 +109,13 @@ def test_embeddings_of_another_model_are_replaced_only_when_asked(small, encoder
     model.write_embeddings(n_offsets=1)
     sdata.write(tmp_path / "slide.zarr")
     again = sd.read_zarr(tmp_path / "slide.zarr")
-    model.write_embeddings(again, n_offsets=1)  # its own, also from a store
+    again["table"].obsm["X_sigmma_mine"] = np.ones((again["table"].n_obs, 1))
+    again["table"].uns["sigmma"]["obsm"] = [*again["table"].uns["sigmma"]["obsm"], "X_sigmma_old"]
+    again["table"].obsm["X_sigmma_old"] = np.ones((again["table"].n_obs, 1))
+    model.write_embeddings(again, n_offsets=2)  # its own, also from a store, whatever the number of grids
+    assert again["table"].uns["sigmma"]["n_offsets"] == 2
+    # What an earlier call wrote and this one does not is gone, and what the user wrote stays.
+    assert set(again["table"].obsm) == set(sdata["table"].obsm) | {"X_sigmma_mine"}
     with pytest.raises(ExistsError, match=r"sigmma_tiles.*X_sigmma_micro.*sigmma_covered.*overwrite=True"):
         other.write_embeddings(n_offsets=1)
     assert sdata["table"].obsm["X_sigmma_micro"].shape[1] == 8

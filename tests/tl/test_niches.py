@@ -8,7 +8,7 @@ import pytest
 from anndata import AnnData
 
 import sigmma_sc as sg
-from sigmma_sc.errors import MissingKeyError, SetupError
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.metrics import niche_agreement
 from sigmma_sc.niches.consensus import consensus
 from sigmma_sc.niches.leiden import WeightedGraph
@@ -55,6 +55,45 @@ def test_groups_far_apart_are_niches(three):
     assert list(labels.cat.categories) == ["0", "1", "2"]
     truth = pd.Series(np.repeat([0, 1, 2], 80), index=three.obs_names[1:])
     assert (pd.crosstab(labels.iloc[1:], truth) > 0).sum(axis=1).tolist() == [1, 1, 1]
+
+
+def test_the_graph_is_kept_for_scanpy_where_asked(three):
+    import scanpy as sc
+
+    sg.tl.niches(three, ["meso"], resolution=0.1)
+    assert not three.obsp
+    sg.tl.niches(three, ["meso"], resolution=0.1, keep_graph=True)
+    assert set(three.obsp) == {"sigmma_niche_meso_neighbors_distances", "sigmma_niche_meso_neighbors_connectivities"}
+    graph = neighbour_graph(three.obsm["X_sigmma_meso"][1:])
+    for name in ("distances", "connectivities"):
+        kept = three.obsp[f"sigmma_niche_meso_neighbors_{name}"]
+        np.testing.assert_array_equal(kept[1:, 1:].toarray(), getattr(graph, name).toarray())
+        assert kept[0].nnz == kept[:, 0].nnz == 0  # the cell without an embedding
+    assert three.uns["sigmma_niche_meso_neighbors"]["params"]["use_rep"] == "X_sigmma_meso"
+    own = three[1:].copy()
+    key = "sigmma_niche_meso_neighbors"
+    sc.tl.leiden(own, 0.1, neighbors_key=key, flavor="igraph", n_iterations=2, directed=False)
+    pairs = set(zip(own.obs["leiden"], own.obs["sigmma_niche_meso"], strict=True))
+    assert len(pairs) == 3
+    sg.tl.niches(three, ["meso"], resolution=0.1, keep_graph=True)  # its own are replaced
+    three.uns["mine_meso_neighbors"] = {}
+    with pytest.raises(ExistsError, match="uns.'mine_meso_neighbors'. exists"):
+        sg.tl.niches(three, ["meso"], key_added="mine", keep_graph=True)
+    assert "mine_meso" not in three.obs
+
+
+@pytest.mark.slow
+def test_umap_of_the_kept_graph(three):
+    import scanpy as sc
+
+    sg.tl.niches(three, ["meso"], resolution=0.1, keep_graph=True)
+    own = three[1:].copy()
+    sc.tl.umap(own, neighbors_key="sigmma_niche_meso_neighbors")
+    placed = own.obsm["X_umap"]
+    groups = own.obs["sigmma_niche_meso"].cat.codes.to_numpy()
+    centres = np.stack([placed[groups == k].mean(axis=0) for k in range(3)])
+    nearest = ((placed[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(nearest, groups)
 
 
 def test_own_neighbour_graph_and_key_are_left_alone(three):

@@ -53,7 +53,7 @@ def test_chunks_by_device(monkeypatch):
 def test_what_was_chosen_is_said_once(tiny, encoder, caplog, monkeypatch):
     monkeypatch.setattr(module, "_told", set())
     data = SIGMMA(tiny, encoder()).data
-    with caplog.at_level(logging.WARNING, "sigmma_sc"):
+    with caplog.at_level(logging.INFO, "sigmma_sc"):
         for _ in range(2):
             describe_device(CPU, "32-true", data, None)
         describe_device(torch.device("mps"), "16-mixed", data, 8)

@@ -1,11 +1,12 @@
 """The Lightning side of training."""
 
+import re
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
 
-from sigmma_sc import SIGMMA
+from sigmma_sc import SIGMMA, _progress
 from sigmma_sc.config import Config
 from sigmma_sc.nn.towers import Towers
 from sigmma_sc.nn.trainable import TrainableEncoder
@@ -18,6 +19,18 @@ def fitted(sdata, encoder, epochs=1, **options):
     model = SIGMMA(sdata, encoder, n_latent=16, **options)
     model.train(max_epochs=epochs, lr=3e-3, **QUIET)
     return model
+
+
+def test_progress_of_training_is_shown_unless_turned_off(tiny, encoder, capsys, monkeypatch):
+    monkeypatch.setattr(_progress, "DELAY", 0.0)
+    model = SIGMMA(tiny, encoder(), n_latent=8)
+    model.train(max_epochs=2, split="none", batch_size=64)
+    encoding, training = capsys.readouterr().err.splitlines()[-2:]
+    assert re.fullmatch(r"Encoding cell_circles: [\d,]+ crops, \d+:\d\d", encoding)
+    assert re.fullmatch(r"Training: 2 epochs, \d+:\d\d", training)
+    SIGMMA(tiny, encoder(2.0), n_latent=8).train(max_epochs=1, **QUIET)
+    model.train(max_epochs=1, split="none", batch_size=64, progress_bar_refresh_rate=0)
+    assert capsys.readouterr().err == ""
 
 
 def test_edge_sampler_cools_down(tiny, encoder):

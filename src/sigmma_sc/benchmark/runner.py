@@ -1,6 +1,5 @@
 """A whole benchmark: every trial once, kept as soon as it is done, then tables and the report."""
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,8 @@ import pandas as pd
 
 from sigmma_sc._checks import origin_of, require_path, require_whole
 from sigmma_sc._files import recover
+from sigmma_sc._notices import silenced
+from sigmma_sc._progress import Display, displayed
 from sigmma_sc.benchmark.config import BenchmarkConfig, MethodSpec, TrialSpec, read_config
 from sigmma_sc.benchmark.evaluation import run_trial
 from sigmma_sc.benchmark.intervals import intervals_table
@@ -184,22 +185,18 @@ def _results(
     plan: BenchmarkConfig, missing: list[TrialSpec], out: Path, cache: str, jobs: int, imports: Sequence[str]
 ) -> Iterator[tuple[TrialSpec, str | None]]:
     """Run trials; each with what went wrong, if it failed."""
-    from rich.progress import Progress
-
-    with Progress() as progress:
-        bar = progress.add_task("Benchmark", total=len(missing))
+    with Display("Benchmark", len(missing), "trials") as display:
         run_one = partial(_run_one, plan, out=out, cache=cache)
         if jobs == 1 or len(missing) < 2:
             for spec in missing:
-                progress.update(bar, description=str(spec))
                 yield spec, run_one(spec)
-                progress.advance(bar)
+                display.advance(1, str(spec))
             return
         _encode(plan, missing, cache)
         modules = [*imports, *_modules_of_users()]
         with _threads(max(1, (os.cpu_count() or jobs) // jobs)):
             for spec, error in _in_processes(run_one, missing, jobs, modules):
-                progress.update(bar, advance=1, description=str(spec))
+                display.advance(1, str(spec))
                 yield spec, error
 
 
@@ -276,19 +273,10 @@ def _run_one(plan: BenchmarkConfig, spec: TrialSpec, out: Path, cache: str) -> s
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what the trainer logs of each of some hundred runs, and the warning of a split that leaks, which was given once."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    """Show no progress of each of some hundred runs, and drop the warning of a split that leaks, which was given once."""
+    with silenced(), displayed(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=SplitWarning)
-        warnings.filterwarnings("ignore", module="lightning")
-        try:
-            for logger in loggers:
-                logger.setLevel(logging.ERROR)
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def _encode(plan: BenchmarkConfig, missing: list[TrialSpec], cache: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -11,14 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.markup import escape
 
-from sigmma_sc import _keys
-from sigmma_sc._checks import require_interval, require_withhold
+from sigmma_sc import __version__, _keys
+from sigmma_sc._checks import is_number, require_interval, require_positive, require_withhold
 from sigmma_sc._files import fresh_file, require_writable, writing
+from sigmma_sc._settings import settings
 from sigmma_sc.cli import options as option
 from sigmma_sc.cli.landmarks import read_landmarks
-from sigmma_sc.cli.results import complaints, console, finish, finish_he_only, print_found, print_table, require_free
-from sigmma_sc.cli.runs import add_images, read_run
-from sigmma_sc.config import Config
+from sigmma_sc.cli.results import Steps, console, finish, finish_he_only, print_found, print_table, require_free
+from sigmma_sc.cli.runs import Source, add_images, is_xenium, read_run, source_of
+from sigmma_sc.cli.words import complain, spoken, with_options
 from sigmma_sc.errors import ExistsError, SetupError, SigmmaError
 from sigmma_sc.tissue.split import SPLITS, get_split
 
@@ -30,49 +30,52 @@ if TYPE_CHECKING:
 
 BOOLEANS = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 
-OPTIONS = {
-    "microns_per_pixel": "--microns-per-pixel",
-    "coordinate_system": "--coordinate-system",
-    "image_key": "--image",
-    "table_key": "--table",
-    "layer": "--layer",
-    "features_key": "--features-key",
-    "sample_key": "--sample-key",
-    "tile_size": "--tile-size",
-    "max_epochs": "--epochs",
-    "n_cells": "--n-cells",
-    "split": "--split",
-    "seed": "--seed",
-    "weights": "--weights",
-    "interval": "--interval",
-    "withhold": "--withhold",
-    "fdr": "--fdr",
-    "scale": "--scale",
-    "cache_dir": "--cache",
-    "checkpoint_dir": "--checkpoints",
-    "overwrite": "--overwrite",
-    "landmarks": "--landmarks",
-    **{name: f"--set {name}" for name in Config.__dataclass_fields__ if name != "seed"},
-}
-"""Options of the commands by the arguments of Python that they set."""
-
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
 """Value of an option NAME=VALUE."""
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+SHARED = ("--quiet", "--version")
+"""Options that stand before or after the command."""
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands, of which each takes --quiet and --version too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - typer's own click, or click's
+        """Move options that belong to no command to the front."""
+        shared = [argument for argument in args if argument in SHARED]
+        others = [argument for argument in args if argument not in SHARED]
+        return super().parse_args(ctx, [*dict.fromkeys(shared), *others])
+
+
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, help=__doc__, pretty_exceptions_enable=False
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"sigmma-sc {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
-def extend(
+def prepare(
     context: typer.Context,
     modules: Annotated[
         list[str],
         typer.Option("--import", help="Module to import first, which registers encoders, splits and so on."),
     ] = [],  # noqa: B006 - typer copies it
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors alone.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Import the user's modules, from the working folder or installed."""
+    """Set what is printed, and import the user's modules, from the working folder or installed."""
     from importlib import import_module
 
+    console.quiet = quiet
+    if quiet:
+        settings.verbosity = "warning"
     context.obj = modules
     if modules:
         sys.path.insert(0, str(Path.cwd()))
@@ -90,6 +93,8 @@ def demo(
     out: option.Out = Path("sigmma-demo"),
     n_cells: Annotated[int, typer.Option(help="Cells to simulate.")] = 12_000,
     epochs: option.Epochs = 60,
+    resolution: option.Resolution = "auto",
+    devices: option.Devices = "auto",
     seed: Annotated[int, typer.Option(help="Seed of tissue and training.")] = 0,
     overwrite: option.Overwrite = False,
 ) -> None:
@@ -98,11 +103,14 @@ def demo(
     from sigmma_sc.datasets import simulate_tissue
 
     require_free(out, overwrite)
+    niches, chosen = _resolution(resolution), _devices(devices)
+    steps = Steps(4)
     sdata = simulate_tissue(n_cells=n_cells, seed=seed)
     SIGMMA.setup_spatialdata(sdata)
     model = SIGMMA(sdata, seed=seed)
-    model.train(max_epochs=epochs)
-    finish(model, sdata, out, None, truth=("compartment", "niche"))
+    with steps("Training"):
+        model.train(max_epochs=epochs, devices=chosen)
+    finish(model, sdata, out, None, steps, niches, truth=("compartment", "niche"))
 
 
 @app.command()
@@ -113,11 +121,13 @@ def check(
     coordinate_system: option.System = ["global"],  # noqa: B006
     layer: option.Layer = None,
     microns_per_pixel: option.Microns = None,
+    he_image: option.HEImage = None,
+    he_alignment: option.HEAlignment = None,
 ) -> None:
     """Check whether image and cells are registered. The exit code is 1 if they are not."""
     from sigmma_sc import SIGMMA, pp
 
-    sdata = _read(store)
+    sdata = _read(Source(store, he_image, he_alignment))
     with warnings.catch_warnings():
         # The verdict is printed below.
         warnings.simplefilter("ignore")
@@ -128,7 +138,7 @@ def check(
     for slide, row in report.iterrows():
         console.print(
             f"[bold]{slide}[/bold]: {row.verdict} ({row.on_image:.1%} of the cells under the image, {row.on_tissue:.1%} on "
-            f"tissue)\n  {row.advice}"
+            f"tissue)\n  {escape(with_options(row.advice))}"
         )
     if report.verdict.isin(["shifted", "misregistered"]).any():
         raise typer.Exit(1)
@@ -152,7 +162,12 @@ def register(
     from sigmma_sc import pp
 
     marked = None if landmarks is None else read_landmarks(landmarks)
-    sdata = _read(store)
+    if is_xenium(store):
+        raise SetupError(
+            f"{store} is the output of a Xenium run, and poses are written to a SpatialData store. Write one first: "
+            "sg.io.xenium(path, he_image).write('slide.zarr')."
+        )
+    sdata = _read(Source(store))
     require_writable(store / "any")
     images = _by_region(image)
     with warnings.catch_warnings():
@@ -198,6 +213,10 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     weights: option.Weights = None,
     encoder_arg: option.EncoderArg = [],  # noqa: B006
     epochs: option.Epochs = 60,
+    resolution: option.Resolution = "auto",
+    devices: option.Devices = "auto",
+    he_image: option.HEImage = None,
+    he_alignment: option.HEAlignment = None,
     split: Annotated[str, typer.Option(help=f"{', '.join(SPLITS)}, or a registered one.")] = "auto",
     options: option.Options = [],  # noqa: B006
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -208,7 +227,8 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     """Train on a store; write model, embeddings, niches and figures to a folder. The store is not changed.
 
     OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
-    cells' shapes, and the table of tiles), niches.png, retrieval.csv, history.csv and run.json (for 'report').
+    cells' shapes, and the table of tiles), niches.parquet and niches.csv (cell, niche and confidence), markers.csv, figures
+    (niches.png, registration.png, training.png), retrieval.csv, history.csv and run.json (files, settings, versions).
     """
     from sigmma_sc import SIGMMA, get_encoder
 
@@ -217,7 +237,10 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     # Before the store is read and checked, so that a wrong name or missing weights raise at once.
     get_split(split)
     frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
-    sdata = _read(store)
+    niches, places = _resolution(resolution), _devices(devices)
+    steps = Steps(4)
+    source = Source(store, he_image, he_alignment)
+    sdata = _read(source)
     SIGMMA.setup_spatialdata(
         sdata,
         _by_region(image),
@@ -230,8 +253,9 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
         tile_size=tile_size,
     )
     model = SIGMMA(sdata, frozen, cache_dir=cache, **{"seed": seed, **chosen})
-    model.train(max_epochs=epochs, split=split, checkpoint_dir=checkpoints)
-    finish(model, sdata, out, store)
+    with steps("Training"):
+        model.train(max_epochs=epochs, split=split, devices=places, checkpoint_dir=checkpoints)
+    finish(model, sdata, out, source, steps, niches)
 
 
 @app.command()
@@ -244,9 +268,12 @@ def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     coordinate_system: option.System = ["global"],  # noqa: B006
     layer: option.OtherLayer = None,
     microns_per_pixel: option.Microns = None,
+    he_image: option.HEImage = None,
+    he_alignment: option.HEAlignment = None,
     encoder: option.ModelEncoder = None,
     weights: option.Weights = None,
     encoder_arg: option.EncoderArg = [],  # noqa: B006
+    resolution: option.Resolution = "auto",
     he_only: option.HeOnly = False,
     interval: option.Interval = None,
     withhold: option.Withhold = 0.01,
@@ -270,14 +297,16 @@ def embed(  # noqa: PLR0913 - typer reads an option from each parameter
     require_interval(interval)
     require_withhold(withhold)
     given = _encoder(encoder, weights, encoder_arg)
-    sdata = _read(store)
+    niches = _resolution(resolution)
+    source = Source(store, he_image, he_alignment)
+    sdata = _read(source)
     trained = setup_of_model(model)
     _set_up_as(trained, sdata, image, None if he_only else table, coordinate_system, layer, microns_per_pixel)
     loaded = SIGMMA.load(model, sdata, given, cache_dir=cache)
     if he_only:
-        finish_he_only(loaded, sdata, out, store, interval, None if keep_all else withhold)
+        finish_he_only(loaded, sdata, out, source, interval, None if keep_all else withhold)
     else:
-        finish(loaded, sdata, out, store)
+        finish(loaded, sdata, out, source, Steps(3), niches)
 
 
 @app.command()
@@ -313,7 +342,7 @@ def index(  # noqa: PLR0913 - typer reads an option from each parameter
             raise SetupError(
                 f"Two stores are named {store.stem!r}, so that their tiles would have one name. Rename one."
             )
-        sdata = _read(store)
+        sdata = _read(Source(store))
         _set_up_as(trained, sdata, image, None if he_only else table, coordinate_system, layer, microns_per_pixel)
         slides[store.stem] = sdata
     made = SIGMMA.load(model, slides, given, cache_dir=cache).build_index(out, labels=label, overwrite=overwrite)
@@ -380,8 +409,8 @@ def report(
         raise ExistsError(f"{file} exists. Choose another --out, or pass --overwrite to replace it.")
     described = read_run(run)
     given = _encoder(encoder, weights, encoder_arg)
-    sdata = _read(run / "cells.zarr")
-    add_images(sdata, images or described["store"], _read)
+    sdata = _read(Source(run / "cells.zarr"))
+    add_images(sdata, Source(images) if images else source_of(described), _read)
     model = SIGMMA.load(run / "model", sdata, given)
     named = title or run.absolute().name
     write_report(model, sdata, file, groupby=groupby, title=named, command=described["command"], overwrite=overwrite)
@@ -419,24 +448,12 @@ def encoders() -> None:
 
 def main() -> None:
     """Entry point: errors of sigmma-sc are printed without a traceback, in the words of the command line."""
-    try:
-        app()
-    except SigmmaError as error:
-        text = with_options(str(error))
-        complaints.print(f"[bold red]{type(error).__name__}[/bold red]: {escape(text)}", highlight=False)
-        sys.exit(2)
-
-
-def with_options(message: str) -> str:
-    """A message in which arguments of Python are options of the command line, but for those in a call of Python."""
-    # A call is found first, and stays as it is.
-    found = rf"(?P<call>\w\([^()]*\))|(?<![\w\[.'\"])(?P<argument>{'|'.join(OPTIONS)})(?==)"
-    message = re.sub(found, _spelled, message)
-    return message.replace(f"{OPTIONS['overwrite']}=True", "--overwrite")
-
-
-def _spelled(match: re.Match[str]) -> str:
-    return match["call"] or OPTIONS[match["argument"]]
+    with spoken():
+        try:
+            app()
+        except SigmmaError as error:
+            complain(type(error).__name__, str(error), "red")
+            sys.exit(2)
 
 
 def _require_model(path: Path) -> None:
@@ -484,11 +501,42 @@ def _encoder(name: str | None, weights: Path | None, arguments: list[str]) -> Im
     return None
 
 
-def _read(store: Path) -> SpatialData:
+def _resolution(text: str) -> float | str:
+    """Resolution of niches, or "auto"."""
+    value = _value(text)
+    if value != "auto" and not is_number(value):
+        raise SetupError(f"resolution={text!r} must be a positive number or 'auto'.")
+    if isinstance(value, (int, float)):
+        require_positive(value, "resolution")
+        return float(value)
+    return "auto"
+
+
+def _devices(text: str) -> int | list[int] | str:
+    """Lightning's devices: their number, their places separated by commas, or "auto"."""
+    value = _value(text)
+    places = value if isinstance(value, tuple) else (value,)
+    if text == "auto":
+        return text
+    if any(isinstance(place, bool) or not isinstance(place, int) for place in places):
+        raise SetupError(f"devices={text!r} must be a number, places separated by commas, or 'auto'.")
+    found = [int(place) for place in places if isinstance(place, int)]
+    return found if isinstance(value, tuple) else found[0]
+
+
+def _read(source: Source) -> SpatialData:
     import spatialdata
 
+    from sigmma_sc import io
+
+    store = source.store
     if not store.exists():
         raise SetupError(f"{store} does not exist.")
+    if is_xenium(store):
+        return io.xenium(store, source.he_image, source.he_alignment)
+    if source.he_image is not None or source.he_alignment is not None:
+        name = "he_alignment" if source.he_image is None else "he_image"
+        raise SetupError(f"{name}=… goes with the output folder of a Xenium run, and {store} has no experiment.xenium.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

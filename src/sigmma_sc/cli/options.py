@@ -5,8 +5,21 @@ from typing import Annotated
 
 import typer
 
-Store = Annotated[Path, typer.Argument(help="SpatialData store (.zarr) with an H&E image and a table of cells.")]
 Model = Annotated[Path, typer.Option(help="Folder of a trained model (model/ of 'train').")]
+Store = Annotated[
+    Path,
+    typer.Argument(help="SpatialData store (.zarr) with an H&E image and a table of cells, or outs/ of a Xenium run."),
+]
+HEImage = Annotated[
+    Path | None,
+    typer.Option("--he-image", help="H&E of a Xenium run, (OME-)TIFF; by default *he_image.ome.tif in its folder."),
+]
+HEAlignment = Annotated[
+    Path | None,
+    typer.Option(
+        "--he-alignment", help="Matrix of H&E to morphology pixels (CSV) of a Xenium run; by default beside it."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder to make for the results.")]
 Image = Annotated[list[str], typer.Option("--image", help="Name of the H&E image, or REGION=NAME for each region.")]
 System = Annotated[
@@ -39,6 +52,10 @@ Options = Annotated[
     typer.Option("--set", help="NAME=VALUE for an option of sg.Config, e.g. edges=none or loss_weights=0,0,1."),
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the tissue.")]
+Resolution = Annotated[str, typer.Option(help="Resolution of the niches: higher gives more. 'auto' compares several.")]
+Devices = Annotated[
+    str, typer.Option(help="Devices to train on: how many, or which, separated by commas; 'auto' takes what is there.")
+]
 Run = Annotated[Path, typer.Argument(help="Folder that 'demo', 'train' or 'embed' wrote.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")]
 Landmarks = Annotated[

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder, recover, require_writable
-from sigmma_sc.cli.runs import write_run
+from sigmma_sc._progress import step
+from sigmma_sc.cli.runs import Source, write_run
+from sigmma_sc.cli.tables import draw_run, write_tables
+from sigmma_sc.cli.words import with_options
 from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning, WriteError
+from sigmma_sc.reporting.settings import settings_of
+from sigmma_sc.tissue.setup import common_setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +35,12 @@ RESULTS = (
     "model",
     "retrieval.csv",
     "history.csv",
+    "niches.parquet",
+    "niches.csv",
+    "markers.csv",
     "niches*.png",
+    "registration*.png",
+    "training.png",
     "cells.zarr",
     "tiles.zarr",
     "expression.h5ad",
@@ -42,8 +53,19 @@ MOST_SHOWN = 10
 """Tiles of a search that are printed."""
 
 console = Console()
-complaints = Console(stderr=True, soft_wrap=True)
-"""Where errors go."""
+
+
+class Steps:
+    """Steps of a command, counted as they begin."""
+
+    def __init__(self, total: int):
+        self.total = total
+        self.begun = 0
+
+    def __call__(self, name: str) -> AbstractContextManager[None]:
+        """The next step."""
+        self.begun += 1
+        return step(self.begun, self.total, name)
 
 
 def require_free(out: Path, overwrite: bool) -> None:
@@ -63,35 +85,50 @@ def require_free(out: Path, overwrite: bool) -> None:
         raise ExistsError(f"{out} holds more than results ({', '.join(others)}), which would be lost. Change --out.")
 
 
-def finish(model: SIGMMA, sdata: SpatialData, out: Path, store: Path | None, truth: tuple[str, ...] = ()) -> None:
+def finish(
+    model: SIGMMA,
+    sdata: SpatialData,
+    out: Path,
+    source: Source | None,
+    steps: Steps,
+    resolution: float | str,
+    truth: tuple[str, ...] = (),
+) -> None:
     """Embed, cluster, plot, score and write to ``out``, which is replaced; after an error nothing is written.
 
-    ``store`` is where the images are; without one they are written too. ``truth`` names columns of ``obs`` to compare the
+    ``source`` is where the images are; without one they are written too. ``truth`` names columns of ``obs`` to compare the
     niches with.
     """
     from sigmma_sc import tl
-    from sigmma_sc.tissue.setup import common_setup, get_table
+    from sigmma_sc.tissue.setup import get_table
 
-    model.write_embeddings(sdata, overwrite=True)
+    with steps("Embedding"):
+        model.write_embeddings(sdata, overwrite=True)
     adata = get_table(sdata, common_setup(sdata))
     scales = model.embedder.towers.embedded
-    if scales:  # pseudobulk instead of the cell graph embeds no cells
-        model.niches = tl.niches(adata, scales)
+    with steps("Niches"):
+        if scales:  # pseudobulk instead of the cell graph embeds no cells
+            model.niches = tl.niches(adata, scales, resolution)
     # All tiles of a slide that the model was not trained on are test tiles.
     tests = any((roles == "test").any() for roles in model.data.roles.by_slide.values())
     split = "test" if tests else "all"
-    recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
-    with model_kept(model), fresh_folder(out) as folder:
+    with steps("Scores and files"), model_kept(model), fresh_folder(out) as folder:
+        recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
         model.save(folder / "model")
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
+        draw_run(model, sdata, folder)
+        without_markers = None
         if scales:
             _draw(adata, scales, truth, folder)
-        (sdata if store is None else _without_images(sdata)).write(folder / "cells.zarr")
-        write_run(folder, store)
+            without_markers = write_tables(adata, scales, common_setup(sdata).layer, folder)
+        (sdata if source is None else _without_images(sdata)).write(folder / "cells.zarr")
+        write_run(folder, source, settings_of(model, common_setup(sdata), adata, None))
+    if without_markers is not None:
+        console.print(f"No markers.csv is written. {with_options(without_markers)}", highlight=False, markup=False)
     print_retrieval(recall, split)
     if truth and scales:
-        print_table("Leiden niches against the truth", _agreement(adata, scales, truth))
+        print_table("Niches against the truth, adjusted Rand index", _agreement(adata, scales, truth))
     _print_written(out)
 
 
@@ -113,7 +150,7 @@ def model_kept(model: SIGMMA) -> Iterator[None]:
 
 
 def finish_he_only(
-    model: SIGMMA, sdata: SpatialData, out: Path, store: Path | None, interval: float | None, withhold: float | None
+    model: SIGMMA, sdata: SpatialData, out: Path, source: Source, interval: float | None, withhold: float | None
 ) -> None:
     """Embed the tiles of images alone, predict their expression and write; after an error nothing is written.
 
@@ -134,7 +171,8 @@ def finish_he_only(
         if expression is not None:
             expression.write_h5ad(folder / "expression.h5ad")
         _without_images(sdata).write(folder / "tiles.zarr")
-        write_run(folder, store)
+        tiles = sdata.tables[_keys.TILES]
+        write_run(folder, source, settings_of(model, common_setup(sdata), tiles, None))
     if expression is not None:
         _print_likeness(expression)
     _print_written(out)
@@ -162,7 +200,8 @@ def _without_images(sdata: SpatialData) -> SpatialData:
 
 
 def _print_written(out: Path) -> None:
-    console.print(f"Written to [bold]{out}[/bold]: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    names = ", ".join(sorted(p.name for p in out.iterdir()))
+    console.print(f"Written to [bold]{escape(str(out))}[/bold]: {names}", soft_wrap=True)
 
 
 def _draw(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...], folder: Path) -> None:
@@ -178,26 +217,31 @@ def _draw(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...], folde
 
 
 def _agreement(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...]) -> pd.DataFrame:
+    """Agreement of the niches of each scale with each column of the truth."""
     from sigmma_sc.metrics.niches import niche_agreement
 
-    rows = [
-        {"scale": s, "truth": t, **niche_agreement(adata.obs[f"sigmma_niche_{s}"], adata.obs[t])}
-        for s in scales
-        for t in truth
-    ]
-    return pd.DataFrame(rows)[["scale", "truth", "ari", "nmi"]].round(3)
+    rows = []
+    for scale in scales:
+        labels = adata.obs[f"sigmma_niche_{scale}"]
+        row: dict[str, object] = {"scale": scale, "niches": len(labels.cat.categories)}
+        for column in truth:
+            row[column] = f"{niche_agreement(labels, adata.obs[column])['ari']:.3f}"
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def print_retrieval(recall: pd.DataFrame, split: str) -> None:
-    """Print recall of every slide with its pool and chance level."""
+    """Print recall of every slide with its pool and chance level, a row for each scale and a column for each direction."""
     percents = [c.removeprefix("recall@") for c in recall if c.startswith("recall@")]
     for slide, rows in recall.groupby("slide", sort=False):
-        chance = ", ".join(f"{rows[f'chance@{p}'].iloc[0]:.3f}" for p in percents)
+        chance = " / ".join(f"{rows[f'chance@{p}'].iloc[0]:.3f}" for p in percents)
+        shown: dict[str, dict[str, str]] = {}
+        for _, row in rows.iterrows():
+            values = " / ".join(f"{row[f'recall@{p}']:.3f}" for p in percents)
+            shown.setdefault(row["scale"], {"scale": row["scale"]})[row["direction"]] = values
         print_table(
-            f"{slide}: retrieval among {rows['pool'].iloc[0]} {split} tiles (chance {chance})",
-            rows[["direction", "scale", *(f"recall@{p}" for p in percents), "median_rank"]]
-            .rename(columns={f"recall@{p}": f"R@{p}" for p in percents} | {"median_rank": "median rank"})
-            .round(3),
+            f"{slide}: retrieval among {rows['pool'].iloc[0]} {split} tiles, recall at {' / '.join(percents)} (chance {chance})",
+            pd.DataFrame(shown.values()),
         )
 
 
@@ -213,9 +257,10 @@ def print_found(found: pd.DataFrame) -> None:
 
 def print_table(title: str, frame: pd.DataFrame) -> None:
     """Print a data frame without its index."""
-    shown = Table(title=title, title_justify="left")
+    shown = Table(box=None, pad_edge=False, header_style="dim")
     for column in frame.columns:
         shown.add_column(str(column))
     for row in frame.itertuples(index=False):
         shown.add_row(*map(str, row))
+    console.print(f"[bold]{escape(title)}[/bold]", soft_wrap=True, highlight=False)
     console.print(shown)

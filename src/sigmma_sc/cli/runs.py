@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import sys
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from sigmma_sc import __version__
 from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.setup import common_setup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from spatialdata import SpatialData
 
 RUN = "run.json"
+
+
+class Source(NamedTuple):
+    """Where a slide is read from: a store, or the output folder of a Xenium run with its H&E."""
+
+    store: Path
+    he_image: Path | None = None
+    he_alignment: Path | None = None
+
+
+def is_xenium(folder: Path) -> bool:
+    """Whether a folder is the output of a Xenium run."""
+    return (folder / "experiment.xenium").is_file()
 
 
 class Run(TypedDict):
@@ -27,18 +41,38 @@ class Run(TypedDict):
     command: str
     version: str
     date: str
-    store: str | None  # absolute path of the store with the images; None where they are in the folder
+    # Absolute paths of the store with the images, and of an H&E beside it; None where they are in the folder.
+    store: str | None
+    he_image: str | None
+    he_alignment: str | None
 
 
-def write_run(folder: Path, store: Path | None) -> None:
-    """Write the command of this process, and where its images are."""
+def write_run(folder: Path, source: Source | None, settings: Mapping[str, str] | None = None) -> None:
+    """Write the command of this process, where its images are, its settings, and the files of the folder."""
+    store, he_image, he_alignment = [None if path is None else str(path.absolute()) for path in source or [None] * 3]
     run = Run(
         command=shlex.join(["sigmma-sc", *sys.argv[1:]]),
         version=__version__,
         date=date.today().isoformat(),
-        store=None if store is None else str(store.absolute()),
+        store=store,
+        he_image=he_image,
+        he_alignment=he_alignment,
     )
-    (folder / RUN).write_text(json.dumps(run, indent=1, ensure_ascii=False), encoding="utf-8")
+    manifest = {**run, "settings": dict(settings or {}), "files": _files_of(folder)}
+    (folder / RUN).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _files_of(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size of each file and folder of results, with the SHA-256 of files."""
+    found: dict[str, dict[str, int | str]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            found[path.name] = {"bytes": sum(file.stat().st_size for file in path.rglob("*") if file.is_file())}
+            continue
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
 
 
 def read_run(folder: Path) -> Run:
@@ -51,23 +85,39 @@ def read_run(folder: Path) -> Run:
             )
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-        return Run(command=run["command"], version=run["version"], date=run["date"], store=run["store"])
+        return Run(
+            command=run["command"],
+            version=run["version"],
+            date=run["date"],
+            store=run["store"],
+            he_image=run.get("he_image"),
+            he_alignment=run.get("he_alignment"),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise SetupError(
             f"{folder / RUN} is damaged ({type(error).__name__} {error}). Run the command again."
         ) from error
 
 
-def add_images(sdata: SpatialData, store: str | Path | None, read: Callable[[Path], SpatialData]) -> None:
-    """Add the images that the setup of an object names and that it lacks, from a store read by ``read``."""
+def source_of(run: Run) -> Source | None:
+    """Where the images of a run are; ``None`` where they are in its folder."""
+    if run["store"] is None:
+        return None
+    image, alignment = [None if path is None else Path(path) for path in (run["he_image"], run["he_alignment"])]
+    return Source(Path(run["store"]), image, alignment)
+
+
+def add_images(sdata: SpatialData, source: Source | None, read: Callable[[Source], SpatialData]) -> None:
+    """Add the images that the setup of an object names and that it lacks, from where ``read`` reads them."""
     named = common_setup(sdata).image_key
     wanted = list(named.values()) if isinstance(named, dict) else [named]
     missing = [name for name in dict.fromkeys(wanted) if name not in sdata.images]
     if not missing:
         return
-    if store is None or not Path(store).exists():
+    store = None if source is None else source.store
+    if source is None or not source.store.exists():
         raise SetupError(f"The images of the run are not at {store}. Pass --store with the store that holds {missing}.")
-    images = read(Path(store)).images
+    images = read(source).images
     for name in missing:
         if name not in images:
             raise SetupError(f"{store} holds no image {name!r}. Pass --store with the store of the run.")

@@ -375,7 +375,7 @@ def get_encoder(
 
 
 def _warn_of_licence(name: str, licence: str | None, page: str | None) -> None:
-    """Log a licence once in a process, as a warning: Python shows nothing below to a user who has set up no logging."""
+    """Log a licence once in a process, as a warning: a licence binds at any verbosity but ``"error"``."""
     if name not in _warned:
         logger.warning("Image encoder %s: licence %s, %s", name, licence or "not stated", page or "no page known")
     _warned.add(name)

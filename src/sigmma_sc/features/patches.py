@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sigmma_sc._checks import require_path
+from sigmma_sc._progress import Display
 from sigmma_sc.encoders.device import computing_in, feature_type, fewer_crops
 from sigmma_sc.encoders.fingerprint import identity_of
 from sigmma_sc.errors import CacheWarning, EncoderError, SetupError, WriteError
@@ -58,8 +59,8 @@ class PatchFeatures:
     ``cache_dir`` keeps features from one session to the next; it is made if it does not exist.
     """
 
-    def __init__(self, encoder: ImageEncoder, progress: bool = True, cache_dir: str | Path | None = None):
-        self.encoder, self.progress = encoder, progress
+    def __init__(self, encoder: ImageEncoder, cache_dir: str | Path | None = None):
+        self.encoder = encoder
         if cache_dir is not None:
             require_path(cache_dir, "cache_dir")
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
@@ -145,23 +146,22 @@ class PatchFeatures:
         kind: torch.dtype,
     ) -> torch.Tensor:
         """Encode crops; what is done goes to the cache now and then, and as one shard in the end."""
-        from rich.progress import track
-
         self.encoder.to(device)
         out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
         groups = ahead(read_crops(slide, crops, size))
         batches = self._batches(groups, device, kind)
         if device.type != "cpu":
             batches = late(batches)
-        total = len(crops) / self._batch_size(device)
         waiting, shards, flushed = [], [], time.monotonic()
-        for index, features in track(batches, f"Encoding {slide.name}", total=total, disable=not self.progress):
-            out[torch.from_numpy(index)] = self._stored(features, slide, kind)
-            waiting += index.tolist()
-            if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
-                shard = cache.write(crops[waiting], out[waiting])
-                shards += [] if shard is None else [shard]
-                waiting, flushed = [], time.monotonic()
+        with Display(f"Encoding {slide.name}", len(crops), "crops") as display:
+            for index, features in batches:
+                out[torch.from_numpy(index)] = self._stored(features, slide, kind)
+                display.advance(len(index))
+                waiting += index.tolist()
+                if cache is not None and time.monotonic() - flushed > FLUSH_SECONDS:
+                    shard = cache.write(crops[waiting], out[waiting])
+                    shards += [] if shard is None else [shard]
+                    waiting, flushed = [], time.monotonic()
         if cache is not None and cache.write(crops, out) is not None:
             for shard in shards:
                 shard.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 
+from sigmma_sc._progress import Display
 from sigmma_sc._random import drawing
 from sigmma_sc.errors import SetupError
 from sigmma_sc.nn.cellgraph import GraphTower
@@ -164,14 +165,16 @@ class Embedder:
     def _average(self, tensors: TileTensors, out: SlideEmbedding, n_offsets: int) -> None:
         """Replace each cell's embedding by its mean over ``n_offsets`` grids, of which ``out`` has the first."""
         covered = np.flatnonzero(out.covered)
-        for shift in quasi_random_shifts(n_offsets)[1:] * out.tiles.side:
-            tiles = shifted_tiles(out.slide.xy, covered, out.tiles.side, shift)
-            for which in _chunks(len(tiles)):
-                chosen = tiles.take(which)
-                part = move_data_to_device(tensors.part(tiles, which), self.device)
-                h = _mean([self.towers.embed_cells_alone(part, sample) for sample in self._draws()])
-                for scale in out.cells:
-                    out.cells[scale][chosen.cells] += h[scale]
+        with Display(f"Embedding {out.slide.name}", n_offsets, "grids of tiles", done=1) as display:
+            for shift in quasi_random_shifts(n_offsets)[1:] * out.tiles.side:
+                tiles = shifted_tiles(out.slide.xy, covered, out.tiles.side, shift)
+                for which in _chunks(len(tiles)):
+                    chosen = tiles.take(which)
+                    part = move_data_to_device(tensors.part(tiles, which), self.device)
+                    h = _mean([self.towers.embed_cells_alone(part, sample) for sample in self._draws()])
+                    for scale in out.cells:
+                        out.cells[scale][chosen.cells] += h[scale]
+                display.advance()
         for scale in out.cells:
             out.cells[scale] /= n_offsets
 

@@ -55,16 +55,28 @@ class NeighbourGraph(NamedTuple):
     n_neighbors: int  # neighbours of a cell, itself included
     seed: int  # of the search
 
-    def write(self, adata: AnnData) -> None:
-        """Write ``obsp["distances"]``, ``obsp["connectivities"]`` and ``uns["neighbors"]``, where scanpy looks for them."""
-        adata.obsp["distances"] = self.distances
-        adata.obsp["connectivities"] = self.connectivities
+    def write(self, adata: AnnData, key: str | None = None, use_rep: str | None = None) -> None:
+        """Write matrices into ``obsp`` and ``uns["neighbors"]``, or under a key, where scanpy looks for them.
+
+        ``use_rep`` is the key of ``obsm`` of the embedding.
+        """
+        names = ["distances", "connectivities"] if key is None else [f"{key}_distances", f"{key}_connectivities"]
+        adata.obsp[names[0]] = self.distances
+        adata.obsp[names[1]] = self.connectivities
         params = {"n_neighbors": self.n_neighbors, "method": "umap", "random_state": self.seed, "metric": "euclidean"}
-        adata.uns["neighbors"] = {
-            "connectivities_key": "connectivities",
-            "distances_key": "distances",
+        if use_rep is not None:
+            params["use_rep"] = use_rep
+        adata.uns["neighbors" if key is None else key] = {
+            "connectivities_key": names[1],
+            "distances_key": names[0],
             "params": params,
         }
+
+    def among(self, cells: NDArray[np.bool_]) -> NeighbourGraph:
+        """The same graph among all cells of a table, of which it has those that ``cells`` ``(n_obs,)`` marks."""
+        return self._replace(
+            distances=_spread(self.distances, cells), connectivities=_spread(self.connectivities, cells)
+        )
 
 
 def neighbour_graph(embedding: ArrayLike, n_neighbors: int = 15, seed: int = 0) -> NeighbourGraph:
@@ -93,6 +105,15 @@ def neighbour_graph(embedding: ArrayLike, n_neighbors: int = 15, seed: int = 0) 
     starts = np.arange(n + 1) * (n_neighbors - 1)
     matrix = sparse.csr_matrix((distances[:, 1:].ravel(), indices[:, 1:].ravel(), starts), shape=(n, n))
     return NeighbourGraph(matrix, umap_connectivities(indices, distances), n_neighbors, seed)
+
+
+def _spread(matrix: sparse.csr_matrix, cells: NDArray[np.bool_]) -> sparse.csr_matrix:
+    """A matrix of some cells as one of all; the others have empty rows and columns. Stored zeros stay."""
+    rows = np.flatnonzero(cells)
+    per_row = np.zeros(len(cells), np.int64)
+    per_row[rows] = np.diff(matrix.indptr)
+    starts = np.concatenate([[0], np.cumsum(per_row)])
+    return sparse.csr_matrix((matrix.data, rows[matrix.indices], starts), shape=(len(cells), len(cells)))
 
 
 def nearest(cells: NDArray, k: int, seed: int = 0) -> tuple[NDArray, NDArray]:

@@ -78,7 +78,7 @@ def markers(adata: AnnData, scales: Sequence[str], key: str, layer: str | None) 
 
     found: dict[str, dict[str, list[str]]] = {}
     columns = [f"{key}_{scale}" for scale in scales]
-    own = _with_columns(adata, columns, layer)
+    own = with_columns(adata, columns, layer)
     for scale, column in zip(scales, columns, strict=True):
         found[scale] = {}
         sizes = own.obs[column].value_counts()
@@ -95,7 +95,7 @@ def markers(adata: AnnData, scales: Sequence[str], key: str, layer: str | None) 
     return found
 
 
-def _with_columns(adata: AnnData, columns: list[str], layer: str | None) -> AnnData:
+def with_columns(adata: AnnData, columns: list[str], layer: str | None) -> AnnData:
     """The counts of a table with some columns of its ``obs`` alone."""
     from anndata import AnnData
 

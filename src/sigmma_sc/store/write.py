@@ -6,12 +6,13 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from sigmma_sc import _keys
+from sigmma_sc import __version__, _keys
 from sigmma_sc.errors import CoverageWarning, ExistsError
 from sigmma_sc.infer.tiles import centres_of
 from sigmma_sc.tissue.setup import BY_REGION
@@ -27,6 +28,20 @@ if TYPE_CHECKING:
     from sigmma_sc.infer.embed import SlideEmbedding
     from sigmma_sc.tissue.frame import Slide
     from sigmma_sc.tissue.setup import Setup
+    from sigmma_sc.tissue.split import SplitJson
+
+
+NOT_COMPARED = ("n_offsets", "version", "date", "split")
+"""Of a run of a model, and not of the model."""
+
+
+def provenance(split: SplitJson | None) -> dict[str, str]:
+    """Version of the package, date in UTC, and split of the model, for ``uns["sigmma"]``."""
+    return {
+        "version": __version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "split": split if isinstance(split, str) else json.dumps(split, ensure_ascii=False),
+    }
 
 
 def require_free(sdata: SpatialData, setup: Setup, params: dict[str, Any], overwrite: bool) -> None:
@@ -46,7 +61,7 @@ def require_free(sdata: SpatialData, setup: Setup, params: dict[str, Any], overw
         found += [f"shapes[{name!r}]" for name in sdata.shapes if name.startswith(_keys.tile_squares(""))]
     if setup.table_key in sdata.tables and not _wrote(sdata.tables[setup.table_key], params):
         table = sdata.tables[setup.table_key]
-        found += [f"obsm[{key!r}]" for key in map(_keys.obsm_cells, setup.scales) if key in table.obsm]
+        found += [f"obsm[{key!r}]" for key in _own_embeddings(table) if key in table.obsm]
         found += [f"obs[{_keys.COVERED!r}]"] * (_keys.COVERED in table.obs)
     if found:
         raise ExistsError(f"{', '.join(found)} exist already. Pass overwrite=True to replace them.")
@@ -69,11 +84,22 @@ def _foreign(sdata: SpatialData, setup: Setup) -> Iterator[str]:
             yield f"uns[{_keys.UNS!r}]"
         if _keys.COVERED in table.obs and not _recorded(table):
             yield f"obs[{_keys.COVERED!r}]"
+        own = _own_embeddings(table)
+        for key in map(_keys.obsm_cells, setup.scales):
+            if key in table.obsm and key not in own:
+                yield f"obsm[{key!r}]"
 
 
 def _recorded(table: AnnData) -> bool:
     """Whether a model wrote into a table."""
     return isinstance(table.uns.get(_keys.UNS), Mapping) and _keys.WRITTEN in table.uns[_keys.UNS]
+
+
+def _own_embeddings(table: AnnData) -> list[str]:
+    """Keys of ``obsm`` that a model wrote."""
+    if not _recorded(table):
+        return []
+    return [str(key) for key in table.uns[_keys.UNS].get(_keys.OBSM, ())]
 
 
 def _wrote(table: AnnData, params: dict[str, Any]) -> bool:
@@ -83,7 +109,7 @@ def _wrote(table: AnnData, params: dict[str, Any]) -> bool:
 
 def _fingerprint(params: dict[str, Any]) -> str:
     """Hash of what a model was made with; names of regions aside, of which a subset of an object has fewer."""
-    kept = {key: value for key, value in params.items() if key not in BY_REGION}
+    kept = {key: value for key, value in params.items() if key not in (*BY_REGION, *NOT_COMPARED)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -153,13 +179,16 @@ def write_cells(
     table: AnnData, cells: Mapping[str, NDArray[np.float32]], params: dict[str, Any], microns: float | None
 ) -> None:
     """Cell embeddings of every scale, rows in the order of the table. What else ``uns`` tells, as of niches, stays."""
+    for key in _own_embeddings(table):
+        table.obsm.pop(key, None)
     for scale, matrix in cells.items():
         table.obsm[_keys.obsm_cells(scale)] = matrix
     table.obs[_keys.COVERED] = ~np.isnan(next(iter(cells.values()))[:, 0])
     stale = {*params, _keys.MICRONS}
     kept = {key: value for key, value in table.uns.get(_keys.UNS, {}).items() if key not in stale}
     measured = {} if microns is None else {_keys.MICRONS: microns}
-    table.uns[_keys.UNS] = kept | _plain(params) | measured
+    own = {_keys.OBSM: [_keys.obsm_cells(scale) for scale in cells]}
+    table.uns[_keys.UNS] = kept | _plain(params) | measured | own
 
 
 def write_tiles(

@@ -49,8 +49,7 @@ def tell_pixel_size(slide: Slide, stacklevel: int) -> None:
         return
     doubts = [_spacing(slide)]
     if slide.setup.microns_per_pixel is None and slide.cells_to_system is not None:
-        # A warning, because Python shows nothing below to a user who has set up no logging.
-        logger.warning(
+        logger.info(
             "Image %r: %.4g µm per pixel, inferred from the scale %.4g of the cells of %r to %r, as of cells in µm. Pass "
             "microns_per_pixel=… if it is another.",
             slide.image_key,

@@ -11,7 +11,8 @@ import pandas as pd
 
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_list, require_positive, require_stored_name, require_whole
-from sigmma_sc.errors import SetupError
+from sigmma_sc._progress import Display
+from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.table import require_own, require_table
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy import sparse
 
+    from sigmma_sc.niches.neighbours import NeighbourGraph
     from sigmma_sc.niches.prototypes import NichePrototypes
 
 logger = logging.getLogger("sigmma_sc")
@@ -48,6 +50,7 @@ def niches(
     nested: bool = False,
     use_rep: Mapping[str, str | Sequence[str]] | None = None,
     sample_key: str | None = None,
+    keep_graph: bool = False,
 ) -> NichePrototypes:
     """Cluster the cells at each scale by a consensus of many runs of Leiden on one graph of nearest neighbours.
 
@@ -90,6 +93,10 @@ def niches(
     sample_key
         Column of ``obs``: embeddings are standardised within each sample before they are clustered. For slides whose
         staining or chemistry differs; page *Cohorts* says what it costs.
+    keep_graph
+        Keep the graph of each scale for scanpy, as ``sc.tl.umap(adata, neighbors_key="sigmma_niche_meso_neighbors")`` and
+        ``sc.tl.leiden`` take it. Each takes about 300 bytes a cell, in memory and in a store, half as much again as an
+        embedding of 128 numbers. Of several embeddings of a scale the graph of the first is kept.
 
     Returns
     -------
@@ -98,7 +105,8 @@ def niches(
     ``obs[f"{key_added}_{scale}_confidence"]``, float32, is the share of runs in which a cell keeps its niche
     [Dudoit and Fridlyand 2003]; NaN without an embedding. ``uns["sigmma"]["niches"][f"{key_added}_{scale}"]`` has the
     ``resolution``, ``n_runs`` and the table of the resolutions compared: ``n_niches``, ``stability`` (the mean adjusted Rand
-    index of two runs) and which was ``chosen``.
+    index of two runs) and which was ``chosen``. With ``keep_graph``, ``uns[f"{key_added}_{scale}_neighbors"]`` names the
+    matrices in ``obsp``, as scanpy's ``neighbors(key_added=…)`` does; cells without an embedding have no neighbours in them.
 
     Raises
     ------
@@ -127,6 +135,7 @@ def niches(
     >>> use_rep = {"meso": ["X_sigmma_meso", "X_sigmma_micro"]}
     >>> joint = sg.tl.niches(adata, scales=["meso"], use_rep=use_rep, key_added="joint")
     """
+    from sigmma_sc.niches.neighbours import neighbour_graph
     from sigmma_sc.niches.prototypes import fit_prototypes
     from sigmma_sc.niches.resolution import GRID
 
@@ -143,6 +152,8 @@ def niches(
     require_whole(min_size, "min_size")
     keys = _keys_of(adata, scales, use_rep)
     require_own(adata, "niches", [f"{key_added}_{scale}" for scale in scales], ("", "_confidence"))
+    if keep_graph:
+        _require_own_graphs(adata, [f"{key_added}_{scale}" for scale in scales])
     for scale in scales:
         _require_cells(adata, keys[scale], min_size)
     if sample_key is not None:
@@ -152,15 +163,23 @@ def niches(
         embeddings[scale] = [_embedding(adata, key, sample_key) for key in keys[scale]]
     resolutions = GRID if resolution == "auto" else (float(resolution),)
     found: dict[str, _Found] = {}
+    kept: dict[str, NeighbourGraph] = {}
     finer = None
-    for scale in scales:
-        covered = _finite(embeddings[scale])
-        graph = _graph([embedding[covered] for embedding in embeddings[scale]], n_neighbors, seed)
-        found[scale] = _cluster(graph, covered, finer, resolutions, n_runs, min_size, seed)
-        finer = found[scale].labels if nested else None
-        if resolution == "auto":
-            _log_choice(scale, found[scale])
+    with Display("Niches", len(scales), "scales") as display:
+        for scale in scales:
+            covered = _finite(embeddings[scale])
+            graphs = [neighbour_graph(embedding[covered], n_neighbors, seed) for embedding in embeddings[scale]]
+            if keep_graph:
+                kept[scale] = graphs[0].among(covered)
+            found[scale] = _cluster(_mean(graphs), covered, finer, resolutions, n_runs, min_size, seed)
+            finer = found[scale].labels if nested else None
+            display.advance()
+    if resolution == "auto":
+        for scale, one in found.items():
+            _log_choice(scale, one)
     _write(adata, found, n_runs, key_added)
+    for scale, graph in kept.items():
+        graph.write(adata, _graph_key(key_added, scale), keys[scale][0] if sample_key is None else None)
     first = {scale: own[0] for scale, own in embeddings.items()}
     return fit_prototypes(adata, first, key_added, by_sample=sample_key is not None, seed=seed)
 
@@ -223,15 +242,28 @@ def _finite(embeddings: Sequence[NDArray]) -> NDArray[np.bool_]:
     return np.logical_and.reduce([np.isfinite(embedding).all(axis=1) for embedding in embeddings])
 
 
-def _graph(embeddings: Sequence[NDArray], n_neighbors: int, seed: int) -> sparse.csr_matrix:
-    """Mean of the neighbour graphs of embeddings of the same cells."""
-    from sigmma_sc.niches.neighbours import neighbour_graph
+def _require_own_graphs(adata: AnnData, columns: Sequence[str]) -> None:
+    """Raise :class:`ExistsError` for keys of graphs in ``uns`` that belong to no niches of ours."""
+    record = adata.uns.get(_keys.UNS, {}).get("niches", {})
+    for column in columns:
+        if f"{column}_neighbors" in adata.uns and column not in record:
+            raise ExistsError(
+                f"uns['{column}_neighbors'] exists, and was not written by this function. Pass another key_added=…, or remove it."
+            )
 
-    first, *others = embeddings
-    total = neighbour_graph(first, n_neighbors, seed).connectivities
+
+def _graph_key(key_added: str, scale: str) -> str:
+    """Key of ``uns`` of the graph of a scale."""
+    return f"{key_added}_{scale}_neighbors"
+
+
+def _mean(graphs: Sequence[NeighbourGraph]) -> sparse.csr_matrix:
+    """Mean of the weights of the neighbour graphs of embeddings of the same cells."""
+    first, *others = graphs
+    total = first.connectivities
     for other in others:
-        total = total + neighbour_graph(other, n_neighbors, seed).connectivities
-    return total / len(embeddings)
+        total = total + other.connectivities
+    return total / len(graphs)
 
 
 def _cluster(
@@ -278,8 +310,7 @@ def _nodes(finer: NDArray) -> NDArray:
 def _log_choice(scale: str, found: _Found) -> None:
     row = found.table[found.table["chosen"]].iloc[0]
     told = scale, found.resolution, row["stability"], row["n_niches"]
-    # A warning, because Python shows nothing below to a user who has set up no logging.
-    logger.warning("%s: resolution %s chosen by stability %.2f, %d niches", *told)
+    logger.info("%s: resolution %s chosen by stability %.2f, %d niches", *told)
 
 
 def _write(adata: AnnData, found: Mapping[str, _Found], n_runs: int, key_added: str) -> None:

@@ -77,7 +77,7 @@ def describe_device(device: torch.device, precision: str, data: TissueData, chun
         line += f", {chunk} crops at once"
     if line not in _told:
         _told.add(line)
-        logger.warning("%s", line)
+        logger.info("%s", line)
 
 
 def require_trainable(build: Callable[[int, TissueData], TwoTowers], data: TissueData, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from sigmma_sc.errors import SetupError
 from sigmma_sc.train.checkpoint import SaveEpochs, describe_run
 from sigmma_sc.train.device import SINGLE, chunk_of, describe_device, precision_of, require_trainable
 from sigmma_sc.train.options import ENCODER_LR, TrainOptions
-from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, copy_of
+from sigmma_sc.train.plan import AlignmentPlan, KeepBest, SeedEpochs, ShowEpochs, copy_of
 from sigmma_sc.train.runner import interruptible, runner_for
 from sigmma_sc.train.tiles import tile_batches, training_sample
 
@@ -68,6 +68,8 @@ def fit(before: Trained, slides: Sequence[Slide], build: Build, options: TrainOp
     data.average_moments(batches.dataset.slides)
     callbacks = runner.trainer.callbacks
     callbacks.append(SeedEpochs(batches.train, data.config.seed, before.epochs))
+    if options.has_own_bar:
+        callbacks.append(ShowEpochs())
     weights = {} if before.towers is None else copy_of(before.towers)
     try:
         with drawing(seed, device), interruptible(runner.trainer):

@@ -88,6 +88,16 @@ class TrainOptions:
                 )
         require_divides(self.stride, setup.tile_size)
 
+    @property
+    def has_own_bar(self) -> bool:
+        """Whether epochs are shown by this package, and not by a bar of Lightning that was asked for."""
+        return bool(self.trainer.get("simple_progress_bar", True))
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress of this call is shown."""
+        return bool(self.trainer.get("enable_progress_bar", True) and self.trainer.get("progress_bar_refresh_rate", 1))
+
     def described(self) -> dict[str, Any]:
         """Values by name, for the comparison of checkpoints; places aside."""
         given = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in PLACES}

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
+from sigmma_sc._progress import Display
 from sigmma_sc._random import reseed
 from sigmma_sc.errors import SetupError
 
@@ -181,6 +182,36 @@ class SeedEpochs(pl.Callback):
         if batch_idx == 0:
             words = np.random.SeedSequence([self.seed, self.first + trainer.current_epoch, trainer.global_rank])
             reseed(int(words.generate_state(1, np.uint64)[0] >> 1))
+
+
+class ShowEpochs(pl.Callback):
+    """Show the progress of training, with the loss of the last epoch."""
+
+    def __init__(self) -> None:
+        self.display: Display | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Begin, where training was resumed at the epoch it ended."""
+        self.display = Display("Training", trainer.max_epochs or 0, "epochs", trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """Count an epoch."""
+        if self.display is not None:
+            loss = trainer.callback_metrics.get("train_loss_epoch")
+            self.display.advance(1, "" if loss is None else f"loss {float(loss):.3g}")
+
+    def on_train_end(self, trainer: pl.Trainer, plan: pl.LightningModule) -> None:
+        """End."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, plan: pl.LightningModule, exception: BaseException) -> None:
+        """End."""
+        self._close()
+
+    def _close(self) -> None:
+        if self.display is not None:
+            self.display.close()
+        self.display = None
 
 
 class KeepBest(pl.Callback):

@@ -93,6 +93,8 @@ def runner_for(
     for name, default in EARLY_STOPPING.items():
         early[name] = trainer.pop(f"early_stopping_{name}", default)
     stopping = LoudEarlyStopping(**early) if options.early_stopping else None
+    if options.has_own_bar:
+        trainer["enable_progress_bar"] = False  # scvi-tools' would ask for ipywidgets in a notebook
     trainer.setdefault("check_val_every_n_epoch", 1)  # scvi-tools would not validate without its early stopping
     with translated(options):
         runner = TrainRunner(

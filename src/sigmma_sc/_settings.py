@@ -1,0 +1,87 @@
+"""How much the package writes to the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from sigmma_sc._checks import require_choice
+
+HINT = (logging.INFO + logging.DEBUG) // 2
+"""Level of hints, as in scanpy."""
+
+LEVELS = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "hint": HINT,
+    "debug": logging.DEBUG,
+}
+"""Levels of Python's logging by name, as in scanpy."""
+
+logger = logging.getLogger("sigmma_sc")
+
+
+class TerminalHandler(logging.Handler):
+    """Write messages to standard error, as long as the user has set up no logging."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message. Handlers of the root logger get it anyhow."""
+        if not logging.getLogger().handlers:
+            print(self.format(record), file=sys.stderr)
+
+
+class Settings:
+    """Settings of the package, as ``sg.settings``.
+
+    Attributes
+    ----------
+    verbosity
+        How much is told: ``"error"``, ``"warning"``, ``"info"`` (the default), ``"hint"`` or ``"debug"``, as in scanpy. It is
+        the level of the logger ``sigmma_sc``, whose messages go to standard error unless logging is set up. Below ``"info"``
+        no progress is shown. At ``"debug"`` the notices of other packages are shown as well. Warnings of the package are
+        Python warnings, which ``warnings`` filters.
+
+    Raises
+    ------
+    SetupError
+        There is no such level.
+
+    Examples
+    --------
+    >>> sg.settings.verbosity
+    'info'
+    >>> sg.settings.verbosity = "warning"  # no progress, no choices
+    >>> sg.settings.verbosity = "info"
+    >>> sg.settings.verbosity = "loud"
+    Traceback (most recent call last):
+        ...
+    sigmma_sc.errors.SetupError: verbosity='loud' is not one of 'error', 'warning', 'info', 'hint', 'debug'.
+    """
+
+    def __init__(self) -> None:
+        self.verbosity = "info"
+
+    @property
+    def verbosity(self) -> str:
+        """How much is told, see :class:`Settings`."""
+        return self._verbosity
+
+    @verbosity.setter
+    def verbosity(self, level: str) -> None:
+        require_choice(level, LEVELS, "verbosity")
+        self._verbosity = level
+        logger.setLevel(LEVELS[level])
+
+    def shows(self, level: str) -> bool:
+        """Whether messages of a level are shown."""
+        return LEVELS[level] >= LEVELS[self._verbosity]
+
+    def __repr__(self) -> str:
+        return f"Settings(verbosity={self._verbosity!r})"
+
+
+logging.addLevelName(HINT, "HINT")
+terminal = TerminalHandler()
+logger.addHandler(terminal)
+settings = Settings()
