@@ -17,7 +17,7 @@ from sigmma_sc._schema import require_schema
 from sigmma_sc.config import Config
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, ExistsError, MissingKeyError, SetupError
-from sigmma_sc.features.data import DataState
+from sigmma_sc.features.data import BEFORE, DataState
 from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
 from sigmma_sc.niches.prototypes import NichePrototypes
 from sigmma_sc.tissue.setup import Setup
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
-FORMAT = 10
+FORMAT = 11
+READABLE = (10, FORMAT)
+"""Formats that are read. Format 10 has no ``even_lattices``, see :data:`~sigmma_sc.features.data.BEFORE`."""
 PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
 """Fields of a saved model that are JSON values as they are."""
 
@@ -163,6 +165,8 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
 
 
 def _saved(described: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | Path, kind: str) -> SavedModel:
+    if described["format"] < FORMAT:
+        described["data"] = {**BEFORE, **described["data"]}
     require_schema(described, ModelJson, f"{path}: {JSON}", "This is not what model.save() writes. Save it again.")
     for name in sorted(
         described["config"].keys() - Config.__dataclass_fields__.keys() | described["extra"].keys() & RESERVED
@@ -232,10 +236,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         checksum = _checksum(path / WEIGHTS)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise SetupError(f"{damaged}: {error}.") from error
-    if not isinstance(described, dict) or described.get("format") != FORMAT:
+    if not isinstance(described, dict) or described.get("format") not in READABLE:
         found = described.get("format") if isinstance(described, dict) else None
         raise SetupError(
-            f"{path} has format {found}, this version reads {FORMAT}. Load it with the version of sigmma-sc that saved it."
+            f"{path} has format {found}, this version reads {READABLE[0]} to {FORMAT}. Load it with the version of sigmma-sc that saved it."
         )
     if described.get("checksum") != checksum:
         raise SetupError(
