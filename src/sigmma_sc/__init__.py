@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from sigmma_sc._settings import settings
+from sigmma_sc._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sigmma_sc import baselines, benchmark, datasets, errors, io, metrics, pl, pp, tl
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sigmma_sc.reporting.report import report
     from sigmma_sc.tissue.split import Split, register_split
 
-__version__ = "0.1.0"
 __all__ = [
     "SIGMMA",
     "Config",

@@ -43,10 +43,11 @@ class Saved:
     # Names of the two files.
     json: str
     tensors: str
-    format: int  # of the document; others are refused
+    format: int  # of the document as it is written
     # What the folder holds and what writes it, as messages name them.
     what: str
     writer: str
+    oldest: int | None = None  # oldest format that is read; None for the present one alone
 
     def require_replaceable(self, path: str | Path, overwrite: bool) -> Path:
         """Path of a folder to write to; :class:`ExistsError` unless it is free or holds what may be replaced.
@@ -91,10 +92,12 @@ class Saved:
             found = checksum(path / self.tensors)
         except (OSError, ValueError, RecursionError, SafetensorError) as error:
             raise SetupError(f"{damaged}: {error}.") from error
-        if not isinstance(described, dict) or described.get("format") != self.format:
-            other = described.get("format") if isinstance(described, dict) else None
+        other = described.get("format") if isinstance(described, dict) else None
+        oldest = self.format if self.oldest is None else self.oldest
+        if not isinstance(other, int) or not oldest <= other <= self.format:
+            readable = self.format if oldest == self.format else f"{oldest} to {self.format}"
             raise SetupError(
-                f"{path} has format {other}, this version reads {self.format}. Load it with the version of sigmma-sc that saved it."
+                f"{path} has format {other}, this version reads {readable}. Load it with the version of sigmma-sc that saved it."
             )
         if described.get("checksum") != found:
             raise SetupError(

@@ -60,7 +60,7 @@ class Config:
         the spatial edges (Table 4).
     cell_covariates
         Whether to add covariates to node features (our choice). They are log1p of the mean distance to the 8 nearest cells in
-        µm and, for features from counts, log1p of the total. Pseudobulk gets total and number of cells of the tile.
+        µm, the same for all bins or spots of a lattice, and, for features from counts, log1p of the total. Pseudobulk gets total and number of cells of the tile.
     standardise
         Mean and standard deviation that centre and scale node features, and patch features of a frozen encoder (our choice).
         ``"slide"`` uses those of the tissue of each slide, which removes differences of stain and batch. ``"training"`` uses

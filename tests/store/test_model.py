@@ -35,6 +35,22 @@ def edit(folder, change):
     (folder / "model.json").write_text(json.dumps(described))
 
 
+def test_a_model_of_the_format_before_keeps_its_distances(saved, tiny, tmp_path):
+    path, _ = saved
+    assert SIGMMA.load(path, tiny).data.node_features.even_lattices
+    shutil.copytree(path, tmp_path / "old")
+
+    def age(described):
+        described["format"] = 10
+        del described["data"]["even_lattices"]
+
+    edit(tmp_path / "old", age)
+    old = SIGMMA.load(tmp_path / "old", tiny)
+    assert not old.data.node_features.even_lattices
+    old.save(tmp_path / "again")
+    assert not SIGMMA.load(tmp_path / "again", tiny).data.node_features.even_lattices
+
+
 def test_history_comes_back_to_the_last_bit(saved, tiny):
     path, model = saved
     loaded = SIGMMA.load(path, tiny)

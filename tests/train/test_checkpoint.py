@@ -234,6 +234,14 @@ def test_a_checkpoint_of_another_form_is_refused_by_what_is_wrong(tiny, encoder,
         model_of(tiny, encoder).train(**OPTIONS, checkpoint_dir=tmp_path)
 
 
+def test_a_checkpoint_of_the_format_before_keeps_its_distances(tmp_path, written, monkeypatch):
+    checkpoint = copy.deepcopy(written[1])
+    assert checkpoint[OURS]["data"].pop("even_lattices")
+    monkeypatch.setattr("sigmma_sc.train.checkpoint.FORMAT", 5)
+    SafetensorsIO().save_checkpoint(checkpoint, tmp_path / FILE)
+    assert read_checkpoint(tmp_path / FILE)[OURS]["data"]["even_lattices"] is False
+
+
 @pytest.mark.parametrize("place", [20, -3, -3000])
 def test_a_flipped_bit_of_a_checkpoint_is_told(tiny, encoder, tmp_path, written, place):
     raw = bytearray(written[0])

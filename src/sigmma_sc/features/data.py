@@ -57,6 +57,11 @@ class DataState(TypedDict):
     node_features: dict[str, Any]
     training_moments: dict[str, dict[str, Any]]
     single_precision: bool
+    even_lattices: bool
+
+
+BEFORE = {"even_lattices": False}
+"""What states of earlier versions lack, as it was then."""
 
 
 class TissueData:
@@ -97,6 +102,7 @@ class TissueData:
             "node_features": self.node_features.state(),
             "training_moments": moments,
             "single_precision": self.single_precision,
+            "even_lattices": self.node_features.even_lattices,
         }
 
     def restore(self, state: dict[str, Any], setup: Setup) -> None:
@@ -104,6 +110,7 @@ class TissueData:
         self.roles.restore(state)
         self.node_features = node_features_of(self.config, setup)
         self.node_features.restore(state["node_features"])
+        self.node_features.even_lattices = state["even_lattices"]
         self.single_precision = state["single_precision"]
         self.training_moments = {}
         for kind, moments in state["training_moments"].items():

@@ -44,6 +44,9 @@ class NodeFeatures(ABC):
         Genes that every slide must have; ``None`` for no such genes.
     panel
         Genes that the configuration asks for: ``"union"``, ``"shared"`` or a tuple of names.
+    even_lattices
+        Whether bins and spots on a lattice all have one distance to the nearest. Only a model that an earlier version saved
+        has a larger one at edges and holes.
     n_components
         Number of leading features that are components of one PCA. They are scaled together.
 
@@ -58,6 +61,7 @@ class NodeFeatures(ABC):
     """
 
     per_tile: ClassVar[bool] = False
+    even_lattices: bool = True
     genes: Sequence[str] | None = None
     panel: str | tuple[str, ...] = "union"
     n_components: int = 0
@@ -85,7 +89,7 @@ class NodeFeatures(ABC):
         values = self._checked(self.transform(slide, tiles), len(tiles) if self.per_tile else len(slide.rows))
         if self.per_tile or not self.covariates:
             return values
-        return np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel)])
+        return np.column_stack([values, log_distance(slide.xy * slide.microns_per_pixel, self.even_lattices)])
 
     def _checked(self, values: NDArray | csr_matrix, n_rows: int) -> NDArray[np.float32] | csr_matrix:
         from scipy.sparse import csr_matrix, issparse

@@ -14,7 +14,7 @@ from sigmma_sc._schema import require_schema
 from sigmma_sc.config import Config
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import EncoderError, SetupError
-from sigmma_sc.features.data import DataState
+from sigmma_sc.features.data import BEFORE, DataState
 from sigmma_sc.infer.reference import PREFIX, Reference, reference_tensors, restore_reference
 from sigmma_sc.niches.prototypes import NichePrototypes
 from sigmma_sc.tissue.setup import Setup
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
     from sigmma_sc.encoders.encoder import ImageEncoder
 
-FORMAT = 10
+FORMAT = 11
+OLDEST = 10
+"""Oldest format that is read. It has no ``even_lattices``, see :data:`~sigmma_sc.features.data.BEFORE`."""
 PLAIN = ("kind", "config", "extra", "encoder", "n_node_features", "epochs")
 """Fields of a saved model that are JSON values as they are."""
 
@@ -72,7 +74,7 @@ class ModelJson(TypedDict):
 
 
 JSON, WEIGHTS = "model.json", "weights.safetensors"
-FOLDER = Saved(JSON, WEIGHTS, FORMAT, "model", "model.save()")
+FOLDER = Saved(JSON, WEIGHTS, FORMAT, "model", "model.save()", OLDEST)
 IMAGE = f"{PREFIX}image."
 TENSOR = "__tensor__"  # no slide has this name
 
@@ -137,6 +139,8 @@ def read_model(path: str | Path, kind: str) -> SavedModel:
 
 
 def _saved(described: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | Path, kind: str) -> SavedModel:
+    if described["format"] < FORMAT:
+        described["data"] = {**BEFORE, **described["data"]}
     require_schema(described, ModelJson, f"{path}: {JSON}", "This is not what model.save() writes. Save it again.")
     for name in sorted(
         described["config"].keys() - Config.__dataclass_fields__.keys() | described["extra"].keys() & RESERVED

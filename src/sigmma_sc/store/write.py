@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from sigmma_sc import __version__, _keys
+from sigmma_sc import _keys
+from sigmma_sc._version import __version__
 from sigmma_sc.errors import CoverageWarning, ExistsError
 from sigmma_sc.infer.tiles import centres_of
 from sigmma_sc.tissue.setup import BY_REGION

@@ -114,13 +114,11 @@ def _spacing(slide: Slide) -> str | None:
     """Whether the cells, bins or spots are at distances that none have."""
     if len(slide.xy) < FEWEST_CELLS:
         return None
-    distances = nearest_distances(slide.xy) * slide.microns_per_pixel
-    distances = distances[distances[:, 0] > 0]
+    distances = _apart(slide.xy) * slide.microns_per_pixel
     if not len(distances):
         return None
-    low, median, high = np.quantile(distances[:, 0], (0.25, 0.5, 0.75))
-    fourth = np.median(distances[:, -1])
-    if high - low < REGULAR * median and fourth < FOURTH * median:
+    median = np.median(distances[:, 0])
+    if _is_regular(distances):
         if np.abs(median / np.array(PITCHES) - 1).min() <= PITCH_TOLERANCE:
             return None
         known = ", ".join(f"{pitch:g}" for pitch in PITCHES)
@@ -133,6 +131,26 @@ def _spacing(slide: Slide) -> str | None:
         f"The nearest cells are {median:.3g} µm apart with it, in the median, and in tissue {NEAREST[0]:g} to {NEAREST[1]:g} µm. A "
         "few cells that were drawn at random from a section are farther apart."
     )
+
+
+def on_lattice(xy: NDArray[np.float64]) -> bool:
+    """Whether positions ``(n, 2)`` are bins or spots on a lattice, which may have edges and holes; few are never."""
+    if len(xy) < FEWEST_CELLS:
+        return False
+    distances = _apart(xy)
+    return len(distances) > 0 and _is_regular(distances)
+
+
+def _apart(xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distances to the four nearest other positions, of positions that share their place with none."""
+    distances = nearest_distances(xy)
+    return distances[distances[:, 0] > 0]
+
+
+def _is_regular(distances: NDArray[np.float64]) -> bool:
+    """Whether distances to the four nearest ``(m, 4)`` are those of a lattice."""
+    low, median, high = np.quantile(distances[:, 0], (0.25, 0.5, 0.75))
+    return bool(high - low < REGULAR * median and np.median(distances[:, -1]) < FOURTH * median)
 
 
 def nearest_distances(xy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from sigmma_sc._schema import require_schema
 from sigmma_sc.encoders.fingerprint import identity_of, mismatch
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError, SigmmaError
 from sigmma_sc.features.cache import checksum
-from sigmma_sc.features.data import DataState
+from sigmma_sc.features.data import BEFORE, DataState
 from sigmma_sc.tissue.identity import cells_identity, image_identity
 from sigmma_sc.train.history import HistoryJson, history_from_json, history_to_json
 
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from sigmma_sc.train.options import TrainOptions
 
 FILE = "last.safetensors"
-FORMAT = 5
+FORMAT = 6
+READABLE = ("5", "6")
+"""Formats that are read. Format 5 has no ``even_lattices``, see :data:`~sigmma_sc.features.data.BEFORE`."""
 OURS = "sigmma"
 
 NO_MATTER = {
@@ -104,12 +106,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
-            if told.get("format") != str(FORMAT):
-                raise SetupError(f"{path} has format {told.get('format')}, this version reads {FORMAT}. {fix}")
+            if told.get("format") not in READABLE:
+                raise SetupError(
+                    f"{path} has format {told.get('format')}, this version reads {' and '.join(READABLE)}. {fix}"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if told["checksum"] != checksum(tensors, told["tree"]):
             raise SetupError(f"{path} is damaged: it is not what was written. {fix}")
-        return _from_json(json.loads(told["tree"]), tensors.__getitem__)
+        checkpoint = _from_json(json.loads(told["tree"]), tensors.__getitem__)
+        if told["format"] == READABLE[0]:
+            checkpoint[OURS]["data"] = {**BEFORE, **checkpoint[OURS]["data"]}
+        return checkpoint
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
         if isinstance(error, SigmmaError):
             raise
