@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from sigmma_sc._version import __version__
 from sigmma_sc.encoders.registry import REGISTRY
 from sigmma_sc.infer.evaluate import slide_names
 from sigmma_sc.infer.interval import calibration_blocks
@@ -92,7 +92,7 @@ def model_card(
     parts = [
         f"# {repo_id.split('/')[1]}",
         "Aligns H&E images with single-cell spatial transcriptomics at several scales "
-        f"(`{saved.kind}` of sigmma-sc {version('sigmma-sc')}, {saved.epochs} epochs).",
+        f"(`{saved.kind}` of sigmma-sc {__version__}, {saved.epochs} epochs).",
         _usage(repo_id, saved),
         "## Tissue",
         text.tissue or "The origin of the tissue is not stated.",
