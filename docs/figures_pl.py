@@ -5,6 +5,7 @@ anew, in a few minutes and without a download.
 """
 
 import io
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +108,13 @@ def retrieval(run: Run) -> None:
     sg.pl.retrieval(run.model, tiles=2, groupby="cell_type", show=False)
 
 
+def search(run: Run) -> None:
+    """Tiles alike to those that express some genes, or that nothing is."""
+    with tempfile.TemporaryDirectory() as folder:
+        index = run.model.build_index(f"{folder}/index", labels=["cell_type"])
+    sg.pl.search(sg.tl.search({"genes": ["EPCAM", "KRT19"]}, index), show=False)
+
+
 def signature(run: Run) -> None:
     """Mean expression of genes in each niche, and on the tissue."""
     sg.pl.signature(run.cells, ["EPCAM", "KRT19"], scale="meso", show=False)
@@ -119,7 +127,7 @@ def training(run: Run) -> None:
 
 FIGURES = (
     attention, benchmark, composition, edges, niche_abundance, niches, prediction, register, registration, retrieval,
-    signature, training,
+    search, signature, training,
 )  # fmt: skip
 
 
