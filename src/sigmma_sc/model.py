@@ -658,7 +658,7 @@ class SIGMMA:
         Examples
         --------
         >>> model.build_index("tissues", labels=["cell_type"], overwrite=True)
-        TileIndex(121 tiles of 1 slide, 121 with cells; micro, meso, macro; labels: cell_type)
+        TileIndex(79 tiles of 1 slide, 72 with cells; micro, meso, macro; labels: cell_type)
         """
         from sigmma_sc.infer.index import FOLDER, build
         from sigmma_sc.tissue.setup import obs_of_slide

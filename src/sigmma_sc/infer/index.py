@@ -88,8 +88,8 @@ class TileIndex:
     Examples
     --------
     >>> index = model.build_index("index", overwrite=True)
-    >>> sg.TileIndex.read("index")
-    TileIndex(121 tiles of 1 slide, 121 with cells; micro, meso, macro)
+    >>> sg.TileIndex.read("index")  # tiles of glass are left out
+    TileIndex(79 tiles of 1 slide, 72 with cells; micro, meso, macro)
     """
 
     obs: pd.DataFrame
@@ -155,9 +155,9 @@ class TileIndex:
         Examples
         --------
         >>> model.build_index("index", overwrite=True)
-        TileIndex(121 tiles of 1 slide, 121 with cells; micro, meso, macro)
-        >>> sg.TileIndex.read("index").obs.loc["cell_circles_0", ["x", "y"]].tolist()
-        [64.0, 64.0]
+        TileIndex(79 tiles of 1 slide, 72 with cells; micro, meso, macro)
+        >>> sg.TileIndex.read("index").obs.loc["cell_circles_6", ["x", "y"]].tolist()
+        [832.0, 64.0]
         """
         require_path(path, "path")
         described, tensors = FOLDER.read(Path(path).expanduser())

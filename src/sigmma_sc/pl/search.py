@@ -62,7 +62,7 @@ def search(
     Examples
     --------
     >>> index = model.build_index("index", overwrite=True)
-    >>> axes = sg.pl.search(sg.tl.search({"genes": ["EPCAM"]}, index), save="search.png")
+    >>> axes = sg.pl.search(sg.tl.search({"genes": ["EPCAM"]}, index, fdr=0.5), save="search.png")
     >>> axes[0].get_title().split(":")[0]
     'cell_circles'
     """
