@@ -2,13 +2,14 @@ import re
 from dataclasses import replace
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import spatialdata as sd
 
 import sigmma_sc as sg
-from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
+from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError, UnlikeWarning
 
 PLANTED = [0] * 30 + [1] * 70
 OTHERS = [1, 2, 3] * 40
@@ -43,10 +44,21 @@ def test_what_is_planted_is_found_and_nothing_where_there_is_none(index, query, 
     assert len(hits - names("planted", range(30))) <= 0.2 * len(hits)
     assert alike(found, "others") == set()
     assert found.attrs == {
-        "modality": modality, "scale": "all", "fdr": 0.1, "n_unrelated": found.attrs["n_unrelated"], "tile_size": 128.0
+        "undecided": [], "modality": modality, "scale": "all", "fdr": 0.1, "n_unrelated": found.attrs["n_unrelated"], "tile_size": 128.0
     }  # fmt: skip
     # Three of four kinds are unrelated to any.
     assert 280 <= found.attrs["n_unrelated"] <= 320
+
+
+def test_where_too_few_unrelated_tiles_are_known_nothing_found_says_nothing(index):
+    # Of 300 unrelated tiles the smallest p-value is 1 / 301, so that at 0.02 a slide of 120 tiles needs 20 to be alike.
+    with pytest.warns(UnlikeWarning, match=r"Slide 'others': \d+ tiles of the model .* only if (19|20|21) of 120 are"):
+        found = sg.tl.search({"kind": "k0"}, index, fdr=0.02)
+    assert found.attrs["undecided"] == ["others"]
+    assert alike(found, "planted")
+    (_, empty) = sg.pl.search(found, show=False)
+    assert empty.get_title() == "others: too little to tell"
+    plt.close("all")
 
 
 def test_the_similarity_is_the_mean_cosine_over_scales(index):

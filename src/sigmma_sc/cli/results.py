@@ -250,6 +250,8 @@ def print_found(found: pd.DataFrame) -> None:
     by_slide = found.groupby("slide", observed=True)["alike"].agg(["sum", "size"])
     for slide, (n, tested) in by_slide.sort_values("sum", ascending=False, kind="stable").iterrows():
         told = f"{n:,} of {tested:,} tiles alike" if n else f"nothing alike among {tested:,} tiles"
+        if slide in found.attrs["undecided"]:
+            told = f"too few unrelated tiles of the model ({found.attrs['n_unrelated']}) to tell"
         console.print(f"{slide}: {told}", highlight=False)
     shown = found.head(MOST_SHOWN)[["tile", "x", "y", "similarity", "p_value", "alike"]]
     print_table(f"The {len(shown)} most similar tiles", shown.round({"x": 0, "y": 0, "similarity": 3, "p_value": 4}))

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from sigmma_sc.infer.index import TileIndex
     from sigmma_sc.infer.reference import Reference
 
+RARE = 0.1
+"""Share of the tiles of a slide; where more have to be alike for any to be called so, nothing found tells nothing."""
+
 N_NEIGHBORS = 50
 """Training tiles from whose expression that of a query is averaged, as in predictions."""
 
@@ -93,6 +96,11 @@ def alike_by_slide(p: NDArray[np.float64], slide: NDArray[np.int64], fdr: float)
         if len(tested):
             out[tested] = false_discovery_control(p[tested]) <= fdr
     return out
+
+
+def fewest_alike(n_tested: int, n_unrelated: int, fdr: float) -> int:
+    """Fewest tiles of a slide that Benjamini and Hochberg's rule can call alike, if all have the smallest p-value."""
+    return ceil(n_tested / (fdr * (n_unrelated + 1)) - 1e-9)
 
 
 def require_unrelated(n: int, fdr: float) -> None:

@@ -88,6 +88,8 @@ def search(
         corners = tiles[["x", "y"]].to_numpy() - side / 2
         values = np.where(tiles["p_value"].notna(), tiles["similarity"], np.nan)
         told = f"{counts[name]} of {len(tiles)} tiles alike" if counts[name] else "nothing alike"
+        if name in found.attrs.get("undecided", ()):
+            told = "too little to tell"
         draw_tiles(ax, corners, side, values, f"{name}: {told}", tiles["alike"].to_numpy())
         scale_bar(ax)
     finish(figure, show, save)

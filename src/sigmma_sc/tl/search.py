@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +21,7 @@ from sigmma_sc._checks import (
     require_whole,
     require_withhold,
 )
-from sigmma_sc.errors import ExistsError, SetupError
+from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning
 from sigmma_sc.tissue.setup import objects_of
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def search(
     -------
     Data frame with one row for each tile, most alike first: ``slide``, ``tile``, its centre in µm from the upper left corner
     of the image ``x``, ``y``, ``similarity`` (mean cosine), ``p_value``, ``alike``, and ``split`` of the tile in training.
-    Tiles that the query is made of are left out. ``attrs["n_unrelated"]`` is the number of unrelated tiles of the model.
+    Tiles that the query is made of are left out. ``attrs["n_unrelated"]`` is the number of unrelated tiles of the model,
+    ``attrs["undecided"]`` the slides on which no tile is alike and there were too few of them to tell.
 
     Raises
     ------
@@ -105,6 +107,11 @@ def search(
         model are unrelated to the query.
     ExistsError
         A column exists already; nothing is written then.
+
+    Warns
+    -----
+    UnlikeWarning
+        No tile of a slide is alike, and a tenth of its tiles or more would have to be for any to be called so.
 
     See Also
     --------
@@ -138,7 +145,7 @@ def search(
     79
     """
     from sigmma_sc.infer.index import TileIndex
-    from sigmma_sc.infer.search import alike_by_slide, p_values, require_unrelated, similarities
+    from sigmma_sc.infer.search import RARE, alike_by_slide, fewest_alike, p_values, require_unrelated, similarities
 
     require_choice(modality, MODALITIES, "modality")
     require_choice(query_modality, MODALITIES, "query_modality")
@@ -177,7 +184,19 @@ def search(
         }
     )
     out = out[listed].sort_values("similarity", ascending=False, kind="stable", ignore_index=True)
+    undecided = []
+    for slide, n_tested in out["slide"][out["p_value"].notna()].value_counts(sort=False).items():
+        fewest = fewest_alike(n_tested, len(null), fdr)
+        if fewest > RARE * n_tested and not out["alike"][out["slide"] == slide].any():
+            undecided.append(slide)
+            warnings.warn(
+                f"Slide {slide!r}: {len(null)} tiles of the model are unrelated to the query, so that tiles are called alike only "
+                f"if {min(fewest, n_tested)} of {n_tested} are. That none is says nothing. Train on more tissue or allow a larger fdr.",
+                UnlikeWarning,
+                stacklevel=2,
+            )
     out.attrs = {
+        "undecided": undecided,
         "modality": modality,
         "scale": scale,
         "fdr": float(fdr),
