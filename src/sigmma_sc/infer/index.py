@@ -93,7 +93,7 @@ class TileIndex:
     """
 
     obs: pd.DataFrame
-    embeddings: dict[str, Scales]
+    embeddings: dict[str, dict[str, NDArray[np.float32]]]
     shares: dict[str, pd.DataFrame]
     reference: Reference
     temperatures: dict[str, float]
@@ -156,8 +156,8 @@ class TileIndex:
         --------
         >>> model.build_index("index", overwrite=True)
         TileIndex(79 tiles of 1 slide, 72 with cells; micro, meso, macro)
-        >>> sg.TileIndex.read("index").obs.loc["cell_circles_6", ["x", "y"]].tolist()
-        [832.0, 64.0]
+        >>> sg.TileIndex.read("index").obs["x"].iloc[:2].tolist()
+        [832.0, 960.0]
         """
         require_path(path, "path")
         described, tensors = FOLDER.read(Path(path).expanduser())
