@@ -192,13 +192,16 @@ predict = method("predict_expression")
 build_index = method("build_index", path="never")
 read_index = tool(sg.TileIndex.read, path="never")
 explorer = tool(sg.io.to_xenium_explorer, "adata", path="never.csv", key="own_meso")
+geojson = tool(sg.io.to_geojson, "sdata", path="never.geojson", key="own_meso")
+regions = tool(sg.io.read_regions, "sdata", path="never.geojson")
+results = tool(sg.io.write_results, "sdata")
 gene_reliability = method("get_gene_reliability")
 report = tool(sg.report, "model", "sdata", path="never.html", key="own")
 attention = method("get_attention", tiles=["cell_circles_0"])
 embed_split = method("embed_split")
 
 WITH_TISSUES = (setup, model_of, check, split_cores, register, to_image, windows, latent, cell_table, tile_table, write, retrieval,
-                expression, predict, embed_split, report, build_index)  # fmt: skip
+                expression, predict, embed_split, report, build_index, geojson, regions, results)  # fmt: skip
 WITH_TABLES = (explorer, niches, assign, transfer_labels, rank, name, compare, map_niches, composition, signature)
 
 VALUES = {
@@ -276,6 +279,14 @@ VALUES = {
         "withhold": (-0.1, 1, "0.01", NAN, True, [0.01]),
     },
     gene_reliability: {"method": ("auto", None), "scale": ("mesa", None), "n_neighbors": NOT_WHOLE},
+    geojson: {
+        "path": ("", 3, None, []),
+        "key": ("kind", "", 3, None),
+        "shapes": ("cells", None, 3),
+        "slide": ("another", 3),
+        "max_distance": NOT_POSITIVE,
+    },
+    regions: {"path": ("", 3, None, [], "nowhere.geojson"), "key_added": NO_KEYS, "slide": ("another", 3)},
     explorer: {"path": ("", 3, None, []), "key": ("kind", "", 3, None), "cell_id": ("name", 3, [])},
     report: {
         "model": (None, "model", 3),

@@ -117,15 +117,14 @@ def finish(
         model.save(folder / "model")
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
-        draw_run(model, sdata, folder)
-        without_markers = None
+        lacking = draw_run(model, sdata, folder)
         if scales:
             _draw(adata, scales, truth, folder)
-            without_markers = write_tables(adata, scales, common_setup(sdata).layer, folder)
+            lacking += write_tables(adata, scales, common_setup(sdata).layer, folder)
         (sdata if source is None else _without_images(sdata)).write(folder / "cells.zarr")
         write_run(folder, source, settings_of(model, common_setup(sdata), adata, None))
-    if without_markers is not None:
-        console.print(f"No markers.csv is written. {with_options(without_markers)}", highlight=False, markup=False)
+    for sentence in lacking:
+        console.print(with_options(sentence), highlight=False, markup=False, soft_wrap=True)
     print_retrieval(recall, split)
     if truth and scales:
         print_table("Niches against the truth, adjusted Rand index", _agreement(adata, scales, truth))

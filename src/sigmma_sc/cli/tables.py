@@ -64,25 +64,30 @@ def marker_table(adata: AnnData, scales: Sequence[str], layer: str | None) -> pd
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def write_tables(adata: AnnData, scales: Sequence[str], layer: str | None, folder: Path) -> str | None:
-    """Write ``niches.parquet``, ``niches.csv`` and ``markers.csv``; why there are no markers, if there are none."""
+def write_tables(adata: AnnData, scales: Sequence[str], layer: str | None, folder: Path) -> list[str]:
+    """Write ``niches.parquet``, ``niches.csv`` and ``markers.csv``; a sentence for what cannot be made."""
     table = niche_table(adata, scales)
     table.to_parquet(folder / "niches.parquet", index=False)
     table.to_csv(folder / "niches.csv", index=False)
     try:
         marker_table(adata, scales, layer).to_csv(folder / "markers.csv", index=False)
     except (SetupError, MissingKeyError) as error:  # embeddings of another model, without counts
-        return str(error)
-    return None
+        return [f"No markers.csv is written. {error}"]
+    return []
 
 
-def draw_run(model: SIGMMA, sdata: SpatialData, folder: Path) -> None:
-    """Write ``training.png``, and ``registration.png`` or that of each slide."""
+def draw_run(model: SIGMMA, sdata: SpatialData, folder: Path) -> list[str]:
+    """Write ``training.png``, and ``registration.png`` or that of each slide; a sentence for what cannot be made."""
     from sigmma_sc import pl
 
+    lacking = []
     if model.history:
         pl.training(model.history, save=folder / "training.png")
     slides = model.resolve(None if sdata is model.sdata else sdata)
     for slide in slides:
         name = "registration.png" if len(slides) == 1 else f"registration_{slide.name}.png"
-        pl.registration(sdata, slide.name, save=folder / name)
+        try:
+            pl.registration(sdata, slide.name, save=folder / name)
+        except (SetupError, MissingKeyError) as error:  # such as cells without counts whose nuclei decide nothing
+            lacking.append(f"No {name} is written. {error}")
+    return lacking

@@ -57,8 +57,7 @@ def write_results(sdata: SpatialData) -> None:
     --------
     >>> model.write_embeddings(overwrite=True)
     >>> sdata.write("slide.zarr")
-    >>> sg.tl.niches(adata).names("meso")[0]
-    '0'
+    >>> prototypes = sg.tl.niches(adata, ["meso"], resolution=0.5)
     >>> sg.io.write_results(sdata)
     >>> import spatialdata
     >>> "sigmma_niche_meso" in spatialdata.read_zarr("slide.zarr")["table"].obs
