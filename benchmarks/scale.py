@@ -8,6 +8,7 @@ that of the small slide. Given stores of one's own, their set-up and tiling are 
     python benchmarks/scale.py                         # some 25 minutes on two cores, and 11 GB of the folder for temporary files
     python benchmarks/scale.py --only-setup            # without reading the crops
     python benchmarks/scale.py pancreas.zarr kidney.zarr=2.006      # µm per pixel where the transforms do not say
+    python benchmarks/scale.py --niches                # tl.niches of three scales of as many cells, in a process of its own each
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ PATCH, NUCLEI = 1024, 300
 CHUNKS, PYRAMID = (1, 4096, 4096), [2, 2, 2, 2]  # spatialdata-io's own
 GENES, COUNTS = 300, 60
 LIMIT_GB, LIMIT_RATIO = 3.0, 1.3
+
+WIDTH, CLASSES = 128, {"micro": 40, "meso": 20, "macro": 12}
+"""Of the embeddings whose niches are timed, and the classes of cells in them."""
+NICHES_GB, NICHES_RATIO = 24.0, 12.0
 
 
 def build(path: Path, side: int, n_cells: int) -> None:
@@ -195,6 +200,56 @@ def read_all(slide: Any, crops: Any) -> int:
     return sum(len(index) for index, _ in read_crops(slide, crops, REGISTRY["stain-stats"].input_size))
 
 
+def embedding(n_cells: int, n_classes: int, seed: int) -> Any:
+    """Classes of cells and, for two cells of five, what lies between two of them: unit vectors ``(n_cells, WIDTH)``."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    spread = (1 / np.sqrt(np.arange(1, WIDTH + 1))).astype(np.float32)
+    centres = rng.standard_normal((n_classes, WIDTH), np.float32) * spread
+    first, second = rng.integers(0, n_classes, (2, n_cells))
+    share = np.where(rng.random(n_cells) < 0.4, rng.random(n_cells), 0).astype(np.float32)[:, None]
+    cells = rng.standard_normal((n_cells, WIDTH), np.float32)
+    cells *= 0.5 * spread
+    cells += centres[first]
+    cells += share * (centres[second] - centres[first])
+    cells /= np.linalg.norm(cells, axis=1, keepdims=True)
+    return cells
+
+
+def measure_niches(n_cells: int) -> dict[str, Any]:
+    """Processor seconds of the call and of the process, peak memory and numbers of niches."""
+    from anndata import AnnData
+
+    import sigmma_sc as sg
+
+    adata = AnnData(shape=(n_cells, 0))
+    for seed, (scale, n_classes) in enumerate(CLASSES.items()):
+        adata.obsm[f"X_sigmma_{scale}"] = embedding(n_cells, n_classes, seed)
+    start = time.process_time()
+    sg.tl.niches(adata)
+    end = time.process_time()
+    n_niches = {scale: int(adata.obs[f"sigmma_niche_{scale}"].nunique()) for scale in CLASSES}
+    return {"seconds": end - start, "process": end, "peak": peak_gb(), "n_niches": n_niches}
+
+
+def time_niches(sizes: list[int]) -> None:
+    """Markdown: a row a number of cells, the first against the last."""
+    print(
+        "| cells | tl.niches, CPU s | whole process, CPU s | peak, GB | niches |\n|---:|---:|---:|---:|---|", flush=True
+    )
+    found = []
+    for n_cells in sizes:
+        one = child("--measure-niches", n_cells)
+        found.append(one)
+        told = ", ".join(f"{scale} {n}" for scale, n in one["n_niches"].items())
+        print(f"| {n_cells:,} | {one['seconds']:.0f} | {one['process']:.0f} | {one['peak']:.1f} | {told} |", flush=True)
+    ratio = found[-1]["seconds"] / found[0]["seconds"]
+    met = {True: "met", False: "MISSED"}
+    print(f"\nPeak below {NICHES_GB:g} GB: {met[found[-1]['peak'] < NICHES_GB]}.")
+    print(f"Time within {NICHES_RATIO:g} × of the first: {ratio:.1f} ×, {met[ratio <= NICHES_RATIO]}.")
+
+
 def peak_gb() -> float:
     import resource
 
@@ -265,6 +320,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stores", nargs="*", help="SpatialData stores with he_image and table, as PATH or PATH=MICRONS")
     parser.add_argument("--only-setup", action="store_true", help="do not read the crops")
+    parser.add_argument("--niches", nargs="*", type=int, metavar="CELLS", help="time tl.niches of so many cells")
+    parser.add_argument("--measure-niches", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--build", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -273,6 +330,10 @@ def main() -> None:
         start = time.perf_counter()
         build(Path(arguments.build[0]), *map(int, arguments.build[1:]))
         print(f"\n{time.perf_counter() - start}")
+    elif arguments.measure_niches:
+        print(f"\n{json.dumps(measure_niches(arguments.measure_niches))}")
+    elif arguments.niches is not None:
+        time_niches(arguments.niches or [n_cells for _, n_cells in SIZES.values()])
     elif arguments.measure:
         print(f"\n{json.dumps(measure(arguments.measure, arguments.only_setup))}")
     elif arguments.stores:

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -98,6 +100,13 @@ def test_stability_counts_cells_not_nodes():
     runs = np.array([[0, 0, 1], [0, 1, 1]], dtype=np.int32)
     expected = adjusted_rand_score([0] * 6 + [1] * 4, [0] * 5 + [1] * 5)
     assert stability(runs, np.array([5, 1, 4])) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_runs", [2, 3, 5])
+def test_stability_is_the_mean_over_all_pairs_of_up_to_five_runs(n_runs):
+    runs = np.random.default_rng(n_runs).integers(0, 3, (n_runs, 40)).astype(np.int32)
+    pairs = [adjusted_rand_score(one, other) for one, other in itertools.combinations(runs, 2)]
+    assert stability(runs, np.ones(40, int)) == pytest.approx(np.mean(pairs))
 
 
 def test_small_niches_join_the_one_with_most_weight():

@@ -27,6 +27,8 @@ FINE = 20.0
 change between 7 and 200."""
 N_STARTS = 10
 """Runs on the graph of the core groups; the one of highest modularity counts."""
+N_COMPARED = 2
+"""Runs that each is compared with: all pairs of five runs, and a time that grows with their number and not its square."""
 
 
 class Consensus(NamedTuple):
@@ -110,10 +112,13 @@ def confidence(labels: NDArray, runs: NDArray, sizes: NDArray) -> NDArray[np.flo
 
 
 def stability(runs: NDArray, sizes: NDArray) -> float:
-    """Mean adjusted Rand index of each run with the next, the last with the first."""
+    """Mean adjusted Rand index of each run ``(r, n)`` with the :data:`N_COMPARED` that follow, the first after the last."""
     cells = np.repeat(np.arange(len(sizes)), sizes)
-    pairs = zip(runs, np.roll(runs, -1, axis=0), strict=True)
-    return float(np.mean([adjusted_rand_score(one[cells], other[cells]) for one, other in pairs]))
+    found = []
+    for shift in range(1, min(N_COMPARED, len(runs) - 1) + 1):
+        for one, other in zip(runs, np.roll(runs, -shift, axis=0), strict=True):
+            found.append(adjusted_rand_score(one[cells], other[cells]))
+    return float(np.mean(found))
 
 
 def merge_small(labels: NDArray, sizes: NDArray, graph: WeightedGraph, min_size: int) -> NDArray[np.int64]:

@@ -54,7 +54,7 @@ def niches(
 ) -> NichePrototypes:
     """Cluster the cells at each scale by a consensus of many runs of Leiden on one graph of nearest neighbours.
 
-    The graph has UMAP's weights, as in scanpy. Up to 40,000 cells neighbours are exact, beyond that at least 99 % of them
+    The graph has UMAP's weights, as in scanpy. Up to 40,000 cells neighbours are exact, beyond that at least 97 % of them
     are the nearest ones. Each run of Leiden [Traag et al. 2019] has another seed and leaves out another fifth of the edges.
     Cells that are together in all runs stay together: Leiden on the graph of these core groups finds the niches of the
     highest modularity [Ovelgönne and Geyer-Schulz 2012]. The same seed gives the same niches, to the bit. Beyond 40,000
