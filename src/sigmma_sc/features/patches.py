@@ -15,6 +15,7 @@ import torch
 from sigmma_sc._checks import require_path
 from sigmma_sc.encoders.device import computing_in, feature_type, fewer_crops
 from sigmma_sc.encoders.fingerprint import identity_of
+from sigmma_sc.encoders.folding import folded
 from sigmma_sc.errors import CacheWarning, EncoderError, SetupError, WriteError
 from sigmma_sc.features.ahead import ahead, late
 from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
@@ -136,6 +137,11 @@ class PatchFeatures:
         """Of the encoder, whose weights are read once for all slides and sizes."""
         return identity_of(self.encoder)
 
+    @cached_property
+    def _folded(self) -> ImageEncoder:
+        """The encoder as a CPU runs it: batch normalisation took a fifth of the time of MobileNetV2 there."""
+        return folded(self.encoder)
+
     def _encode(
         self,
         slide: Slide,
@@ -197,8 +203,9 @@ class PatchFeatures:
         if missing := self._batch_size(device) - len(pixels):
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         images = pixels.permute(0, 3, 1, 2)  # channels last in memory
+        encoder = self._folded if device.type == "cpu" else self.encoder
         with computing_in(kind, device):
-            return self.encoder.encode(images.to(device, non_blocking=True))[: len(pixels) - missing]
+            return encoder.encode(images.to(device, non_blocking=True))[: len(pixels) - missing]
 
     def _stored(self, features: torch.Tensor, slide: Slide, kind: torch.dtype) -> torch.Tensor:
         """Features as float16 on the CPU, or an error if that cannot hold them."""
