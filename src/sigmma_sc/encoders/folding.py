@@ -37,15 +37,8 @@ def folded(encoder: ImageEncoder) -> ImageEncoder:
     if not pairs:
         return encoder
     other = copy.deepcopy(encoder).eval()
-    for first, second in pairs:
-        convolution, norm = other.module.get_submodule(first), other.module.get_submodule(second)
-        _put(other.module, first, fuse_conv_bn_eval(convolution, norm))
-        # What timm's normalisation goes on with.
-        _put(
-            other.module,
-            second,
-            nn.Sequential(*(getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name))),
-        )
+    if isinstance(other.module, nn.Module):
+        _fold(other.module, pairs)
     noise = torch.randint(
         256,
         (1, 3, encoder.input_size, encoder.input_size),
@@ -54,6 +47,16 @@ def folded(encoder: ImageEncoder) -> ImageEncoder:
     )
     here, there = encoder.encode(noise), other.encode(noise)
     return other if (here - there).abs().max() <= TOLERANCE * here.abs().max() else encoder
+
+
+def _fold(network: nn.Module, pairs: list[tuple[str, str]]) -> None:
+    for first, second in pairs:
+        convolution, norm = network.get_submodule(first), network.get_submodule(second)
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            _put(network, first, fuse_conv_bn_eval(convolution, norm))
+            # What timm's normalisation goes on with.
+            after = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
+            _put(network, second, nn.Sequential(*after))
 
 
 def _pairs(network: nn.Module) -> list[tuple[str, str]]:
