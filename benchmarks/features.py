@@ -3,6 +3,7 @@
     naive           each crop of each tile by itself: read from the image, resized, encoded in float32
     encoder alone   ready tensors of the same crops, in the same batches and precision: what reading costs on top of this is ours
     ours            PatchFeatures, as training uses it
+    beside          user CPU of PatchFeatures per crop with an encoder that does next to nothing, without that encoder's own
 
 Every distinct crop is encoded once by ours; all three are counted in crops per second. Shares are of the product of two large matrices of
 the same type, measured in the same run. Weights are drawn: speed does not hang on them.
@@ -13,6 +14,7 @@ the same type, measured in the same run. Weights are drawn: speed does not hang 
 from __future__ import annotations
 
 import argparse
+import resource
 import tempfile
 import time
 import warnings
@@ -69,6 +71,23 @@ def alone(encoder, crops, device):
 def ours(encoder, slide, crops, device):
     """Nothing remembered."""
     PatchFeatures(encoder, progress=False)(slide, crops, device)
+
+
+def cpu_seconds(call):
+    """User CPU of all threads."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+    call()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime - before
+
+
+def beside(slide, crops, ready, device, rounds):
+    """User CPU of everything but the encoder, ms per crop: the median of some rounds."""
+    nothing = ImageEncoder(lambda images: images[:, :, 0, 0], "nothing", ready.shape[-1]).to(device)
+    times = []
+    for _ in range(rounds):
+        encoding = cpu_seconds(lambda: alone(nothing, ready, device))
+        times.append(cpu_seconds(lambda: ours(nothing, slide, crops, device)) - encoding)
+    return 1000 * float(np.median(times)) / len(crops)
 
 
 def wait(device):
@@ -157,6 +176,8 @@ def main():
                 rate, ratio = len(crops) / times[k].median(), (times["encoder alone"] / times[k]).median()
                 print(f"{name}, {k}: {rate:.1f} crops/s, {ratio:.2f} of the encoder alone", flush=True)
                 rows.append((name, len(crops), k, rate, ratio))
+            cost = beside(slide, crops, ready, device, args.rounds)
+            print(f"{name}, beside the encoder: {cost:.2f} ms of user CPU a crop", flush=True)
             if name.startswith("vit"):
                 used += shares(name, encoder, ready, device, args.matrix)
     print(

@@ -115,7 +115,7 @@ def test_a_device_without_an_operation_is_refused_before_any_compute(missing, ti
     def read(*_):
         raise AssertionError("a crop was read")
 
-    monkeypatch.setattr(patches, "read_crops", read)
+    monkeypatch.setattr(patches, "read_canvases", read)
     device.failing.add(missing)
     model = SIGMMA(tissue, vit(), n_latent=16)
     with pytest.raises(SetupError, match=f"cannot train this model, .*{missing}.*accelerator='cpu'"):

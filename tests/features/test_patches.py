@@ -32,10 +32,10 @@ def read(monkeypatch):
 
     def counting(slide, some, size):
         crops.extend(map(tuple, some.tolist()))
-        return read_crops(slide, some, size)
+        return read_canvases(slide, some, size)
 
-    read_crops = features.read_crops
-    monkeypatch.setattr(features, "read_crops", counting)
+    read_canvases = features.read_canvases
+    monkeypatch.setattr(features, "read_canvases", counting)
     return crops
 
 

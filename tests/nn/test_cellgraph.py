@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigmma_sc.nn import pairs
 from sigmma_sc.nn.cellgraph import AttentionPool, CellGraphTower, WeightedSAGE
-from sigmma_sc.nn.layout import cell_layout
+from sigmma_sc.nn.layout import Limits, cell_layout
 from sigmma_sc.tissue.tiling import block_of
 
 GRIDS = (4, 2, 1)
@@ -105,7 +105,7 @@ def test_tower_equals_the_method_written_out(max_pairs, relational):
     torch.manual_seed(0)
     tower, x = scattered(CellGraphTower(6, 8, relational=relational)).eval().double(), x.double()
     with torch.no_grad():
-        layout = cell_layout(indptr, blocks, source, target, max_pairs=max_pairs)
+        layout = cell_layout(indptr, blocks, source, target, limits=Limits((1.5, 1.25), max_pairs))
         cells, tiles = tower(x, layout)
         ref_cells, ref_tiles, sets = reference(tower, x, indptr, blocks, source, target)
         found = dense(tower, x, layout)

@@ -4,7 +4,7 @@ import torch
 from scipy.sparse import csr_matrix
 
 from sigmma_sc.features.tensors import GraphTensors
-from sigmma_sc.nn.layout import cell_layout
+from sigmma_sc.nn.layout import Limits, cell_layout, limits_of
 from sigmma_sc.tissue.tiling import Tiles, block_of
 
 NONE = np.zeros(0, np.int64)
@@ -51,7 +51,7 @@ def test_by_hand():
 def test_every_pair_of_a_block_is_a_candidate_once(grids, max_pairs):
     counts = [0, 1, 40, 2, 90, 40, 7]
     indptr, blocks, source, target = draw(counts, grids)
-    layout = cell_layout(indptr, blocks, source, target, max_pairs=max_pairs)
+    layout = cell_layout(indptr, blocks, source, target, limits=Limits((1.5, 1.25), max_pairs))
     n, tile = sum(counts), np.repeat(np.arange(len(counts)), counts)
     found = candidates(layout, n).cumsum(0)
     for shell, block in enumerate(blocks[1:]):
@@ -108,3 +108,16 @@ def test_a_cell_in_two_tiles_keeps_to_each():
     (shell,) = {bucket.shell for bucket in layout.buckets}
     assert shell == 1
     assert np.argwhere(candidates(layout, 4)[1]).tolist() == [[0, 1], [1, 0], [2, 3], [3, 2]]
+
+
+def test_a_gpu_takes_fewer_and_larger_buckets(rng):
+    counts = rng.integers(2, 60, 40)
+    indptr = np.append(0, np.cumsum(counts))
+    coarse = rng.integers(0, 4, counts.sum())
+    blocks = np.stack([coarse * 4 + rng.integers(0, 4, counts.sum()), coarse, np.zeros_like(coarse)])
+    none = np.zeros(0, np.int64)
+    small, large = (
+        cell_layout(indptr, blocks, none, none, limits_of(torch.device(kind))).buckets for kind in ("cpu", "cuda")
+    )
+    assert len(large) <= 0.75 * len(small)
+    assert max(bucket.n for bucket in large) > max(bucket.n for bucket in small)

@@ -15,6 +15,7 @@ from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import SetupError
 from sigmma_sc.features import patches
 from sigmma_sc.features.patches import PatchFeatures
+from sigmma_sc.pp import encode
 
 SCRIPT = """
 import sys, warnings
@@ -130,3 +131,37 @@ def test_precision_is_that_of_training(store, tmp_path, monkeypatch):
     assert set(asked) == {torch.float32}
     with pytest.raises(SetupError, match="precision='32' is not one of 'auto', '32-true'"):
         pp.encode_patches(store[1], "stain-stats", tmp_path, precision="32")
+
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "n_gpus", "place", "gpu"),
+    [
+        ({}, 2, (0, 1), 0),
+        (TORCHRUN, 4, (5, 8), 1),
+        (SRUN, 4, (3, 4), 1),
+        (SRUN, 1, (3, 4), 0),  # one visible GPU a task
+        (SRUN | TORCHRUN, 2, (5, 8), 1),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, 2, (0, 1), 0),  # a batch script, not one of its tasks
+    ],
+)
+def test_place_and_gpu_of_a_process(given, n_gpus, place, gpu, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    assert encode._place() == place
+    assert encode._device(place[0]) == torch.device("cuda", gpu)
+
+
+def test_workers_of_dask_take_the_gpus_of_a_machine_in_turn(monkeypatch):
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [encode._device(n).index for n in range(3)] == [0, 1, 0]

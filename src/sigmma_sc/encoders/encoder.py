@@ -152,7 +152,9 @@ class ImageEncoder(nn.Module):
             )
         if not len(crops) and self.dim:
             return self._mean.new_zeros(0, self.dim)
-        out = self.module((crops.to(self.device).to(self._mean.dtype) / 255 - self._mean) / self._std)
+        # In place: each new image of the batch costs as much as its arithmetic.
+        images = crops.to(self.device).to(self._mean.dtype).div_(255).sub_(self._mean).div_(self._std)
+        out = self.module(images)
         found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
         if not isinstance(found, tuple) or len(found) != 2 or found != (len(crops), self.dim or found[1]):
             raise EncoderError(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from safetensors import safe_open
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same crop of the same image would get other features: another resampling, say."""
 
 OUTPUT = "output.json"

@@ -22,6 +22,7 @@ from sigmma_sc.features.tensors import (
     SlideTensors,
     TileTensors,
 )
+from sigmma_sc.nn.layout import limits_of
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.graph import spatial_graph
 from sigmma_sc.tissue.mask import TissueMask, tissue_mask
@@ -197,7 +198,7 @@ class TissueData:
     ) -> SlideTensors:
         """All that batches of these tiles need, of one modality or both; pixels instead of patch features if asked."""
         # Cells first: what is wrong with their features is known before an image is encoded.
-        transcriptome = self._transcriptome(slide, tiles) if cells and slide.region is not None else None
+        transcriptome = self._transcriptome(slide, tiles, device) if cells and slide.region is not None else None
         image = self._image(slide, tiles, device, pixels) if images else None
         return SlideTensors(tiles, image, transcriptome)
 
@@ -220,7 +221,7 @@ class TissueData:
             moments = self._patch_moments(slide, device)
         return PatchTensors(patches, index, moments)
 
-    def _transcriptome(self, slide: Slide, tiles: Tiles) -> TileTensors:
+    def _transcriptome(self, slide: Slide, tiles: Tiles, device: torch.device) -> TileTensors:
         features = self.node_features
         values = features(slide, tiles)
         if features.per_tile:
@@ -230,7 +231,7 @@ class TissueData:
         moments = self._cell_moments(slide, lambda own: Moments.of(values, features.n_components))
         if moments is not None:
             nodes = moments(nodes)
-        return GraphTensors(slide.xy, nodes, self._graph(slide), self.setup.grids, moments)
+        return GraphTensors(slide.xy, nodes, self._graph(slide), self.setup.grids, moments, limits_of(device))
 
     def _cell_moments(self, slide: Slide, make: Callable[[Tiles], Moments]) -> Moments | None:
         """Moments of a slide's node features, from its tiles with enough cells; ``None`` where slides are not standardised."""

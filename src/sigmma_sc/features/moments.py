@@ -74,4 +74,4 @@ class Moments:
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         """Centred and scaled values, of the same shape."""
-        return (values - torch.from_numpy(self.mean)) / torch.from_numpy(self.std)
+        return (values - torch.from_numpy(self.mean)).div_(torch.from_numpy(self.std))

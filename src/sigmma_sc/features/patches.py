@@ -16,12 +16,14 @@ from sigmma_sc._checks import require_path
 from sigmma_sc._progress import Display
 from sigmma_sc.encoders.device import computing_in, feature_type, fewer_crops
 from sigmma_sc.encoders.fingerprint import identity_of
+from sigmma_sc.encoders.folding import folded
 from sigmma_sc.errors import CacheWarning, EncoderError, SetupError, WriteError
 from sigmma_sc.features.ahead import ahead, late
 from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
+from sigmma_sc.features.crops import cut_crops
 from sigmma_sc.tissue.byimage import ByImage
 from sigmma_sc.tissue.identity import image_identity
-from sigmma_sc.tissue.pixels import read_crops
+from sigmma_sc.tissue.pixels import read_canvases
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -136,6 +138,11 @@ class PatchFeatures:
         """Of the encoder, whose weights are read once for all slides and sizes."""
         return identity_of(self.encoder)
 
+    @cached_property
+    def _folded(self) -> ImageEncoder:
+        """The encoder as a CPU runs it: batch normalisation took a fifth of the time of MobileNetV2 there."""
+        return folded(self.encoder)
+
     def _encode(
         self,
         slide: Slide,
@@ -148,7 +155,12 @@ class PatchFeatures:
         """Encode crops; what is done goes to the cache now and then, and as one shard in the end."""
         self.encoder.to(device)
         out = torch.empty(len(crops), self.encoder.dim, dtype=torch.float16)
-        groups = ahead(read_crops(slide, crops, size))
+        canvases = read_canvases(slide, crops, size)
+        if device.type in ("cpu", "mps"):
+            groups = ahead(cut_crops(canvases, len(crops), size, torch.device("cpu")))
+        else:
+            # Pixels reach the device once, however many crops hold them.
+            groups = cut_crops(ahead(canvases), len(crops), size, device)
         batches = self._batches(groups, device, kind)
         if device.type != "cpu":
             batches = late(batches)
@@ -168,7 +180,7 @@ class PatchFeatures:
         return out
 
     def _batches(
-        self, groups: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8]]], device: torch.device, kind: torch.dtype
+        self, groups: Iterable[tuple[NDArray[np.int64], torch.Tensor]], device: torch.device, kind: torch.dtype
     ) -> Iterator[tuple[NDArray[np.int64], torch.Tensor]]:
         """Cut the reader's groups into batches, and encode them; features ``(k, d)`` are on the device."""
         for index, pixels in groups:
@@ -186,14 +198,14 @@ class PatchFeatures:
     def _batch_size(self, device: torch.device) -> int:
         return min(self.most, CPU_BATCH if device.type == "cpu" else GPU_BATCH)
 
-    def _features(self, pixels: NDArray[np.uint8], device: torch.device, kind: torch.dtype) -> torch.Tensor:
+    def _features(self, pixels: torch.Tensor, device: torch.device, kind: torch.dtype) -> torch.Tensor:
         # A full batch of one size every time: kernels differ between sizes in their last bits, a crop's features must not.
-        padding = np.zeros((self._batch_size(device) - len(pixels), *pixels.shape[1:]), np.uint8)
-        images = torch.from_numpy(np.concatenate([pixels, padding])).permute(0, 3, 1, 2)  # channels last in memory
-        if device.type == "cuda":
-            images = images.pin_memory()
+        if missing := self._batch_size(device) - len(pixels):
+            pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
+        images = pixels.permute(0, 3, 1, 2)  # channels last in memory
+        encoder = self._folded if device.type == "cpu" else self.encoder
         with computing_in(kind, device):
-            return self.encoder.encode(images.to(device, non_blocking=True))[: len(pixels)]
+            return encoder.encode(images.to(device, non_blocking=True))[: len(pixels) - missing]
 
     def _stored(self, features: torch.Tensor, slide: Slide, kind: torch.dtype) -> torch.Tensor:
         """Features as float16 on the CPU, or an error if that cannot hold them."""

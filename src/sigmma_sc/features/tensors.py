@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import torch
 
-from sigmma_sc.nn.layout import cell_layout
+from sigmma_sc.nn.layout import CPU_LIMITS, Limits, cell_layout
 from sigmma_sc.tissue.graph import edges_within
 from sigmma_sc.tissue.tiling import Tiles, block_of
 
@@ -70,6 +70,7 @@ class GraphTensors:
     adjacency: csr_matrix  # spatial graph over the slide's cells
     grids: tuple[int, ...]  # blocks per side of each scale, fine to coarse
     moments: Moments | None = None  # moments of the slide's node features before they were standardised
+    limits: Limits = CPU_LIMITS  # how blocks are joined, for the device that computes
 
     @property
     def n_features(self) -> int:
@@ -85,7 +86,7 @@ class GraphTensors:
         source, target = edges_within(self.adjacency, chosen.cells, tile * self.grids[0] ** 2 + blocks[0])
         return {
             "x": self.nodes[torch.from_numpy(chosen.cells)],
-            "layout": cell_layout(chosen.indptr, blocks, source, target),
+            "layout": cell_layout(chosen.indptr, blocks, source, target, self.limits),
         }
 
     def sample(self, tiles: Tiles, which: NDArray[np.int64]) -> torch.Tensor:

@@ -1,16 +1,32 @@
 """Lay the cells of some tiles out in blocks, see :mod:`sigmma_sc.nn.pairs`."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sigmma_sc.nn.pairs import Bucket, CellLayout
 
-SPREAD = (1.5, 1.25)
-"""Largest block of a bucket over its smallest, by shell: small blocks waste little, and many buckets cost calls."""
 
-MAX_PAIRS = 2**18
-"""Pairs in a bucket, for memory: what is computed on the way is of this size."""
+class Limits(NamedTuple):
+    """How blocks are joined into buckets."""
+
+    # Largest block of a bucket over its smallest, by shell; the last is for all further ones. Small blocks waste little, and
+    # many buckets cost calls.
+    spread: tuple[float, ...]
+    # Pairs in a bucket, for memory: what is computed on the way is of this size.
+    pairs: int
+
+
+CPU_LIMITS = Limits((1.5, 1.25), 2**18)
+GPU_LIMITS = Limits((2.0, 2.0), 2**22)
+"""A GPU starts a call more slowly than it computes pairs that are padding."""
+
+
+def limits_of(device: torch.device) -> Limits:
+    """Limits of the device that will compute."""
+    return CPU_LIMITS if device.type == "cpu" else GPU_LIMITS
 
 
 def cell_layout(
@@ -18,14 +34,12 @@ def cell_layout(
     blocks: NDArray[np.int64],
     source: NDArray[np.int64],
     target: NDArray[np.int64],
-    spread: tuple[float, ...] = SPREAD,
-    max_pairs: int = MAX_PAIRS,
+    limits: Limits = CPU_LIMITS,
 ) -> CellLayout:
     """Slots of a batch's cells; ``indptr`` ``(n_tiles + 1,)`` is the first cell of each tile and one past the last.
 
     ``blocks`` ``(n_scales, n_cells)`` is the block of each cell at every grid, fine to coarse; each grid divides the
-    one before. Spatial edges from ``source`` to ``target`` lie within blocks of the finest grid. The last ``spread`` is
-    for all further shells.
+    one before. Spatial edges from ``source`` to ``target`` lie within blocks of the finest grid.
     """
     counts = np.diff(indptr)
     tile = np.repeat(np.arange(len(counts)), counts)
@@ -42,7 +56,7 @@ def cell_layout(
         before = units
         units = tile * (block.max(initial=0) + 1) + block
         mine = np.full(n, -1)
-        for index in _buckets(units, spread[min(shell, len(spread) - 1)], max_pairs):
+        for index in _buckets(units, limits.spread[min(shell, len(limits.spread) - 1)], limits.pairs):
             n_blocks, size = index.shape
             buckets.append(Bucket(shell, n_blocks, size, start))
             there = index < n

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WORK = 2**18
-"""Pairs times hidden units computed at once."""
+"""Pairs times hidden units that a CPU computes at once: they stay in its cache."""
+
+GPU_WORK = 2**26
+"""The same for a GPU, where each call costs as much as many pairs: 256 MB in float32."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +246,8 @@ class EdgeWeights(torch.autograd.Function):
 
 def _groups(n_hidden: int, pairs: Tensor) -> list[slice]:
     """Hidden units to compute at once: one for a large bucket, all for a small one, so that little memory is touched by few calls."""
-    step = min(n_hidden, max(1, WORK // max(1, pairs.numel())))
+    work = WORK if pairs.device.type == "cpu" else GPU_WORK
+    step = min(n_hidden, max(1, work // max(1, pairs.numel())))
     return [slice(k, k + step) for k in range(0, n_hidden, step)]
 
 

@@ -42,9 +42,9 @@ def encode_patches(
 ) -> None:
     """Compute the patch features that training and embedding need, and cache them for ``SIGMMA(…, cache_dir=…)``.
 
-    Without a client, this process encodes all patches. Under ``torchrun``, each process encodes a share, on the GPU of its
-    local rank if there is one, and returns when that is done. If a Dask client is given, its workers share the work. Shares
-    are strips of the slides, so that a stored chunk is decoded by one process, or two at a border.
+    Without a client, this process encodes all patches. Under ``torchrun`` or Slurm's ``srun``, each process encodes a share,
+    on the GPU of its local rank or the one it sees, and returns when that is done. If a Dask client is given, its workers
+    share the work, and the GPUs of a machine take turns. Shares are strips of the slides, so that a stored chunk is decoded by one process, or two at a border.
 
     Parameters
     ----------
@@ -94,9 +94,7 @@ def encode_patches(
     require_writable(Path(cache_dir) / "any")
     how = (str(cache_dir), stride, crop_sizes, precision)
     if client is None:
-        rank = int(os.environ.get("RANK", 0))
-        world = int(os.environ.get("WORLD_SIZE", 1))
-        _encode_share(sdata, encoder, *how, rank, world)
+        _encode_share(sdata, encoder, *how, *_place())
         return
     if encoder.spec is None:
         raise SetupError(
@@ -170,7 +168,7 @@ def _encode_share(
         crops, sizes = _needed(data, slide, stride)
         share = np.array_split(np.lexsort((crops[:, 0], crops[:, 1])), world)[rank]
         if len(share):
-            data.features(slide, crops[share], _device(), sizes[share], data.single_precision)
+            data.features(slide, crops[share], _device(rank), sizes[share], data.single_precision)
 
 
 def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -186,9 +184,20 @@ def _needed(data: TissueData, slide: Slide, stride: float) -> tuple[NDArray[np.f
     return crops[first], sizes[first]
 
 
-def _device() -> torch.device:
+def _place() -> tuple[int, int]:
+    """Number of this process and how many there are, as torchrun or srun give them."""
+    # In a batch script that srun has not started, the number of tasks is that of steps to come.
+    names = ("RANK", "WORLD_SIZE") if "RANK" in os.environ else ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    if any(name not in os.environ for name in names):
+        return 0, 1
+    return int(os.environ[names[0]]), int(os.environ[names[1]])
+
+
+def _device(rank: int) -> torch.device:
+    """GPU of this process, counted on its machine among those that it sees; a job may show each process one alone."""
     import torch
 
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    local = int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", rank)))
+    return torch.device("cuda", local % torch.cuda.device_count())
