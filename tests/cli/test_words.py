@@ -12,14 +12,14 @@ from sigmma_sc.cli.words import OPTIONS, spoken, with_options
 from sigmma_sc.errors import PixelSizeWarning
 
 WITHOUT_ARGUMENT = {
-    "--encoder-arg", "--he-only", "--help", "--import", "--keep-all", "--model", "--out", "--quiet", "--set", "--store",
-    "--version",
+    "--encoder-arg", "--gene", "--he-only", "--help", "--import", "--keep-all", "--label", "--model", "--out", "--quiet",
+    "--set", "--store", "--tile", "--transcriptome", "--version",
 }  # fmt: skip
 """Options that set no argument of Python by themselves."""
 
 FUNCTIONS = (
     sg.SIGMMA, sg.SIGMMA.setup_spatialdata, sg.SIGMMA.train, sg.SIGMMA.predict_expression, sg.Config, sg.get_encoder,
-    sg.pp.register, sg.tl.niches, sg.io.xenium, sg.datasets.simulate_tissue, sg.benchmark.run, sg.report,
+    sg.pp.register, sg.tl.niches, sg.tl.search, sg.io.xenium, sg.datasets.simulate_tissue, sg.benchmark.run, sg.report,
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from sigmma_sc import SIGMMA
 
@@ -11,7 +12,9 @@ def test_dense_and_sparse_tissue_differ_by_the_distance_alone(tiny, encoder):
         model.data.assign_roles(model._slides, "none")
         model.data.fit_node_features(model._slides)
         slide = model._slides[0]
-        found[covariates] = model.data.tensors(slide, slide.tiles, "cpu", images=False).transcriptome.nodes.numpy()
+        found[covariates] = model.data.tensors(
+            slide, slide.tiles, torch.device("cpu"), images=False
+        ).transcriptome.nodes.numpy()
     np.testing.assert_array_equal(found[True][:, :50], found[False])
     totals = np.asarray(tiny["table"].X[slide.rows].sum(axis=1)).ravel()
     np.testing.assert_allclose(found[True][:, 50], np.log1p(totals), rtol=1e-5)
