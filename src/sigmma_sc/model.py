@@ -1260,7 +1260,7 @@ class SIGMMA:
         ----------
         path
             Folder written by :meth:`save`; or ``"owner/name"``, where there is no folder ``owner``, for a model on the Hugging
-            Face hub (:meth:`push_to_hub`). It is downloaded into the hub's cache once, and later loaded without a network.
+            Face hub (:meth:`push_to_hub`). A commit is downloaded into the hub's cache once, and later loaded without a network.
         sdata
             Object to work on. One that was never set up is set up like the one trained on. One of H&E alone has to be set up
             first: ``setup_spatialdata(sdata, table_key=None, microns_per_pixel=…)``.

@@ -170,7 +170,12 @@ def on_hub(repo: str, revision: str | None = None) -> set[str]:
     """Names of a repository's files; fails at once if the hub does not answer, where the libraries try for a minute."""
     from huggingface_hub import HfApi
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         raise OSError("HF_HUB_OFFLINE is set and the hub's cache does not hold them")
     info = HfApi().model_info(repo, revision=revision, timeout=10)
     return {sibling.rfilename for sibling in info.siblings or ()}
+
+
+def is_offline() -> bool:
+    """Whether the hub must not be asked, by the variable that its own library reads."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}

@@ -5,15 +5,16 @@ What comes from the hub is JSON and safetensors, and is read as any saved model 
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sigmma_sc._checks import require_name, require_path
+from sigmma_sc.encoders.weights import is_offline
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError, WriteError
 from sigmma_sc.store.model import JSON, WEIGHTS, SavedModel, write_model
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A revision that is the same always; a tag or branch may move."""
+
 TIMEOUT = 10
 """Seconds until a hub that does not answer counts as out of reach."""
 
@@ -69,15 +73,21 @@ def require_repository(repo_id: object) -> None:
 
 
 def fetch_model(repo_id: str, revision: str | None) -> Path:
-    """Folder of a model in the hub's cache; it is downloaded first unless the cache holds this revision.
+    """Folder of a model in the hub's cache; it is downloaded first unless the cache holds this commit.
 
     :class:`MissingKeyError` if neither the hub nor the cache has it. Other files of the repository are not downloaded.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    files = [JSON, WEIGHTS]
+    fetch = partial(snapshot_download, repo_id, revision=revision, allow_patterns=[JSON, WEIGHTS], etag_timeout=TIMEOUT)
+    if revision is not None and COMMIT.fullmatch(revision):
+        with suppress(LocalEntryNotFoundError):
+            kept = Path(fetch(local_files_only=True))
+            if (kept / JSON).is_file() and (kept / WEIGHTS).is_file():
+                return kept
     try:
-        folder = snapshot_download(repo_id, revision=revision, allow_patterns=files, etag_timeout=TIMEOUT)
+        folder = fetch(local_files_only=is_offline())
     except Exception as error:
         raise MissingKeyError(
             f"There is no folder {repo_id!r} here, and no model of this name could be fetched from the Hugging Face hub"
@@ -96,7 +106,7 @@ def require_pushable(repo_id: str, branch: str | None, token: str | None, overwr
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     require_repository(repo_id)
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    if is_offline():
         raise WriteError(
             f"{repo_id} cannot be written: HF_HUB_OFFLINE is set. Unset it, or save to a folder with model.save()."
         )
