@@ -316,7 +316,7 @@ def scenario(name, folder, step):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
     ("name", "step", "least"),
-    [("save", 2, 8), ("train", 3, 15), ("command", 1, 4), ("benchmark", 3, 15), ("results", 1, 6)],
+    [("save", 2, 8), ("train", 4, 11), ("command", 1, 4), ("benchmark", 4, 11), ("results", 1, 6)],
 )
 def test_killed_at_every_write_and_rename(tmp_path, name, step, least):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}

@@ -25,12 +25,12 @@ def test_intervals_by_brute_force(aligned):
         hit = ranks[row.direction, "all"] <= -(-row.percent * len(tiles) // 100)
         assert row.recall == pytest.approx(hit.mean())
         draws = []
-        for _ in range(4000):
+        for _ in range(1500):
             drawn = rng.integers(block.max() + 1, size=block.max() + 1)
             draws.append(np.concatenate([hit[block == b] for b in drawn]).mean())
         half = 1.96 * np.std(draws)
-        assert row.low == pytest.approx(max(0, hit.mean() - half), abs=0.03)
-        assert row.high == pytest.approx(min(1, hit.mean() + half), abs=0.03)
+        assert row.low == pytest.approx(max(0, hit.mean() - half), abs=0.04)
+        assert row.high == pytest.approx(min(1, hit.mean() + half), abs=0.04)
     assert table["pool"].eq(len(tiles)).all()
 
 
