@@ -124,6 +124,24 @@ def test_embed_gives_what_training_wrote(store, results, tmp_path):
         assert (a.obs[f"sigmma_niche_{scale}"] == b.obs[f"sigmma_niche_{scale}"]).all()
 
 
+def test_a_new_slide_is_embedded_by_a_model_with_test_tiles(tmp_path, capsys):
+    first, other = (simulate_tissue(n_cells=400, seed=seed, microns_per_pixel=1.0) for seed in (1, 2))
+    sigmma_sc.SIGMMA.setup_spatialdata(first)
+    model = sigmma_sc.SIGMMA(first)
+    model.train(max_epochs=1, split="random")
+    assert any("test" in roles for roles in model.data.roles.by_slide.values())
+    model.save(tmp_path / "model")
+    other.write(tmp_path / "other.zarr")
+    out = tmp_path / "out"
+    assert (
+        run("embed", tmp_path / "other.zarr", "--model", tmp_path / "model", "--out", out, "--resolution", "0.5") == 0
+    )
+    tiles = sd.read_zarr(out / "cells.zarr")["sigmma_tiles"].obs
+    pools = pd.read_csv(out / "retrieval.csv")["pool"]
+    assert set(tiles["split"]) == {"unseen"}
+    assert f"retrieval among {pools[0]} tiles, all of the slide" in said(capsys)
+
+
 @pytest.mark.filterwarnings("ignore::sigmma_sc.errors.ExpressionWarning")  # trained on every tile
 def test_embed_an_image_alone(store, results, tmp_path, capsys):
     sdata = sd.read_zarr(store)
@@ -431,6 +449,8 @@ def test_tiles_are_indexed_and_searched(store, results, tmp_path, capsys):
     assert "pass --overwrite to replace it" in said(capsys)
     assert run("search", index, "--gene", "EPCAM", "--fdr", "2") == 2
     assert "--fdr=2.0 must be a number between 0 and 1" in said(capsys)
+    assert run("search", index, "--gene", "NOPE") == 2
+    assert "MissingKeyError: gene='NOPE' does not exist" in said(capsys)
     assert run("index", store, store, "--model", results / "model", "--out", tmp_path / "two") == 2
     assert "Two stores are named 'slide'" in said(capsys)
 

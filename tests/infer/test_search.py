@@ -68,7 +68,7 @@ def test_genes_are_those_of_the_training_tiles_that_express_them_most():
     z = (expression - expression[reference.train].mean(0)) / expression[reference.train].std(0)
     best = np.flatnonzero(reference.train)[np.argsort(-z[reference.train].mean(1))]
     np.testing.assert_array_equal(of_genes(reference, ["g0", "g1"], "macro", 3), np.eye(5)[best[:3]])
-    with pytest.raises(SetupError, match="is the same in all training tiles"):
+    with pytest.raises(SetupError, match="have the same expression in all training tiles"):
         of_genes(a_reference(np.ones((3, 1)), [True] * 3), ["g0"], "macro", 1)
 
 

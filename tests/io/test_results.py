@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scanpy as sc
 import spatialdata as sd
 
 import sigmma_sc as sg
@@ -134,3 +135,18 @@ def test_an_object_without_store_or_results_is_refused(sdata, tmp_path):
     (tmp_path / "slide.zarr" / "zarr.json").unlink()
     with pytest.raises(SetupError, match=r"before 0\.5"):
         sg.io.write_results(sdata)
+
+
+def test_counts_of_the_store_are_not_lost(sdata):
+    table = sdata["table"].copy()
+    sdata.tables["table"] = table
+    before = sd.read_zarr(sdata.path)["table"].X.copy()
+    for change in (sc.pp.normalize_total, sc.pp.log1p):
+        table.X = before.copy()
+        change(table)
+        with pytest.raises(SetupError, match="X of the table 'table' holds other values .* would be lost"):
+            sg.io.write_results(sdata)
+    assert (before != sd.read_zarr(sdata.path)["table"].X).nnz == 0
+    table.X = before.tocsc()  # the same counts in another format
+    sg.io.write_results(sdata)
+    assert (before != sd.read_zarr(sdata.path)["table"].X).nnz == 0

@@ -128,7 +128,7 @@ def test_tiles_of_another_slide_are_searched_for(index):
     ("query", "error", "match"),
     [
         ({"tiles": ["planted_999"]}, MissingKeyError, "tile='planted_999' .*index.obs"),
-        ({"genes": ["g0", "NOPE"]}, MissingKeyError, "genes='NOPE'"),
+        ({"genes": ["g0", "NOPE"]}, MissingKeyError, "gene='NOPE'"),
         ({"type": "k0"}, MissingKeyError, "query='type' .*build_index"),
         ({"kind": "k9"}, MissingKeyError, "label='k9'"),
         ({"tiles": ["planted_0"], "genes": ["g0"]}, SetupError, "must have one key"),
@@ -161,7 +161,7 @@ def test_genes_that_never_vary_are_refused(index):
     constant = index.reference.expression.copy()
     constant[:, 4] = 1
     other = replace(index, reference=replace(index.reference, expression=constant))
-    with pytest.raises(SetupError, match=re.escape("genes=['g4']")):
+    with pytest.raises(SetupError, match=re.escape("Genes ['g4']")):
         sg.tl.search({"genes": ["g4"]}, other)
     both = sg.tl.search({"genes": ["g4", "g0"]}, other)
     pd.testing.assert_frame_equal(both, sg.tl.search({"genes": ["g0"]}, other))

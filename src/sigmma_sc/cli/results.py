@@ -109,9 +109,8 @@ def finish(
     with steps("Niches"):
         if scales:  # pseudobulk instead of the cell graph embeds no cells
             model.niches = tl.niches(adata, scales, resolution)
-    # All tiles of a slide that the model was not trained on are test tiles.
-    tests = any((roles == "test").any() for roles in model.data.roles.by_slide.values())
-    split = "test" if tests else "all"
+    # Of these slides: the model may have held out tiles of others.
+    split = "test" if (sdata.tables[_keys.TILES].obs["split"] == "test").any() else "all"
     with steps("Scores and files"), model_kept(model), fresh_folder(out) as folder:
         recall = model.evaluate_retrieval(None if sdata is model.sdata else sdata, split)
         model.save(folder / "model")
@@ -232,6 +231,7 @@ def _agreement(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...]) 
 def print_retrieval(recall: pd.DataFrame, split: str) -> None:
     """Print recall of every slide with its pool and chance level, a row for each scale and a column for each direction."""
     percents = [c.removeprefix("recall@") for c in recall if c.startswith("recall@")]
+    scored = "tiles, all of the slide" if split == "all" else f"{split} tiles"
     for slide, rows in recall.groupby("slide", sort=False):
         chance = " / ".join(f"{rows[f'chance@{p}'].iloc[0]:.3f}" for p in percents)
         shown: dict[str, dict[str, str]] = {}
@@ -239,7 +239,7 @@ def print_retrieval(recall: pd.DataFrame, split: str) -> None:
             values = " / ".join(f"{row[f'recall@{p}']:.3f}" for p in percents)
             shown.setdefault(row["scale"], {"scale": row["scale"]})[row["direction"]] = values
         print_table(
-            f"{slide}: retrieval among {rows['pool'].iloc[0]} {split} tiles, recall at {' / '.join(percents)} (chance {chance})",
+            f"{slide}: retrieval among {rows['pool'].iloc[0]} {scored}, recall at {' / '.join(percents)} (chance {chance})",
             pd.DataFrame(shown.values()),
         )
 
@@ -253,7 +253,9 @@ def print_found(found: pd.DataFrame) -> None:
             told = f"too few unrelated tiles of the model ({found.attrs['n_unrelated']}) to tell"
         console.print(f"{slide}: {told}", highlight=False)
     shown = found.head(MOST_SHOWN)[["tile", "x", "y", "similarity", "p_value", "alike"]]
-    print_table(f"The {len(shown)} most similar tiles", shown.round({"x": 0, "y": 0, "similarity": 3, "p_value": 4}))
+    # A float32 is rounded to decimals only as a float64.
+    shown = shown.astype({"similarity": float}).round({"x": 0, "y": 0, "similarity": 3, "p_value": 4})
+    print_table(f"The {len(shown)} most similar tiles", shown)
 
 
 def print_table(title: str, frame: pd.DataFrame) -> None:

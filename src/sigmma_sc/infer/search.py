@@ -59,7 +59,7 @@ def of_genes(reference: Reference, genes: list[str], scale: str, n_tiles: int) -
     expression = reference.expression[train][:, columns].astype(np.float64)
     spread = expression.std(axis=0)
     if not (spread > 0).any():
-        raise SetupError(f"genes={genes!r}: their expression is the same in all training tiles. Name others.")
+        raise SetupError(f"Genes {genes!r} have the same expression in all training tiles. Name others.")
     known = spread > 0
     score = ((expression - expression.mean(axis=0))[:, known] / spread[known]).mean(axis=1)
     best = np.argsort(-score, kind="stable")[:n_tiles]

@@ -38,8 +38,8 @@ def write_results(sdata: SpatialData) -> None:
     Raises
     ------
     SetupError
-        The object was read from no local store, holds no results, or its cells or genes are not those of the store, as in a
-        subset. The message names what differs.
+        The object was read from no local store, holds no results, or its cells, genes or counts are not those of the store,
+        as in a subset or after ``sc.pp.normalize_total``. The message names what differs.
     WriteError
         The store cannot be written; it is as before.
 
@@ -74,6 +74,7 @@ def write_results(sdata: SpatialData) -> None:
     table = _cells(sdata)
     if table is not None:
         _require_same_rows(sdata.tables[table], store / "tables" / table)
+        _require_same_counts(sdata.tables[table], store / "tables" / table, sdata.attrs[_keys.SETUP].get("layer"))
     with silenced(), fresh_folder(store) as fresh:
         _link(store, fresh, {f"{kind}/{name}" for kind, name in [*names, *_stale(store)]})
         # A shell around the new folder: the object itself stays backed by the store.
@@ -146,6 +147,30 @@ def _require_same_rows(table: AnnData, stored: Path) -> None:
                 f"The table {stored.name!r} has {len(names):,} {what}, and the store {len(index):,} or others in another order: "
                 "what is left out would be lost. Write the object to another store with sdata.write(path)."
             )
+
+
+def _require_same_counts(table: AnnData, stored: Path, layer: str | None) -> None:
+    """Raise :class:`SetupError` where the totals of the cells differ from those of the stored counts."""
+    import numpy as np
+    from anndata import AnnData
+    from anndata.io import read_elem
+    from zarr import open_group
+
+    from sigmma_sc.tissue.counts import counts_by_rows, row_totals, take_rows
+
+    group: Any = open_group(stored, mode="r", use_consolidated=False)
+    place = "X" if layer is None else f"layers/{layer}"
+    if place not in group or (layer is None and table.X is None):
+        return  # the store has no such counts to lose, or the object no others
+    rows = np.arange(table.n_obs)
+    before = row_totals(take_rows(counts_by_rows(AnnData(read_elem(group[place])), None), rows))
+    now = row_totals(take_rows(counts_by_rows(table, layer), rows))
+    # Totals of float32 depend on the order of the genes' values.
+    if not np.allclose(before, now, rtol=1e-4, equal_nan=True):
+        raise SetupError(
+            f"{place} of the table {stored.name!r} holds other values than the store, as after sc.pp.normalize_total: the "
+            "counts of the store would be lost. Put them back, or write the object to another store with sdata.write(path)."
+        )
 
 
 def _link(store: Path, fresh: Path, without: set[str]) -> None:

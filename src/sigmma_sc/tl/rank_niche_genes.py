@@ -6,6 +6,7 @@ import numpy as np
 from anndata import AnnData
 
 from sigmma_sc._checks import require_choice, require_key, require_stored_name
+from sigmma_sc._notices import silenced
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.counts import counts_of
 from sigmma_sc.tissue.table import require_table
@@ -91,7 +92,8 @@ def rank_niche_genes(
         )
     counts = vstack([part for _, part in counts_of(adata, rows, layer)], format="csr")
     cells = AnnData(counts, obs=niches.to_frame(), var=adata.var[[]])
-    sc.pp.normalize_total(cells)
+    with silenced():
+        sc.pp.normalize_total(cells)
     sc.pp.log1p(cells)
     ties = {"tie_correct": True} if method == "wilcoxon" else {}
     sc.tl.rank_genes_groups(cells, column, groups=groups, method=method, key_added=name, **ties)

@@ -248,7 +248,7 @@ def _query(
         elif key == GENES:
             require_list(value, GENES)
             for gene in value:
-                require_key(gene, index.genes, GENES)
+                require_key(gene, index.genes, "gene")
             embeddings = of_genes(index.reference, list(value), scale, n_tiles)
         else:
             own = _labelled(key, value, index, n_tiles)
