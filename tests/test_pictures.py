@@ -12,7 +12,7 @@ import sigmma_sc as sg
 
 ROOT = Path(__file__).parents[1]
 FULL = {"RGB", "RGBA"}
-RENEWED = ("another_scanner", "benchmark", "quick_start", "several_slides")
+RENEWED = ("another_scanner", "benchmark", "paad_niches", "quick_start", "several_slides")
 """Tutorials whose stored figures are all in full colour. The list may only become longer."""
 
 

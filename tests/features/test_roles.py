@@ -32,6 +32,17 @@ def test_roles_are_a_slides_own_not_its_names(twins):
     assert {"train", "test"} < set(model.get_tile_representation().obs["split"])
 
 
+def test_a_slide_keeps_its_roles_in_an_object_of_another_name(twins):
+    """As an index and a cohort name their objects; a test tile that counted as unseen would be one of training next time."""
+    model, other = twins
+    own = model.get_tile_representation().obs["split"].to_numpy()
+    named = model.get_tile_representation({"first": model.sdata, "second": other}).obs
+    np.testing.assert_array_equal(named.loc[named["slide"] == "first/cell_circles", "split"], own)
+    assert set(named.loc[named["slide"] == "second/cell_circles", "split"]) == {"unseen"}
+    (slide,) = model.resolve({"first": model.sdata})
+    assert model.data.roles.name_of(slide) == "cell_circles"
+
+
 def test_a_loaded_model_trains_on_tissue_it_has_not_seen(twins, encoder, tmp_path):
     model, other = twins
     model.save(tmp_path / "model")

@@ -104,6 +104,7 @@ def test_what_was_drawn_names_the_cells_in_it(tissue, slide, tmp_path):
     bow = [[*low], [*middle], [middle[0], low[1]], [low[0], middle[1]], [*low]]  # crosses itself
     high = slide.xy.max(axis=0)
     drawn = [
+        {"type": "Feature", "geometry": None, "properties": {"name": "nowhere"}},
         {"type": "Feature", "geometry": {"type": "Point", "coordinates": [*low]}, "properties": {"name": "a point"}},
         {"type": "Feature", "geometry": inner.__geo_interface__, "properties": {"classification": {"name": "Tumour"}}},
         {

@@ -41,3 +41,5 @@ def test_refusals(found):
         sg.pl.search(found, ["c"])
     with pytest.raises(SetupError, match=r"no result of sg\.tl\.search"):
         sg.pl.search(pd.DataFrame({"a": [1]}))
+    with pytest.raises(SetupError, match=r"no result of sg\.tl\.search"):
+        sg.pl.search(found[["tile"]])

@@ -33,7 +33,7 @@ class Roles:
     split
         The split as resolved; ``None`` before the first call of :meth:`assign`.
     by_slide
-        Role of each covering tile, by name of the slide.
+        Role of each covering tile, by name of the slide. It keeps them in an object of another name.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,17 @@ class Roles:
 
     def has_roles(self, slide: Slide) -> bool:
         """Whether the tiles of a slide have roles: of this slide, not of another of its name."""
-        return slide.name in self.by_slide and self._identities[slide.name] == self._identity(slide)
+        return self.name_of(slide) is not None
+
+    def name_of(self, slide: Slide) -> str | None:
+        """Name under which a slide was trained on: of an object that had another name then, or none. ``None`` for a new one."""
+        region = slide.name.rpartition("/")[2]
+        names = [slide.name, *(name for name in self.by_slide if name.rpartition("/")[2] == region)]
+        known = [name for name in names if name in self.by_slide]
+        if not known:
+            return None
+        identity = self._identity(slide)
+        return next((name for name in known if self._identities[name] == identity), None)
 
     def of(self, slide: Slide) -> NDArray:
         """Role of each covering tile; ``"unseen"`` for a slide that was not trained on.
@@ -104,9 +114,10 @@ class Roles:
         :class:`SetupError` where a slide that was trained on is cut into other tiles: a test tile may hold training tissue.
         """
         n_tiles = len(slide.tiles)
-        if not self.has_roles(slide):
+        name = self.name_of(slide)
+        if name is None:
             return np.full(n_tiles, "unseen")
-        roles = self.by_slide[slide.name]
+        roles = self.by_slide[name]
         if len(roles) != n_tiles:
             raise SetupError(
                 f"Slide {slide.name!r} has {n_tiles} tiles, and had {len(roles)} when the model was trained on it. Set it up "

@@ -288,13 +288,16 @@ def _polygons(file: Path) -> Iterator[tuple[str, BaseGeometry]]:
         found = json.loads(file.read_text(encoding="utf-8"))
         features = found["features"] if isinstance(found, dict) and "features" in found else found
         features = features if isinstance(features, list) else [features]
-        geometries = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in features]
+        placed = [
+            feature for feature in features if feature["geometry"] is not None
+        ]  # RFC 7946 has features without a place
+        geometries = [shapely.from_geojson(json.dumps(feature["geometry"])) for feature in placed]
     except (ValueError, KeyError, TypeError, shapely.errors.GEOSException) as error:
         raise SetupError(
             f"{file} is no GeoJSON of features ({type(error).__name__} {error}). In QuPath: File, Export objects as GeoJSON."
         ) from error
     number = 0
-    for feature, geometry in zip(features, geometries, strict=True):
+    for feature, geometry in zip(placed, geometries, strict=True):
         if geometry.geom_type not in ("Polygon", "MultiPolygon") or geometry.is_empty:
             continue
         number += 1

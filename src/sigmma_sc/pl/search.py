@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+NEEDED = {"slide", "x", "y", "similarity", "p_value", "alike"}
+"""Columns that are drawn."""
+
 MOST_SLIDES = 4
 """Slides shown if none are named."""
 
@@ -68,7 +71,12 @@ def search(
     """
     import matplotlib.pyplot as plt
 
-    if not isinstance(found, pd.DataFrame) or "tile_size" not in found.attrs or not len(found):
+    if (
+        not isinstance(found, pd.DataFrame)
+        or "tile_size" not in found.attrs
+        or not len(found)
+        or not set(found) >= NEEDED
+    ):
         raise SetupError(
             f"found={type(found).__name__} is no result of sg.tl.search with tiles. Pass what that function returned."
         )

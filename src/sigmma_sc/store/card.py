@@ -116,7 +116,7 @@ def _usage(repo_id: str, saved: SavedModel) -> str:
 
 def _slides_table(data: TissueData, slides: Sequence[Slide]) -> pd.DataFrame:
     """Tiles of each slide by role; samples, cells and resolution where the slide is at hand."""
-    at_hand = {slide.name: slide for slide in slides if data.roles.has_roles(slide)}
+    at_hand = {data.roles.name_of(slide): slide for slide in slides}
     rows = []
     for name, roles in data.roles.by_slide.items():
         row: dict[str, object] = {"slide": name}

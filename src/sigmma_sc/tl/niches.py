@@ -96,7 +96,8 @@ def niches(
     keep_graph
         Keep the graph of each scale for scanpy, as ``sc.tl.umap(adata, neighbors_key="sigmma_niche_meso_neighbors")`` and
         ``sc.tl.leiden`` take it. Each takes about 300 bytes a cell, in memory and in a store, half as much again as an
-        embedding of 128 numbers. Of several embeddings of a scale the graph of the first is kept.
+        embedding of 128 numbers. Of several embeddings of a scale the graph of the first is kept. UMAP takes no cells without
+        an embedding: pass it ``adata[adata.obs["sigmma_covered"]]``.
 
     Returns
     -------

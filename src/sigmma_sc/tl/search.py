@@ -175,8 +175,8 @@ def search(
         {
             "slide": obs["slide"].array,
             "tile": obs.index,
-            "x": obs["x"].to_numpy(),
-            "y": obs["y"].to_numpy(),
+            "x": obs["x"].to_numpy().round(3),
+            "y": obs["y"].to_numpy().round(3),
             "similarity": found,
             "p_value": p,
             "alike": alike_by_slide(p, obs["slide"].cat.codes.to_numpy(), fdr),
