@@ -38,7 +38,6 @@ NOTICES = (
     Notice("numba, beside an older TBB", Warning, "The TBB threading layer requires TBB"),
     Notice("zarr, for a store with consolidated metadata", UserWarning, "Consolidated metadata is currently not part"),
     Notice("zarr, for names of fixed length", Warning, "The data type .* does not have a Zarr V3 specification"),
-    Notice("scanpy, where counts are normalised", UserWarning, "Some cells have zero counts"),
     Notice("dask, at the import of spatialdata", FutureWarning, "The legacy Dask DataFrame implementation"),
 )
 """What is not shown. A new notice of a dependency is added here, by its text."""

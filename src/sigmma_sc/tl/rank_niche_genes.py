@@ -6,7 +6,6 @@ import numpy as np
 from anndata import AnnData
 
 from sigmma_sc._checks import require_choice, require_key, require_stored_name
-from sigmma_sc._notices import silenced
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.counts import counts_of
 from sigmma_sc.tissue.table import require_table
@@ -71,6 +70,7 @@ def rank_niche_genes(
     """
     import scanpy as sc
     from scipy.sparse import vstack
+    from sklearn.preprocessing import normalize
 
     require_table(adata)
     require_choice(method, METHODS, "method")
@@ -91,9 +91,10 @@ def rank_niche_genes(
             "Raise the resolution of sg.tl.niches."
         )
     counts = vstack([part for _, part in counts_of(adata, rows, layer)], format="csr")
-    cells = AnnData(counts, obs=niches.to_frame(), var=adata.var[[]])
-    with silenced():
-        sc.pp.normalize_total(cells)
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    # As sc.pp.normalize_total, which compiles for this, warns of cells without counts, and fails where numba may not compile.
+    scaled = normalize(counts.astype(np.float32), norm="l1", copy=False) * np.float32(np.median(totals[totals > 0]))
+    cells = AnnData(scaled, obs=niches.to_frame(), var=adata.var[[]])
     sc.pp.log1p(cells)
     ties = {"tie_correct": True} if method == "wilcoxon" else {}
     sc.tl.rank_genes_groups(cells, column, groups=groups, method=method, key_added=name, **ties)
