@@ -475,6 +475,7 @@ def names(message, argument, value):
     entries = list(value) if isinstance(value, (list, tuple, dict)) else []
     if isinstance(value, dict):
         entries += list(value.values())
+        entries += [one for entry in value.values() if isinstance(entry, list) for one in entry]
     words = [argument, argument.rstrip("s"), repr(value), str(value), type(value).__name__, *map(str, entries)]
     if isinstance(value, np.ndarray):
         words.append(str(value.shape))
