@@ -44,7 +44,8 @@ def encode_patches(
 
     Without a client, this process encodes all patches. Under ``torchrun`` or Slurm's ``srun``, each process encodes a share,
     on the GPU of its local rank or the one it sees, and returns when that is done. If a Dask client is given, its workers
-    share the work, and the GPUs of a machine take turns. Shares are strips of the slides, so that a stored chunk is decoded by one process, or two at a border.
+    share the work, and the GPUs of a machine take turns. Shares are strips of the slides, so that a stored chunk is decoded
+    by one process, or two at a border.
 
     Parameters
     ----------

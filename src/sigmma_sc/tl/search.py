@@ -145,7 +145,7 @@ def search(
     79
     """
     from sigmma_sc.infer.index import TileIndex
-    from sigmma_sc.infer.search import RARE, alike_by_slide, fewest_alike, p_values, require_unrelated, similarities
+    from sigmma_sc.infer.search import alike_by_slide, p_values, require_unrelated, similarities
 
     require_choice(modality, MODALITIES, "modality")
     require_choice(query_modality, MODALITIES, "query_modality")
@@ -184,19 +184,8 @@ def search(
         }
     )
     out = out[listed].sort_values("similarity", ascending=False, kind="stable", ignore_index=True)
-    undecided = []
-    for slide, n_tested in out["slide"][out["p_value"].notna()].value_counts(sort=False).items():
-        fewest = fewest_alike(n_tested, len(null), fdr)
-        if fewest > RARE * n_tested and not out["alike"][out["slide"] == slide].any():
-            undecided.append(slide)
-            warnings.warn(
-                f"Slide {slide!r}: {len(null)} tiles of the model are unrelated to the query, so that tiles are called alike only "
-                f"if {min(fewest, n_tested)} of {n_tested} are. That none is says nothing. Train on more tissue or allow a larger fdr.",
-                UnlikeWarning,
-                stacklevel=2,
-            )
     out.attrs = {
-        "undecided": undecided,
+        "undecided": _undecided(out, len(null), fdr),
         "modality": modality,
         "scale": scale,
         "fdr": float(fdr),
@@ -208,6 +197,25 @@ def search(
         table.obs[key_added] = rows["alike"].astype("boolean").array
         table.obs[f"{key_added}_similarity"] = rows["similarity"].to_numpy()
     return out
+
+
+def _undecided(found: pd.DataFrame, n_unrelated: int, fdr: float) -> list[str]:
+    """Slides on which no tile is alike, and so few could not have been called so, with a warning for each."""
+    from sigmma_sc.infer.search import RARE, fewest_alike
+
+    slides = []
+    for slide, tested in found[found["p_value"].notna()].groupby("slide", observed=True):
+        fewest = fewest_alike(len(tested), n_unrelated, fdr)
+        if fewest > RARE * len(tested) and not tested["alike"].any():
+            slides.append(str(slide))
+            warnings.warn(
+                f"Slide {slide!r}: {n_unrelated} tiles of the model are unrelated to the query, so that tiles are called alike only "
+                f"if {min(fewest, len(tested))} of {len(tested)} are. That none is says nothing. Train on more tissue or allow a "
+                "larger fdr.",
+                UnlikeWarning,
+                stacklevel=3,
+            )
+    return slides
 
 
 def _tables(sdata: Tissue | None, key_added: str | None) -> list[AnnData]:
