@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -213,6 +214,33 @@ def test_files_may_be_read_by_whom_the_umask_lets(tmp_path):
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("out/a", "b", "c")]
     assert modes == [0o644, 0o644, 0o600]
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_umask_is_never_set_for_it_is_that_of_all_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", None)
+    fill(tmp_path / "out", "x")
+    with fresh_file(tmp_path / "a") as part:
+        part.write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "out" / "a").stat().st_mode
+
+
+def test_scratch_that_another_writer_sweeps_away_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    made = tempfile.mkdtemp
+    n_made = []
+
+    def swept(**options):
+        folder = made(**options)
+        n_made.append(folder)
+        if len(n_made) == 1:
+            sweep(tmp_path, "a")
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", swept)
+    with fresh_file(tmp_path / "a") as part:
+        part.write_text("x")
+    assert len(n_made) == 2
+    assert (tmp_path / "a").read_text() == "x"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_what_was_meant_for_another_folder_is_left_alone(tmp_path):

@@ -128,7 +128,7 @@ def fresh_folder(path: str | Path) -> Iterator[Path]:
             for file in (scratch / NEW).rglob("*"):
                 # A hard link is a file of someone else, whose permissions are its own.
                 if file.is_file() and file.stat().st_nlink == 1:
-                    settle(file)
+                    settle(file, scratch / NEW)
             _take_place(scratch / NEW, path, scratch / OLD)
 
 
@@ -144,7 +144,7 @@ def fresh_file(path: Path) -> Iterator[Path]:
         # In a folder, because some writers make a file beside it first, and rename that.
         file = scratch / NEW / path.name
         yield file
-        settle(file)
+        settle(file, scratch / NEW)
         os.replace(file, path)
 
 
@@ -263,7 +263,10 @@ def _locked_scratch(path: Path) -> tuple[Path, int | None]:
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=PART, dir=path.parent))
         if fcntl is None:
             return scratch, None
-        handle = os.open(scratch, os.O_RDONLY)
+        try:
+            handle = os.open(scratch, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # swept away before it was opened
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:
@@ -296,10 +299,9 @@ def _release(handle: int | None) -> None:
         os.close(handle)
 
 
-def settle(file: Path) -> None:
-    """Sync a file to disk, with permissions by the umask: temporary files are readable by the owner alone."""
+def settle(file: Path, folder: Path) -> None:
+    """Sync a file to disk, readable by whom a folder made by ``mkdir`` is: temporary files are readable by the owner alone."""
     with open(file, "rb+") as opened:
         os.fsync(opened.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    file.chmod(0o666 & ~umask)
+    # Not by os.umask, which can be asked by being set only, for all threads of the process.
+    file.chmod(folder.stat().st_mode & 0o666)

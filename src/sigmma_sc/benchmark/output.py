@@ -66,7 +66,7 @@ def _publish(fresh: Path, out: Path) -> None:
     new = {}
     for path in sorted(fresh.rglob("*")):
         if path.is_file():
-            settle(path)
+            settle(path, fresh)
             new[path.relative_to(fresh).as_posix()] = [checksum(path)]
     before = _known(out)
     # Both, so that after a kill between two files the next run knows the old ones and the new ones.

@@ -195,7 +195,7 @@ class TileIndex:
             "genes": self.reference.genes,
             "library": float(self.reference.library),
         }
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+        tensors = {name: torch.from_numpy(np.array(values, order="C")) for name, values in arrays.items()}
         FOLDER.write(path, described, tensors | reference_tensors(self.reference))
 
 
@@ -211,10 +211,10 @@ def _restored(described: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Ti
         embeddings[tower] = {scale: arrays[f"{tower}.{scale}"] for scale in scales}
     names = [f"{slide}_{number}" for slide, number in zip(obs["slide"], arrays["number"], strict=True)]
     index = TileIndex(
-        obs=pd.DataFrame(obs, index=pd.Index(names, dtype=object)),
+        obs=pd.DataFrame(obs, index=names),
         embeddings=embeddings,
         shares={
-            label: pd.DataFrame(arrays[f"share.{label}"], index=names, columns=pd.Index(classes, dtype=object))
+            label: pd.DataFrame(arrays[f"share.{label}"], index=names, columns=classes)
             for label, classes in described["labels"].items()
         },
         reference=restore_reference(described, tensors, scales),
