@@ -21,6 +21,8 @@ import spatialdata
 import torch
 
 from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
+from sigmma_sc.encoders.folding import folded
+from sigmma_sc.encoders.onnx import run_by_onnx
 from sigmma_sc.features.patches import CPU_BATCH
 
 CROPS = {"stain-stats": 200, "mobilenetv2_100": 120, "resnet50": 40, "vit_small_patch16_224": 40}
@@ -33,19 +35,26 @@ MOBILENET = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "pad_type": "same"}
 
 
 def speed(name, n, rounds):
-    """Name, input size, dimension, and the best of some rounds in crops a CPU second."""
+    """Name, input size, dimension, and the best of some rounds in crops a CPU second, by torch and by ONNX Runtime."""
     torch.manual_seed(0)
     encoder = get_encoder(name) if name == "stain-stats" else ImageEncoder.from_timm(name)
     size = encoder.input_size
     crops = torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    encoder.encode(crops[:CPU_BATCH])
+    by_onnx = run_by_onnx(encoder, size, CPU_BATCH)
+    rates = [rate(folded(encoder).encode, crops, rounds), np.nan if by_onnx is None else rate(by_onnx, crops, rounds)]
+    return name, size, encoder.dim, *rates
+
+
+def rate(encode, crops, rounds):
+    """Crops a CPU second."""
+    encode(crops[:CPU_BATCH])
     seconds = []
     for _ in range(rounds):
         start = time.process_time()
         for batch in crops.split(CPU_BATCH):
-            encoder.encode(batch)
+            encode(batch)
         seconds.append(time.process_time() - start)
-    return name, size, encoder.dim, n / min(seconds)
+    return len(crops) / min(seconds)
 
 
 def window(path):
@@ -80,7 +89,8 @@ def main():
     if args.store is None:
         rows = [speed(name, n, args.rounds) for name, n in CROPS.items()]
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-        print(pd.DataFrame(rows, columns=["encoder", "input, px", "dim", "crops a CPU second"]).round(1).to_string())
+        columns = ["encoder", "input, px", "dim", "crops a CPU second", "by ONNX Runtime"]
+        print(pd.DataFrame(rows, columns=columns).round(1).to_string())
         return
     sdata = window(args.store)
     SIGMMA.setup_spatialdata(sdata)

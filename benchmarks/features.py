@@ -2,7 +2,8 @@
 
     naive           each crop of each tile by itself: read from the image, resized, encoded in float32
     encoder alone   ready tensors of the same crops, in the same batches and precision: what reading costs on top of this is ours
-    ours            PatchFeatures, as training uses it
+    ours            PatchFeatures, as training uses it, with torch
+    ours, ONNX      the same with ONNX Runtime, on a CPU where it is installed
     beside          user CPU of PatchFeatures per crop with an encoder that does next to nothing, without that encoder's own
 
 Every distinct crop is encoded once by ours; all three are counted in crops per second. Shares are of the product of two large matrices of
@@ -18,6 +19,7 @@ import resource
 import tempfile
 import time
 import warnings
+from importlib.util import find_spec
 
 import dask.array as da
 import numpy as np
@@ -28,7 +30,7 @@ from PIL import Image
 from spatialdata.models import Image2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from sigmma_sc import SIGMMA, ImageEncoder
+from sigmma_sc import SIGMMA, ImageEncoder, settings
 from sigmma_sc.features.patches import CPU_BATCH, GPU_BATCH, PatchFeatures
 from sigmma_sc.tissue.frame import image_levels
 from sigmma_sc.tissue.setup import resolve_slides, stored_setup
@@ -68,9 +70,10 @@ def alone(encoder, crops, device):
         encoder.encode(part.to(device)).cpu()
 
 
-def ours(encoder, slide, crops, device):
-    """Nothing remembered."""
-    PatchFeatures(encoder, progress=False)(slide, crops, device)
+def ours(features, slide, crops, device, runtime="torch"):
+    """Nothing remembered but what runs the encoder."""
+    settings.cpu_runtime = runtime
+    features.once(slide, crops, device, features.encoder.input_size)
 
 
 def cpu_seconds(call):
@@ -83,10 +86,11 @@ def cpu_seconds(call):
 def beside(slide, crops, ready, device, rounds):
     """User CPU of everything but the encoder, ms per crop: the median of some rounds."""
     nothing = ImageEncoder(lambda images: images[:, :, 0, 0], "nothing", ready.shape[-1]).to(device)
+    features = PatchFeatures(nothing)
     times = []
     for _ in range(rounds):
         encoding = cpu_seconds(lambda: alone(nothing, ready, device))
-        times.append(cpu_seconds(lambda: ours(nothing, slide, crops, device)) - encoding)
+        times.append(cpu_seconds(lambda: ours(features, slide, crops, device)) - encoding)
     return 1000 * float(np.median(times)) / len(crops)
 
 
@@ -160,11 +164,14 @@ def main():
             encoder = ImageEncoder.from_timm(name).to(device)
             size = encoder.input_size
             ready = torch.randint(0, 256, (len(crops), size, size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+            features = PatchFeatures(encoder)
             calls = {
                 "naive": lambda e=encoder, s=slide, c=crops: naive(e, s, c, device),
                 "encoder alone": lambda e=encoder, r=ready: alone(e, r, device),
-                "ours": lambda e=encoder, s=slide, c=crops: ours(e, s, c, device),
+                "ours": lambda f=features, s=slide, c=crops: ours(f, s, c, device),
             }
+            if device.type == "cpu" and find_spec("onnxruntime"):
+                calls["ours, ONNX"] = lambda f=features, s=slide, c=crops: ours(f, s, c, device, "auto")
             if args.compile:
                 fast = ImageEncoder(torch.compile(encoder.module), "compiled", size, dim=encoder.dim)
                 calls["compiled, alone"] = lambda e=fast, r=ready: alone(e, r, device)

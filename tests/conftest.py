@@ -30,6 +30,14 @@ def pytest_runtest_setup():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def torch_on_the_cpu():
+    """Many tests compare features with those of torch, to the last bit. Tests of ONNX Runtime ask for it."""
+    from sigmma_sc import settings
+
+    settings.cpu_runtime = "torch"
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """A small simulated slide and a model trained on it for a few epochs; tests must not change either."""

@@ -45,4 +45,4 @@ def test_with_logging_set_up_a_message_is_shown_once(capsys, caplog):
 def test_a_level_that_does_not_exist_is_refused():
     with pytest.raises(SetupError, match="verbosity=3 is not one of 'error', 'warning'"):
         settings.verbosity = 3
-    assert repr(settings) == "Settings(verbosity='info')"
+    assert repr(settings) == "Settings(verbosity='info', cpu_runtime='torch')"

@@ -1,4 +1,4 @@
-"""How much the package writes to the terminal."""
+"""How much the package writes to the terminal, and what runs frozen encoders on a CPU."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ LEVELS = {
     "debug": logging.DEBUG,
 }
 """Levels of Python's logging by name, as in scanpy."""
+
+RUNTIMES = ("auto", "torch")
 
 logger = logging.getLogger("sigmma_sc")
 
@@ -41,11 +43,15 @@ class Settings:
         the level of the logger ``sigmma_sc``, whose messages go to standard error unless logging is set up. Below ``"info"``
         no progress is shown. At ``"debug"`` the notices of other packages are shown as well. Warnings of the package are
         Python warnings, which ``warnings`` filters.
+    cpu_runtime
+        What runs a frozen image encoder on a CPU: ``"auto"`` (the default) is ONNX Runtime if it is installed
+        (``pip install "sigmma-sc[onnx]"``), and torch otherwise. ``"torch"`` is torch in any case. Features are the same up
+        to rounding, and not to the last bit (page *Image encoders*).
 
     Raises
     ------
     SetupError
-        There is no such level.
+        There is no such level or runtime.
 
     Examples
     --------
@@ -61,6 +67,7 @@ class Settings:
 
     def __init__(self) -> None:
         self.verbosity = "info"
+        self.cpu_runtime = "auto"
 
     @property
     def verbosity(self) -> str:
@@ -73,12 +80,22 @@ class Settings:
         self._verbosity = level
         logger.setLevel(LEVELS[level])
 
+    @property
+    def cpu_runtime(self) -> str:
+        """What runs a frozen image encoder on a CPU, see :class:`Settings`."""
+        return self._cpu_runtime
+
+    @cpu_runtime.setter
+    def cpu_runtime(self, name: str) -> None:
+        require_choice(name, RUNTIMES, "cpu_runtime")
+        self._cpu_runtime = name
+
     def shows(self, level: str) -> bool:
         """Whether messages of a level are shown."""
         return LEVELS[level] >= LEVELS[self._verbosity]
 
     def __repr__(self) -> str:
-        return f"Settings(verbosity={self._verbosity!r})"
+        return f"Settings(verbosity={self._verbosity!r}, cpu_runtime={self._cpu_runtime!r})"
 
 
 logging.addLevelName(HINT, "HINT")

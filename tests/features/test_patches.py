@@ -7,7 +7,7 @@ import pytest
 import spatialdata as sd
 import torch
 
-from sigmma_sc import SIGMMA, ImageEncoder, get_encoder
+from sigmma_sc import SIGMMA, ImageEncoder, get_encoder, settings
 from sigmma_sc.datasets import simulate_tissue
 from sigmma_sc.errors import EncoderError, MemoryWarning
 from sigmma_sc.features import patches as features
@@ -166,3 +166,22 @@ def test_batches_are_halved_where_memory_runs_out(slide, monkeypatch, encoder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         known(slide, grid(6), CPU)  # it is remembered
+
+
+def test_features_of_onnx_runtime_are_those_of_torch_and_share_its_cache(slide, monkeypatch, read, tmp_path):
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.GELU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    encoder = ImageEncoder(layers, "net", input_size=8)
+    by_torch = PatchFeatures(encoder)(slide, grid(3), CPU)
+    monkeypatch.setattr(settings, "_cpu_runtime", "auto")
+    cached = PatchFeatures(encoder, cache_dir=tmp_path)
+    by_onnx = cached(slide, grid(3), CPU)
+    torch.testing.assert_close(by_onnx, by_torch, atol=1e-3, rtol=1e-3)
+    assert set(cached._on_cpu) == {(8, "auto")}
+    assert cached._on_cpu[8, "auto"].__module__ == "sigmma_sc.encoders.onnx"
+    n_read = len(read)
+    monkeypatch.setattr(settings, "_cpu_runtime", "torch")
+    assert torch.equal(PatchFeatures(encoder, cache_dir=tmp_path)(slide, grid(3), CPU), by_onnx)
+    assert len(read) == n_read

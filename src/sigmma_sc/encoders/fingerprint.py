@@ -64,12 +64,12 @@ def agree(found: list[float], expected: list[float]) -> bool:
 def _output(encoder: ImageEncoder) -> list[float]:
     """Some numbers of the feature vector of a fixed crop; generators of random numbers stay as they were."""
     with kept_random_state(encoder.device):
-        features = encoder.encode(_fixed_crop(encoder.input_size))[0].cpu()
+        features = encoder.encode(fixed_crop(encoder.input_size))[0].cpu()
     step = -(-len(features) // N_KEPT)
     return features[::step].tolist()
 
 
-def _fixed_crop(size: int) -> Tensor:
+def fixed_crop(size: int) -> Tensor:
     """Fixed crop ``(1, 3, size, size)`` uint8: patches of colour, dark ones more often, under a fine grain."""
     place = np.arange(size) * 7 // size
     colours = (_scattered(3 * 49) ** 2 // 256).reshape(3, 7, 7)[:, place][:, :, place]

@@ -14,9 +14,11 @@ import torch
 
 from sigmma_sc._checks import require_path
 from sigmma_sc._progress import Display
+from sigmma_sc._settings import settings
 from sigmma_sc.encoders.device import computing_in, feature_type, fewer_crops
 from sigmma_sc.encoders.fingerprint import identity_of
 from sigmma_sc.encoders.folding import folded
+from sigmma_sc.encoders.onnx import run_by_onnx
 from sigmma_sc.errors import CacheWarning, EncoderError, SetupError, WriteError
 from sigmma_sc.features.ahead import ahead, late
 from sigmma_sc.features.cache import Crop, FeatureCache, cache_key, key_of_output
@@ -26,7 +28,7 @@ from sigmma_sc.tissue.identity import image_identity
 from sigmma_sc.tissue.pixels import read_canvases
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -70,6 +72,8 @@ class PatchFeatures:
             raise SetupError(f"cache_dir={str(cache_dir)!r} is a file. Give a folder.")
         self.most = GPU_BATCH  # crops of a batch that the memory of the device holds
         self._known = ByImage()
+        # What encodes crops of a size on a CPU under a setting of cpu_runtime.
+        self._on_cpu: dict[tuple[int, str], Callable[[torch.Tensor], torch.Tensor]] = {}
 
     def __call__(
         self,
@@ -140,8 +144,16 @@ class PatchFeatures:
 
     @cached_property
     def _folded(self) -> ImageEncoder:
-        """The encoder as a CPU runs it: batch normalisation took a fifth of the time of MobileNetV2 there."""
+        """The encoder as torch runs it on a CPU: batch normalisation took a fifth of the time of MobileNetV2 there."""
         return folded(self.encoder)
+
+    def _run_on_cpu(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of a full batch ``(CPU_BATCH, 3, S, S)``, by ONNX Runtime or torch."""
+        size = images.shape[-1]
+        key = size, settings.cpu_runtime
+        if key not in self._on_cpu:
+            self._on_cpu[key] = run_by_onnx(self.encoder, size, len(images)) or self._folded.encode
+        return self._on_cpu[key](images)
 
     def _encode(
         self,
@@ -203,9 +215,10 @@ class PatchFeatures:
         if missing := self._batch_size(device) - len(pixels):
             pixels = torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])])
         images = pixels.permute(0, 3, 1, 2)  # channels last in memory
-        encoder = self._folded if device.type == "cpu" else self.encoder
+        if device.type == "cpu" and kind == torch.float32:
+            return self._run_on_cpu(images)[: len(pixels) - missing]
         with computing_in(kind, device):
-            return encoder.encode(images.to(device, non_blocking=True))[: len(pixels) - missing]
+            return self.encoder.encode(images.to(device, non_blocking=True))[: len(pixels) - missing]
 
     def _stored(self, features: torch.Tensor, slide: Slide, kind: torch.dtype) -> torch.Tensor:
         """Features as float16 on the CPU, or an error if that cannot hold them."""
