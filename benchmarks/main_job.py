@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas as pd
 
 ENCODER = ["--encoder", "mobilenetv2_100", "--encoder-arg", "pad_type=same"]
-ENCODER += ["--encoder-arg", "mean=[0.5,0.5,0.5]", "--encoder-arg", "std=[0.5,0.5,0.5]"]
+ENCODER += ["--encoder-arg", "mean=0.5,0.5,0.5", "--encoder-arg", "std=0.5,0.5,0.5"]
 HERE = Path(__file__).resolve().parents[1]
 
 

@@ -12,8 +12,8 @@ from sigmma_sc.cli.words import OPTIONS, spoken, with_options
 from sigmma_sc.errors import PixelSizeWarning
 
 WITHOUT_ARGUMENT = {
-    "--encoder-arg", "--gene", "--he-only", "--help", "--import", "--keep-all", "--label", "--model", "--out", "--quiet",
-    "--set", "--store", "--tile", "--transcriptome", "--version",
+    "--encoder-arg", "--gene", "--he-only", "--help", "--import", "--keep-all", "--label", "--manifest", "--model", "--out",
+    "--quiet", "--set", "--skip-failed", "--store", "--tile", "--transcriptome", "--version",
 }  # fmt: skip
 """Options that set no argument of Python by themselves."""
 

@@ -15,6 +15,8 @@ from sigmma_sc._checks import is_number, require_interval, require_positive, req
 from sigmma_sc._files import fresh_file, require_writable, writing
 from sigmma_sc._settings import settings
 from sigmma_sc.cli import options as option
+from sigmma_sc.cli.cohort import Member, members_of, read_members, sample_key_of
+from sigmma_sc.cli.cohort_results import finish_cohort
 from sigmma_sc.cli.landmarks import read_landmarks
 from sigmma_sc.cli.results import Steps, console, finish, finish_he_only, print_found, print_table, require_free
 from sigmma_sc.cli.runs import Source, add_images, is_xenium, read_run, source_of
@@ -199,8 +201,9 @@ def register(
 
 @app.command()
 def train(  # noqa: PLR0913 - typer reads an option from each parameter
-    store: option.Store,
     out: option.Out,
+    stores: option.Stores = None,
+    manifest: option.Manifest = None,
     image: option.Image = ["he_image"],  # noqa: B006
     table: option.TableName = "table",
     coordinate_system: option.System = ["global"],  # noqa: B006
@@ -222,13 +225,17 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     cache: option.Cache = None,
     checkpoints: option.Checkpoints = None,
+    skip_failed: option.SkipFailed = False,
     overwrite: option.Overwrite = False,
 ) -> None:
-    """Train on a store; write model, embeddings, niches and figures to a folder. The store is not changed.
+    """Train on one store or several; write model, embeddings, niches and figures to a folder. No store is changed.
 
     OUT holds model/ (for 'embed'), cells.zarr (your table with obsm X_sigmma_micro, _meso, _macro and niche labels, the
     cells' shapes, and the table of tiles), niches.parquet and niches.csv (cell, niche and confidence), markers.csv, figures
     (niches.png, registration.png, training.png), retrieval.csv, history.csv and run.json (files, settings, versions).
+
+    Of several stores, niches are found together. What belongs to a slide is in slides/ under its name. Slides of one donor
+    are held out together if a manifest names donors; otherwise each is a sample.
     """
     from sigmma_sc import SIGMMA, get_encoder
 
@@ -238,24 +245,35 @@ def train(  # noqa: PLR0913 - typer reads an option from each parameter
     get_split(split)
     frozen = get_encoder(encoder, weights, **_pairs("--encoder-arg", encoder_arg))
     niches, places = _resolution(resolution), _devices(devices)
+    source = Source(stores[0] if stores else Path(), he_image, he_alignment)
+    members = members_of(stores or [], manifest, source)
+    samples = sample_key_of(members, sample_key)
     steps = Steps(4)
-    source = Source(store, he_image, he_alignment)
-    sdata = _read(source)
-    SIGMMA.setup_spatialdata(
-        sdata,
-        _by_region(image),
-        table,
-        _by_region(coordinate_system),
-        layer,
-        features_key,
-        sample_key,
-        microns_per_pixel=microns_per_pixel,
-        tile_size=tile_size,
+
+    def set_up(sdata: SpatialData, member: Member) -> None:
+        SIGMMA.setup_spatialdata(
+            sdata,
+            member.image or _by_region(image),
+            table,
+            _by_region(coordinate_system),
+            layer,
+            features_key,
+            samples,
+            microns_per_pixel=member.microns_per_pixel or microns_per_pixel,
+            tile_size=tile_size,
+        )
+
+    slides, left_out = read_members(members, table, _read, set_up, skip_failed)
+    together = manifest is not None or len(members) > 1
+    model = SIGMMA(
+        slides if together else next(iter(slides.values())), frozen, cache_dir=cache, **{"seed": seed, **chosen}
     )
-    model = SIGMMA(sdata, frozen, cache_dir=cache, **{"seed": seed, **chosen})
     with steps("Training"):
         model.train(max_epochs=epochs, split=split, devices=places, checkpoint_dir=checkpoints)
-    finish(model, sdata, out, source, steps, niches)
+    if together:
+        finish_cohort(model, slides, members, left_out, out, steps, niches)
+    else:
+        finish(model, next(iter(slides.values())), out, source, steps, niches)
 
 
 @app.command()

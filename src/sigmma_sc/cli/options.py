@@ -10,6 +10,19 @@ Store = Annotated[
     Path,
     typer.Argument(help="SpatialData store (.zarr) with an H&E image and a table of cells, or outs/ of a Xenium run."),
 ]
+Stores = Annotated[
+    list[Path] | None,
+    typer.Argument(help="SpatialData stores (.zarr) with an H&E image and a table of cells, or outs/ of a Xenium run."),
+]
+Manifest = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV with a line for each slide: path, and if needed sample, donor, condition, image, microns_per_pixel."
+    ),
+]
+SkipFailed = Annotated[
+    bool, typer.Option("--skip-failed", help="Leave out slides that cannot be read or set up, and say which.")
+]
 HEImage = Annotated[
     Path | None,
     typer.Option("--he-image", help="H&E of a Xenium run, (OME-)TIFF; by default *he_image.ome.tif in its folder."),

@@ -17,14 +17,14 @@ from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder, recover, require_writable
 from sigmma_sc._progress import step
 from sigmma_sc.cli.runs import Source, write_run
-from sigmma_sc.cli.tables import draw_run, write_tables
+from sigmma_sc.cli.tables import draw_registration, draw_training, write_tables
 from sigmma_sc.cli.words import with_options
 from sigmma_sc.errors import ExistsError, SetupError, UnlikeWarning, WriteError
 from sigmma_sc.reporting.settings import settings_of
 from sigmma_sc.tissue.setup import common_setup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -42,6 +42,7 @@ RESULTS = (
     "registration*.png",
     "training.png",
     "cells.zarr",
+    "slides",
     "tiles.zarr",
     "expression.h5ad",
     "run.json",
@@ -116,18 +117,18 @@ def finish(
         model.save(folder / "model")
         recall.to_csv(folder / "retrieval.csv", index=False)
         pd.concat({k: v.iloc[:, 0] for k, v in model.history.items()}, axis=1).to_csv(folder / "history.csv")
-        lacking = draw_run(model, sdata, folder)
+        draw_training(model, folder)
+        lacking = draw_registration(sdata, folder)
         if scales:
-            _draw(adata, scales, truth, folder)
+            draw_niches(adata, scales, truth, folder)
             lacking += write_tables(adata, scales, common_setup(sdata).layer, folder)
-        (sdata if source is None else _without_images(sdata)).write(folder / "cells.zarr")
+        (sdata if source is None else without_images(sdata)).write(folder / "cells.zarr")
         write_run(folder, source, settings_of(model, common_setup(sdata), adata, None))
-    for sentence in lacking:
-        console.print(with_options(sentence), highlight=False, markup=False, soft_wrap=True)
+    say(lacking)
     print_retrieval(recall, split)
     if truth and scales:
         print_table("Niches against the truth, adjusted Rand index", _agreement(adata, scales, truth))
-    _print_written(out)
+    print_written(out)
 
 
 @contextmanager
@@ -168,12 +169,12 @@ def finish_he_only(
         model.save(folder / "model")
         if expression is not None:
             expression.write_h5ad(folder / "expression.h5ad")
-        _without_images(sdata).write(folder / "tiles.zarr")
+        without_images(sdata).write(folder / "tiles.zarr")
         tiles = sdata.tables[_keys.TILES]
         write_run(folder, source, settings_of(model, common_setup(sdata), tiles, None))
     if expression is not None:
         _print_likeness(expression)
-    _print_written(out)
+    print_written(out)
 
 
 def _print_likeness(expression: AnnData) -> None:
@@ -192,17 +193,24 @@ def _print_likeness(expression: AnnData) -> None:
     console.print(told, highlight=False)
 
 
-def _without_images(sdata: SpatialData) -> SpatialData:
+def say(sentences: Iterable[str]) -> None:
+    """Print sentences in the words of the command line."""
+    for sentence in sentences:
+        console.print(with_options(sentence), highlight=False, markup=False, soft_wrap=True)
+
+
+def without_images(sdata: SpatialData) -> SpatialData:
     """The object without its images, which the user has already."""
     return sdata.subset([name for _, name, _ in sdata.gen_elements() if name not in sdata.images])
 
 
-def _print_written(out: Path) -> None:
+def print_written(out: Path) -> None:
+    """Print what a folder of results holds."""
     names = ", ".join(sorted(p.name for p in out.iterdir()))
     console.print(f"Written to [bold]{escape(str(out))}[/bold]: {names}", soft_wrap=True)
 
 
-def _draw(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...], folder: Path) -> None:
+def draw_niches(adata: AnnData, scales: tuple[str, ...], truth: tuple[str, ...], folder: Path) -> None:
     """A map of niches for every region."""
     from sigmma_sc import pl
 

@@ -47,8 +47,16 @@ class Run(TypedDict):
     he_alignment: str | None
 
 
-def write_run(folder: Path, source: Source | None, settings: Mapping[str, str] | None = None) -> None:
-    """Write the command of this process, where its images are, its settings, and the files of the folder."""
+def write_run(
+    folder: Path,
+    source: Source | None,
+    settings: Mapping[str, str] | None = None,
+    cohort: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Write the command of this process, where its images are, its settings, and the files of the folder.
+
+    ``cohort`` are the stores of several slides, and the reasons of those that were left out.
+    """
     store, he_image, he_alignment = [None if path is None else str(path.absolute()) for path in source or [None] * 3]
     run = Run(
         command=shlex.join(["sigmma-sc", *sys.argv[1:]]),
@@ -58,7 +66,7 @@ def write_run(folder: Path, source: Source | None, settings: Mapping[str, str] |
         he_image=he_image,
         he_alignment=he_alignment,
     )
-    manifest = {**run, "settings": dict(settings or {}), "files": _files_of(folder)}
+    manifest = {**run, "settings": dict(settings or {}), **(cohort or {}), "files": _files_of(folder)}
     (folder / RUN).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
 
 

@@ -22,13 +22,15 @@ N_MARKERS = 25
 """Genes listed of each niche."""
 
 
-def niche_table(adata: AnnData, scales: Sequence[str]) -> pd.DataFrame:
+def niche_table(adata: AnnData, scales: Sequence[str], sample_key: str | None = None) -> pd.DataFrame:
     """Cell, region, niche and confidence of each scale, rows in the order of the table.
 
-    The cell is that of the column which names the instances of regions, as of Xenium's cells.
+    The cell is that of the column which names the instances of regions, as of Xenium's cells. Before it stands the sample,
+    where a column of ``obs`` is named that tells it.
     """
     names = adata.uns["spatialdata_attrs"]
-    columns = {
+    columns = {} if sample_key is None else {"sample": adata.obs[sample_key].astype(str).to_numpy()}
+    columns |= {
         "cell_id": adata.obs[names["instance_key"]].astype(str).to_numpy(),
         "region": adata.obs[names["region_key"]].astype(str).to_numpy(),
     }
@@ -64,9 +66,11 @@ def marker_table(adata: AnnData, scales: Sequence[str], layer: str | None) -> pd
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def write_tables(adata: AnnData, scales: Sequence[str], layer: str | None, folder: Path) -> list[str]:
+def write_tables(
+    adata: AnnData, scales: Sequence[str], layer: str | None, folder: Path, sample_key: str | None = None
+) -> list[str]:
     """Write ``niches.parquet``, ``niches.csv`` and ``markers.csv``; a sentence for what cannot be made."""
-    table = niche_table(adata, scales)
+    table = niche_table(adata, scales, sample_key)
     table.to_parquet(folder / "niches.parquet", index=False)
     table.to_csv(folder / "niches.csv", index=False)
     try:
@@ -76,14 +80,21 @@ def write_tables(adata: AnnData, scales: Sequence[str], layer: str | None, folde
     return []
 
 
-def draw_run(model: SIGMMA, sdata: SpatialData, folder: Path) -> list[str]:
-    """Write ``training.png``, and ``registration.png`` or that of each slide; a sentence for what cannot be made."""
+def draw_training(model: SIGMMA, folder: Path) -> None:
+    """Write ``training.png``, if there is a history."""
     from sigmma_sc import pl
 
-    lacking = []
     if model.history:
         pl.training(model.history, save=folder / "training.png")
-    slides = model.resolve(None if sdata is model.sdata else sdata)
+
+
+def draw_registration(sdata: SpatialData, folder: Path) -> list[str]:
+    """Write ``registration.png``, or that of each slide; a sentence for what cannot be made."""
+    from sigmma_sc import pl
+    from sigmma_sc.tissue.setup import slides_of
+
+    lacking = []
+    slides = slides_of(sdata)
     for slide in slides:
         name = "registration.png" if len(slides) == 1 else f"registration_{slide.name}.png"
         try:
