@@ -51,14 +51,16 @@ def run_by_onnx(encoder: ImageEncoder, size: int, n_crops: int) -> Callable[[tor
             here, there = encoder.encode(crops), run(crops)
     except Exception as error:  # noqa: BLE001 - the code of any network runs, and any operator may be missing
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return _refused(encoder, f"it cannot be exported ({reason})")
+        _warn(encoder, f"it cannot be exported ({reason})")
+        return None
     if here.shape != there.shape or not (here - there).abs().max() <= TOLERANCE * here.abs().max():
-        return _refused(encoder, "it gives other features there")
+        _warn(encoder, "it gives other features there")
+        return None
     logger.info("Image encoder %r runs on the CPU by ONNX Runtime %s.", encoder.name, version("onnxruntime"))
     return run
 
 
-def _refused(encoder: ImageEncoder, reason: str) -> None:
+def _warn(encoder: ImageEncoder, reason: str) -> None:
     warnings.warn(
         f"Image encoder {encoder.name!r} is not run by ONNX Runtime: {reason}. torch runs it, which may be slower. "
         "sg.settings.cpu_runtime = 'torch' ends this warning.",
