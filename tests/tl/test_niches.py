@@ -256,6 +256,21 @@ def test_refusals(three):
     assert not three.uns
 
 
+def test_cells_that_are_all_the_same_have_no_niches_and_copies_of_one_cell_have_one(three):
+    three.obsm["same"] = np.ones_like(three.obsm["X_sigmma_meso"])
+    with pytest.raises(
+        SetupError, match=r"obsm\['same'\] is the same for all \d+ cells, so there is nothing to cluster"
+    ):
+        sg.tl.niches(three, ["meso"], use_rep={"meso": "same"})
+    assert not list(three.obs)
+    copies = np.arange(three.n_obs) <= 80
+    three.obsm["X_sigmma_meso"][copies] = 9
+    sg.tl.niches(three, ["meso"])
+    niche = three.obs["sigmma_niche_meso"].astype(object)
+    assert niche[copies].nunique() == 1
+    assert not (set(niche[copies]) & set(niche[~copies]))
+
+
 @pytest.mark.slow
 def test_a_fresh_process_compiles_nothing_for_many_cells():
     run = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)

@@ -219,7 +219,8 @@ def _require_matrix(adata: AnnData, key: str) -> None:
 
 
 def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:
-    n = int(_finite([np.asarray(adata.obsm[key]) for key in keys]).sum())
+    finite = _finite([np.asarray(adata.obsm[key]) for key in keys])
+    n = int(finite.sum())
     shown = ", ".join(f"obsm[{key!r}]" for key in keys)
     if n < 2:
         raise SetupError(
@@ -228,6 +229,13 @@ def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:
         )
     if n < min_size:
         raise SetupError(f"min_size={min_size} is more than the {n} cells with an embedding in {shown}. Choose less.")
+    for key in keys:
+        cells = np.asarray(adata.obsm[key])[finite]
+        # Neighbours of equal cells say nothing, and Leiden would cut a single cloud into hundreds of niches.
+        if n > 2 and (cells == cells[0]).all():
+            raise SetupError(
+                f"obsm[{key!r}] is the same for all {n} cells, so there is nothing to cluster. Embed the cells again."
+            )
 
 
 def _embedding(adata: AnnData, key: str, sample_key: str | None) -> NDArray:
