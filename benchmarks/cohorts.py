@@ -1,7 +1,7 @@
 """Cohorts: niches of donors that were left out, standardisation of slides, and the error rates of comparisons.
 
     python benchmarks/cohorts.py niches
-    python benchmarks/cohorts.py abundance
+    python benchmarks/cohorts.py abundance [--depths 1500 150]
 
 `niches` trains one model a seed on six simulated donors with batch effects, and embeds three more. Niches that the
 three get from prototypes are compared with a joint clustering of all nine. `abundance` tests simulated cohorts of 6 + 6
@@ -138,17 +138,17 @@ def niches(n_cells: int, seeds: int, strength: float, epochs: int) -> None:
         print(mean.min().round(3).to_markdown())
 
 
-def drawn(rng: np.random.Generator, growth: float, n_niches: int, n_donors: int, n_cells: int) -> pd.DataFrame:
+def drawn(rng: np.random.Generator, growth: float, n_niches: int, n_donors: int, depths: list[int]) -> pd.DataFrame:
     """Cells of each niche in two groups of donors, Dirichlet-multinomial; one niche grows in the second group."""
     base = rng.dirichlet(np.full(n_niches, 3.0))
     rows = []
-    for factor in (1.0, growth):
+    for factor, n_cells in zip((1.0, growth), depths, strict=True):
         share = base * np.r_[factor, np.ones(n_niches - 1)]
         rows += [rng.multinomial(n_cells, rng.dirichlet(50 * share / share.sum())) for _ in range(n_donors)]
     return pd.DataFrame(rows, columns=[str(k) for k in range(n_niches)])
 
 
-def abundance(n_simulations: int, n_donors: int) -> None:
+def abundance(n_simulations: int, n_donors: int, depths: list[int]) -> None:
     condition = pd.Series(pd.Categorical(np.repeat(["a", "b"], n_donors)))
     low, high = binom.interval(0.95, n_simulations, 0.05)
     print(f"95 % of a binomial around 0.05: {low / n_simulations:.3f} to {high / n_simulations:.3f}")
@@ -158,7 +158,7 @@ def abundance(n_simulations: int, n_donors: int) -> None:
             rng = np.random.default_rng(n_niches)
             p_first, found, power = [], [], []
             for _ in range(n_simulations):
-                test = abundance_table(drawn(rng, growth, n_niches, n_donors, 1500), condition, "a")
+                test = abundance_table(drawn(rng, growth, n_niches, n_donors, depths), condition, "a")
                 significant = (test.q_value < 0.05).to_numpy()
                 # Under the null the first niche is any niche; otherwise the second is the first that stays.
                 p_first.append(test.p_value[0 if growth == 1 else 1] < 0.05)
@@ -180,13 +180,14 @@ def main() -> None:
         "--strength", type=float, default=0.3, help="standard deviation of a donor's log factor of a gene"
     )
     parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--depths", type=int, nargs=2, default=[1500, 1500], help="cells of a donor of each condition")
     parser.add_argument("--donors", type=int, default=6, help="donors of a condition")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.what == "niches":
         niches(arguments.cells, arguments.seeds, arguments.strength, arguments.epochs)
     else:
-        abundance(arguments.simulations, arguments.donors)
+        abundance(arguments.simulations, arguments.donors, arguments.depths)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 import sigmma_sc as sg
 from sigmma_sc.errors import MissingKeyError, SetupError
+from sigmma_sc.niches.compare import _log_cpm, _too_few, abundance_table
 
 CELLS = pd.DataFrame(
     {
@@ -42,7 +43,8 @@ def table(cells=CELLS, condition=CONDITION, seed=0, raised=None):
 
 def test_abundance_is_welchs_test_of_centred_log_ratios_less_their_median_difference():
     found = sg.tl.compare_niches(table(), "condition", "donor", expression=False)
-    logs = np.log2(CELLS + 0.5)
+    totals = CELLS.sum(axis=1)
+    logs = np.log2(CELLS.add(0.5 * totals / totals.mean(), axis=0))
     ratios = logs.sub(logs.mean(axis=1), axis=0).to_numpy(copy=True)
     difference = ratios[3:].mean(axis=0) - ratios[:3].mean(axis=0)
     ratios[3:] -= np.median(difference)
@@ -66,7 +68,9 @@ def test_expression_is_welchs_test_of_the_pseudobulk_of_each_donor():
     for k, donor in enumerate(CELLS.index):
         here = ((adata.obs.donor == donor) & (adata.obs.sigmma_niche_meso == "b")).to_numpy()
         sums[k] = adata.X[here].sum(axis=0)
-    logs = np.log2(1e6 * (sums + 0.5) / (sums.sum(axis=1, keepdims=True) + 1))
+    totals = sums.sum(axis=1, keepdims=True)
+    added = 0.5 * totals / totals.mean()
+    logs = np.log2(1e6 * (sums + added) / (totals + 2 * added))
     rows = found[found.niche == "b"].set_index("gene")
     expected = ttest_ind(logs[3:, :9], logs[:3, :9], equal_var=False)
     np.testing.assert_allclose(rows.p_value[:9], expected.pvalue, rtol=1e-6)
@@ -80,6 +84,32 @@ def test_expression_is_welchs_test_of_the_pseudobulk_of_each_donor():
     np.testing.assert_allclose(
         found.q_value[~untested], false_discovery_control(found.p_value[~untested].to_numpy()), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("share", [0.0005, 0.001, 0.003, 0.01])
+def test_donors_of_few_cells_do_not_seem_to_have_more_of_a_rare_niche(share):
+    """The same tissue in both conditions, a tenth of the cells in one: with ½ for all donors, nearly every cohort differed."""
+    rng = np.random.default_rng(0)
+    niches = np.r_[share, np.full(7, (1 - share) / 7)]
+    condition = pd.Series(pd.Categorical(["control"] * 6 + ["treated"] * 6))
+    wrong = []
+    for _ in range(60):
+        cells = [rng.multinomial(n, niches) for n in [1500] * 6 + [150] * 6]
+        found = abundance_table(pd.DataFrame(cells, columns=list("abcdefgh")), condition, "control")
+        wrong.append((found.q_value < 0.05).any())
+        assert np.isnan(found.p_value[0]) == (found.share.iloc[0] + found.share_reference.iloc[0] < 2 * 2 / 150)
+    assert np.mean(wrong) < 0.2
+
+
+def test_genes_of_few_counts_are_not_tested_and_a_gene_without_counts_has_no_change():
+    rng = np.random.default_rng(0)
+    donors = pd.Series(pd.Categorical(["control"] * 6 + ["treated"] * 6))
+    counts = np.array([rng.poisson([0.002 * n, 5 * n, 5 * n, 0]) for n in [1000] * 6 + [100] * 6])
+    few = _too_few(counts, (donors == "treated").to_numpy(), (donors == "control").to_numpy())
+    assert few.tolist() == [True, False, False, True]
+    logs = _log_cpm(counts)
+    np.testing.assert_allclose(logs[:, 3], logs[0, 3], rtol=1e-12)
+    np.testing.assert_allclose(logs[:, 1], np.log2(5e5), atol=0.2)
 
 
 def test_slides_of_a_donor_are_pooled_and_cells_without_a_label_left_out():
@@ -127,6 +157,14 @@ def test_refusals():
         sg.tl.compare_niches(adata[adata.obs.donor.isin(["d0", "d1", "d2", "d3"])].copy(), "condition", "donor")
     with pytest.raises(SetupError, match=r"found 'control' \(3\)"):
         sg.tl.compare_niches(adata[adata.obs.condition == "control"].copy(), "condition", "donor")
+    mixed = adata.copy()
+    mixed.obs["donor"] = pd.Series(mixed.obs["donor"].astype(object)).replace({"d0": 1, "d1": "1"}).to_numpy()
+    with pytest.raises(SetupError, match=r"obs\['donor'\] holds '1' as a text and as something else"):
+        sg.tl.compare_niches(mixed, "condition", "donor")
+    mixed = adata.copy()
+    mixed.obs["sigmma_niche_meso"] = mixed.obs["sigmma_niche_meso"].cat.rename_categories({"a": "condition"})
+    with pytest.raises(SetupError, match="is named 'condition'"):
+        sg.tl.compare_niches(mixed, "condition", "donor")
     adata.X = adata.X * 0.5
     with pytest.raises(SetupError, match="normalised already"):
         sg.tl.compare_niches(adata, "condition", "donor")

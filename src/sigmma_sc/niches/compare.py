@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PSEUDOCOUNT = 0.5
-"""Added to the number of cells of every niche of a donor, and to the counts of a gene, before the logarithm."""
+"""Added to the number of cells of every niche of a donor, and to the counts of a gene, before the logarithm.
+
+A donor with more cells than the mean gets more, in proportion, as in edgeR's ``cpm``: with the same number for all, a rare
+niche would seem more frequent in donors of few cells.
+"""
+
+FEWEST = 2.0
+"""Cells of a niche, or counts of a gene, expected in a donor of either group for a test. With fewer, groups that differ
+tenfold in depth seemed to differ in up to a third of simulated cohorts (page *Cohorts*)."""
 
 PER_MILLION = 1e6
+
+CONDITION = "condition"
+"""Column of the shares with the condition of each donor."""
 
 
 class NicheComparison(NamedTuple):
@@ -56,21 +67,37 @@ def compare(donors: Donors, table: AnnData | None, layer: str | None, min_cells:
     cells = donors.cells()
     shares = cells.div(cells.sum(axis=1), axis=0)
     expression = None if table is None else expression_table(donors, table, layer, min_cells)
-    shares["condition"] = donors.condition
+    shares[CONDITION] = donors.condition
     return NicheComparison(abundance_table(cells, donors.condition, donors.reference), expression, shares)
 
 
 def log_ratios(cells: pd.DataFrame) -> NDArray[np.float64]:
     """Centred log ratios to base 2, donors × niches: logarithms of the cells less their mean over niches."""
-    logs = np.log2(cells.to_numpy() + PSEUDOCOUNT)
+    counts = cells.to_numpy()
+    logs = np.log2(counts + _added(counts))
     return logs - logs.mean(axis=1, keepdims=True)
+
+
+def _added(counts: NDArray) -> NDArray[np.float64]:
+    """Pseudocount of each donor ``(n, 1)``."""
+    totals = counts.sum(axis=1, keepdims=True)
+    return PSEUDOCOUNT * totals / totals.mean()
+
+
+def _too_few(counts: NDArray, here: NDArray[np.bool_], there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Columns of which fewer than :data:`FEWEST` are expected in a donor of either group, if the groups are alike."""
+    totals = counts.sum(axis=1, keepdims=True)
+    share = (counts / np.maximum(totals, 1))[here | there].mean(axis=0)
+    depth = min(totals[group].mean() if group.any() else 0.0 for group in (here, there))
+    return share * depth < FEWEST
 
 
 def abundance_table(cells: pd.DataFrame, condition: pd.Series, reference: str) -> pd.DataFrame:
     """Welch's test of the log ratios of each niche, ``cells`` being donors × niches.
 
     Where one niche grows, the centred log ratios of all others fall by the same amount. Their median difference is that
-    amount, and is taken away before the test, as in LinDA (Zhou et al. 2022, Genome Biology 23, 95; there the mode).
+    amount, and is taken away before the test, as in LinDA (Zhou et al. 2022, Genome Biology 23, 95; there the mode). Niches
+    too rare for a test have no p-value.
     """
     ratios = log_ratios(cells)
     shares = cells.div(cells.sum(axis=1), axis=0)
@@ -82,6 +109,7 @@ def abundance_table(cells: pd.DataFrame, condition: pd.Series, reference: str) -
         there = (condition == reference).to_numpy()
         shift = np.median(ratios[here].mean(axis=0) - ratios[there].mean(axis=0))
         part = _welch(ratios - shift * here[:, None], here, there)
+        part.loc[_too_few(cells.to_numpy(), here, there), ["statistic", "p_value"]] = np.nan
         part.insert(0, "niche", list(cells.columns))
         part.insert(1, "condition", other)
         part.insert(2, "reference", reference)
@@ -100,20 +128,27 @@ def expression_table(donors: Donors, table: AnnData, layer: str | None, min_cell
     for k, niche in enumerate(donors.niche.categories):
         counts = sums[:, k]
         enough = (cells[:, k] >= min_cells) & (counts.sum(axis=1) > 0)
-        scaled = (counts + PSEUDOCOUNT) / (counts.sum(axis=1, keepdims=True) + 1)
-        logs = np.log2(scaled * PER_MILLION)
+        logs = np.full(counts.shape, np.nan)
+        logs[enough] = _log_cpm(counts[enough])
         for other in donors.others:
             here = enough & (condition == other).to_numpy()
             there = enough & (condition == donors.reference).to_numpy()
             part = _welch(logs, here, there)
-            # The logarithm of no counts at all is that of the donor's total.
-            part.loc[counts[here | there].sum(axis=0) == 0, ["statistic", "p_value"]] = np.nan
+            part.loc[_too_few(counts, here, there), ["statistic", "p_value"]] = np.nan
             part.insert(0, "gene", table.var_names)
             part.insert(1, "niche", niche)
             part.insert(2, "condition", other)
             part.insert(3, "reference", donors.reference)
             parts.append(part)
     return _corrected(parts)
+
+
+def _log_cpm(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts per million to base 2, donors × genes."""
+    if not len(counts):
+        return counts
+    added = _added(counts)
+    return np.log2((counts + added) / (counts.sum(axis=1, keepdims=True) + 2 * added) * PER_MILLION)
 
 
 def _pseudobulk(donors: Donors, table: AnnData, layer: str | None) -> NDArray[np.float64]:
@@ -195,6 +230,10 @@ def donors_of(obs: pd.DataFrame, niche: str, condition: str, donor: str, referen
         raise SetupError(
             f"reference={reference!r} is no condition of obs[{condition!r}]: {', '.join(map(repr, names))}."
         )
+    if CONDITION in labels[niche].categories:
+        raise SetupError(
+            f"A niche of obs[{niche!r}] is named {CONDITION!r}, as a column of the result is. Rename the niche."
+        )
     if len(labels[niche].categories) < 2:
         raise SetupError(f"obs[{niche!r}] names {len(labels[niche].categories)} niche: nothing to compare.")
     by_donor = pairs.set_index("donor").condition.reindex(labels[donor].categories)
@@ -204,4 +243,10 @@ def donors_of(obs: pd.DataFrame, niche: str, condition: str, donor: str, referen
 def _categories(labels: pd.Series) -> pd.Categorical:
     """Labels as strings, categories in their own order and only those that occur."""
     own = labels.astype("category").cat.remove_unused_categories()
-    return pd.Categorical.from_codes(own.cat.codes, [str(name) for name in own.cat.categories])
+    names = [str(name) for name in own.cat.categories]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SetupError(
+            f"obs[{labels.name!r}] holds {min(twice)!r} as a text and as something else, such as a number. Make all one type: "
+            f"obs[{labels.name!r}].astype(str)."
+        )
+    return pd.Categorical.from_codes(own.cat.codes, names)

@@ -63,7 +63,8 @@ def compare_niches(
     of the counts per million of the summed cells. ``log2_fold_change`` is the difference of its means.
 
     Both have ``statistic``, ``p_value``, ``q_value``, ``n_donors`` and ``n_donors_reference``. A test that fewer than two
-    donors of a condition take part in, or in which nothing varies, is NaN and does not count in the correction.
+    donors of a condition take part in, or in which nothing varies, is NaN and does not count in the correction. Neither do
+    niches and genes of which fewer than two cells or counts are expected in a donor of either condition.
 
     ``shares`` holds the share of each niche in the cells of each donor, and the ``condition``.
 
@@ -83,6 +84,7 @@ def compare_niches(
     -----
     Shares add up to one: where one niche grows, the shares of all others shrink. The value of a donor is therefore the
     centred log ratio: log2(cells + ½) of the niche less the mean over niches. The ½ stands for a niche that a donor lacks.
+    It is more for donors with more cells than the mean, in proportion, as in edgeR (Robinson et al. 2010).
     From the differences between conditions their median is taken away, so that one niche that grows does not make the
     others fall, as in LinDA (Zhou et al. 2022, Genome Biology 23, 95). This needs most niches to stay as they are, and
     works less well with fewer than six niches (page *Cohorts*).
