@@ -45,6 +45,13 @@ def test_cells_that_lack_something_are_left_out():
     assert found.n_cells.tolist() == [2, 2, 4]
 
 
+def test_series_of_other_cells_are_told():
+    labels = pd.Series(list("aabb"), index=list("wxyz"))
+    donors = pd.Series(["d", "e", "d", "e"], index=list("wyxz"))
+    with pytest.raises(SetupError, match=r"different indices; align them: donors.reindex\(labels.index\)"):
+        niche_mixing(labels, donors, np.eye(4))
+
+
 def test_refusals():
     for niche, donor, x in ((["a", "a"], ["x", "y"], [[0], [1]]), (["a", "b"], ["x", "x"], [[0], [1]])):
         with pytest.raises(SetupError, match="two of each"):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from sigmma_sc.errors import SetupError
 from sigmma_sc.tissue.cores import find_cores
 
 
@@ -56,6 +57,13 @@ def test_a_chain_of_cells_joins_two_cores(rng):
     assert find_cores(two, 100, 100).max() == 1
     bridge = np.column_stack([np.arange(250, 760, 60.0), np.zeros(9)])
     assert find_cores(np.concatenate([two, bridge]), 100, 100).max() == 0
+
+
+@pytest.mark.parametrize(("gap", "far"), [(0.05, 0), (100, 1e8)])
+def test_a_gap_or_a_stray_cell_that_would_take_all_memory_is_told(rng, gap, far):
+    xy = np.r_[rng.uniform(0, 2000, (500, 2)), [[far, far]]]
+    with pytest.raises(SetupError, match=f"gap={gap:g} is too small for cells that lie"):
+        find_cores(xy, gap, 10)
 
 
 def test_a_ring_is_one_core_and_no_cells_are_none():

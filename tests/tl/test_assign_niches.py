@@ -76,3 +76,29 @@ def test_slides_are_standardised_where_the_niches_were(known):
     assert (adata.obs["sigmma_niche_meso"].astype(str) == np.asarray(labels)).mean() > 0.99
     with pytest.raises(MissingKeyError, match="sample_key='nothing'"):
         sg.tl.assign_niches(adata, prototypes, sample_key="nothing", overwrite=True)
+
+
+def test_cells_are_assigned_by_the_embedding_that_the_niches_were_found_on(known, tmp_path):
+    x, _ = known
+    adata = table(np.zeros_like(x), sigmma_covered=True)
+    adata.obsm["X_pca"] = x.astype(np.float32)
+    found = sg.tl.niches(adata, ["own"], resolution=0.1, use_rep={"own": "X_pca"})
+    found.save(tmp_path / "niches.safetensors")
+    others = table(np.zeros_like(x))
+    others.obsm["X_pca"] = x.astype(np.float32)
+    for prototypes in (found, sg.NichePrototypes.load(tmp_path / "niches.safetensors")):
+        sg.tl.assign_niches(others, prototypes, overwrite=True)
+        here, there = others.obs["sigmma_niche_own"].astype(str), adata.obs["sigmma_niche_own"].astype(str)
+        assert (here == there)[here != "unlike any"].all()
+        assert (here != "unlike any").mean() > 0.95
+    with pytest.raises(MissingKeyError, match="X_pca"):
+        sg.tl.assign_niches(table(x), found)
+
+
+def test_the_confidence_of_niches_that_are_replaced_goes_with_them(known):
+    x, prototypes = known
+    adata = table(x, sigmma_niche_meso="a", sigmma_niche_meso_confidence=1.0)
+    with pytest.raises(ExistsError, match="sigmma_niche_meso_confidence"):
+        sg.tl.assign_niches(adata, prototypes, ["meso"])
+    sg.tl.assign_niches(adata, prototypes, ["meso"], overwrite=True)
+    assert list(adata.obs) == ["sigmma_niche_meso", "sigmma_niche_meso_score"]

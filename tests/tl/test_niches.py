@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy import sparse
 
 import sigmma_sc as sg
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
@@ -259,16 +260,72 @@ def test_refusals(three):
 def test_cells_that_are_all_the_same_have_no_niches_and_copies_of_one_cell_have_one(three):
     three.obsm["same"] = np.ones_like(three.obsm["X_sigmma_meso"])
     with pytest.raises(
-        SetupError, match=r"obsm\['same'\] is the same for all \d+ cells, so there is nothing to cluster"
+        SetupError, match=r"obsm\['same'\] is the same for all but 0 of 241 cells, so there is nothing to cluster"
     ):
         sg.tl.niches(three, ["meso"], use_rep={"meso": "same"})
-    assert not list(three.obs)
+    three.obsm["same"][5] = 2
+    with pytest.raises(SetupError, match=r"is the same for all but 1 of 241 cells"):
+        sg.tl.niches(three, ["meso"], use_rep={"meso": "same"})
+    # Constant within each sample.
+    three.obs["sample"] = np.repeat(["a", "b"], [121, 120])
+    three.obsm["same"] = np.repeat([[1.0, 2.0], [3.0, 4.0]], [121, 120], axis=0)
+    with pytest.raises(SetupError, match=r"is the same for all but 0 of 241 cells"):
+        sg.tl.niches(three, ["meso"], use_rep={"meso": "same"}, sample_key="sample")
+    assert list(three.obs) == ["sample"]
     copies = np.arange(three.n_obs) <= 80
     three.obsm["X_sigmma_meso"][copies] = 9
     sg.tl.niches(three, ["meso"])
     niche = three.obs["sigmma_niche_meso"].astype(object)
     assert niche[copies].nunique() == 1
     assert not (set(niche[copies]) & set(niche[~copies]))
+
+
+def test_a_number_of_niches_is_that_after_small_ones_have_joined(rng):
+    blobs = table(rng.normal(size=(400, 8)) + 20 * np.eye(8)[np.repeat([0, 1, 2, 3], 100)])
+    sg.tl.niches(blobs, ["meso"], resolution=20.0, min_size=60)
+    told = blobs.uns["sigmma"]["niches"]["sigmma_niche_meso"]["table"]
+    assert told["n_niches"].tolist() == [blobs.obs["sigmma_niche_meso"].nunique()]
+    assert told["n_niches"].iloc[0] <= 6
+
+
+def test_niches_of_noise_are_doubted_and_those_of_tissue_are_not(rng, three, caplog):
+    sg.tl.niches(three, ["meso"])
+    assert "may be no niches" not in caplog.text
+    sg.tl.niches(table(rng.normal(size=(600, 30))), ["meso"])
+    assert "meso: at no resolution do two runs agree" in caplog.text
+
+
+def test_another_scale_leaves_the_prototypes_of_the_first(three):
+    three.obsm["X_sigmma_micro"] = three.obsm["X_sigmma_meso"]
+    first = sg.tl.niches(three, ["micro"])
+    second = sg.tl.niches(three, ["meso"])
+    assert (list(first.scales), list(second.scales)) == (["micro"], ["meso"])
+    stored = sg.NichePrototypes.from_dict(three.uns["sigmma"]["sigmma_niche_prototypes"])
+    assert list(stored.scales) == ["micro", "meso"]
+    np.testing.assert_array_equal(stored.scales["micro"].centres, first.scales["micro"].centres)
+
+
+def test_a_graph_of_ones_own_is_never_replaced(three):
+    own = sparse.csr_matrix((three.n_obs, three.n_obs))
+    three.obsp["sigmma_niche_meso_neighbors_distances"] = own
+    with pytest.raises(ExistsError, match=r"obsp\['sigmma_niche_meso_neighbors_distances'\] exists"):
+        sg.tl.niches(three, ["meso"], keep_graph=True)
+    assert not list(three.obs)
+
+
+def test_scales_nest_from_fine_to_coarse(three):
+    three.obsm["X_sigmma_macro"] = three.obsm["X_sigmma_meso"]
+    with pytest.raises(SetupError, match=r"must go from fine to coarse, such as \['meso', 'macro'\]"):
+        sg.tl.niches(three, ["macro", "meso"], nested=True)
+    with pytest.raises(SetupError, match=r"use_rep\['meso'\]=5 names no embedding"):
+        sg.tl.niches(three, ["meso"], use_rep={"meso": 5})
+    assert not list(three.obs)
+
+
+def test_a_seed_that_no_generator_takes_is_refused_before_any_work(three):
+    with pytest.raises(SetupError, match="seed=4294967296"):
+        sg.tl.niches(three, ["meso"], seed=2**32)
+    assert not list(three.obs)
 
 
 @pytest.mark.slow

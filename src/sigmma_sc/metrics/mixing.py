@@ -9,6 +9,7 @@ import pandas as pd
 
 from sigmma_sc._checks import require_whole
 from sigmma_sc.errors import SetupError
+from sigmma_sc.metrics.niches import require_same_index
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -67,6 +68,7 @@ def niche_mixing(
 
     require_whole(n_cells, "n_cells", 2)
     x = np.asarray(embedding, np.float64)
+    require_same_index(labels, donors, "donors")
     niche = pd.Categorical(labels)
     donor = pd.Categorical(donors)
     if x.ndim != 2 or not len(x) == len(niche) == len(donor):

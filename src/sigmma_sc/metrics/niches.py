@@ -42,8 +42,7 @@ def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]
     >>> round(sg.metrics.niche_agreement(["0", "1", "0", "1"], ["tumor", "tumor", "stroma", "stroma"])["ari"], 2)
     -0.5
     """
-    if isinstance(labels, pd.Series) and isinstance(reference, pd.Series) and not labels.index.equals(reference.index):
-        raise SetupError("labels and reference have different indices; align them: reference.reindex(labels.index).")
+    require_same_index(labels, reference, "reference")
     a = _codes(labels)
     b = _codes(reference)
     if len(a) != len(b):
@@ -57,6 +56,12 @@ def niche_agreement(labels: ArrayLike, reference: ArrayLike) -> dict[str, float]
         "n": int(known.sum()),
         "n_dropped": int((~known).sum()),
     }
+
+
+def require_same_index(labels: object, other: object, name: str) -> None:
+    """Raise :class:`SetupError` for two series whose rows are of other cells: arrays are compared by place."""
+    if isinstance(labels, pd.Series) and isinstance(other, pd.Series) and not labels.index.equals(other.index):
+        raise SetupError(f"labels and {name} have different indices; align them: {name}.reindex(labels.index).")
 
 
 def spatial_contiguity(labels: ArrayLike, adjacency: sparse.sparray | sparse.spmatrix) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 from sigmma_sc import _keys
 from sigmma_sc._checks import is_number, require_key, require_whole
 from sigmma_sc._files import fresh_file, writing
+from sigmma_sc.config import LARGEST_SEED
 from sigmma_sc.errors import ExistsError, MissingKeyError, SetupError
 from sigmma_sc.niches.standardise import standardise
 
@@ -49,6 +50,7 @@ class ScalePrototypes:
     centres: NDArray[np.float32]  # centres of all niches in the embedding, (n_centres, d)
     niche: NDArray[np.int64]  # position in names of the niche of each centre, (n_centres,), ascending
     limits: NDArray[np.float64]  # distance from the nearest centre beyond which a cell is unlike the niche, (n_names,)
+    key: str = ""  # of obsm with the embedding; that of the model's at this scale where none is named
 
     def distances(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         """Distance of each cell to the nearest centre of each niche, ``(n, n_names)``; inf for a niche without centres."""
@@ -143,7 +145,7 @@ class NichePrototypes:
         """
         if not is_number(quantile) or not 0 < quantile <= 1:
             raise SetupError(f"quantile={quantile!r} must be above 0 and at most 1.")
-        require_whole(seed, "seed", 0)
+        require_whole(seed, "seed", 0, most=LARGEST_SEED)
         for what, given in (("embeddings", embeddings), ("labels", labels)):
             if not isinstance(given, Mapping) or not given:
                 raise SetupError(f"{what}={given!r} must be a dict by scale, such as {{'meso': …}}.")
@@ -207,7 +209,7 @@ class NichePrototypes:
             )
         self.require_samples(samples is not None)
         if samples is not None:
-            z = standardise(z, samples)
+            z = standardise(x, samples)
         finite = np.isfinite(z).all(axis=1)
         code = np.full(len(z), -1)
         score = np.full(len(z), np.nan)
@@ -227,7 +229,8 @@ class NichePrototypes:
         """Values and arrays that AnnData writes to h5ad and zarr."""
         scales = {}
         for name, p in self.scales.items():
-            scales[name] = {"names": list(p.names), "centres": p.centres, "niche": p.niche, "limits": p.limits}
+            arrays = {"centres": p.centres, "niche": p.niche, "limits": p.limits}
+            scales[name] = {"names": list(p.names), "key": p.key, **arrays}
         # Groups of a file come back in alphabetical order.
         order = list(self.scales)
         return {"by_sample": self.by_sample, "quantile": self.quantile, "order": order, "scales": scales}
@@ -243,6 +246,7 @@ class NichePrototypes:
                 np.asarray(part["centres"], np.float32),
                 np.asarray(part["niche"], np.int64),
                 np.asarray(part["limits"], np.float64),
+                str(part.get("key", "")),  # files of before have none
             )
         return cls(scales, bool(stored["by_sample"]), float(stored["quantile"]))
 
@@ -318,18 +322,34 @@ def fit_prototypes(
     adata: AnnData,
     embeddings: Mapping[str, NDArray],
     key: str = "sigmma_niche",
+    keys: Mapping[str, str] | None = None,
     by_sample: bool = False,
     quantile: float = 0.99,
     seed: int = 0,
 ) -> NichePrototypes:
     """Prototypes of the niches in ``obs[f"{key}_{scale}"]``, also stored in ``uns["sigmma"]``.
 
-    ``embeddings`` ``(n, d)`` of each scale are what was clustered; ``by_sample`` if each sample was standardised before.
+    ``embeddings`` ``(n, d)`` of each scale are what was clustered, and ``keys`` their keys of ``obsm``; ``by_sample`` if each
+    sample was standardised before.
     """
     labels = {scale: adata.obs[f"{key}_{scale}"] for scale in embeddings}
     found = NichePrototypes.fit(embeddings, labels, by_sample=by_sample, quantile=quantile, seed=seed)
-    adata.uns.setdefault(_keys.UNS, {})[_keys.prototypes(key)] = found.to_dict()
+    for scale, own in found.scales.items():
+        found.scales[scale] = replace(own, key=(keys or {}).get(scale, ""))
+    stored = adata.uns.setdefault(_keys.UNS, {})
+    kept = _others(stored.get(_keys.prototypes(key)), found)
+    stored[_keys.prototypes(key)] = NichePrototypes(kept | found.scales, by_sample, quantile).to_dict()
     return found
+
+
+def _others(stored: Mapping[str, Any] | None, found: NichePrototypes) -> dict[str, ScalePrototypes]:
+    """Prototypes of other scales that an earlier call stored, where they are of embeddings of the same kind."""
+    if stored is None:
+        return {}
+    before = NichePrototypes.from_dict(stored)
+    if (before.by_sample, before.quantile) != (found.by_sample, found.quantile):
+        return {}
+    return {scale: own for scale, own in before.scales.items() if scale not in found.scales}
 
 
 def require_prototypes(prototypes: object, scales: Sequence[str], width: int) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 FEWEST = 50
 """Fewest cells of a sample from which a mean and a standard deviation are taken."""
 
+ROUNDING = 8
+"""Steps of the number type, up to which values are equal."""
+
 
 def standardise(x: ArrayLike, samples: ArrayLike) -> NDArray[np.float64]:
     """Subtract the mean of each sample, and divide by its standard deviation, dimension by dimension.
@@ -40,7 +43,10 @@ def standardise(x: ArrayLike, samples: ArrayLike) -> NDArray[np.float64]:
     Mean and standard deviation depend on what a slide is made of. Where slides hold niches in different proportions, this
     moves equal cells apart (page *Cohorts* has a measurement).
     """
-    z = np.array(x, np.float64)
+    given = np.asarray(x)
+    # What is constant but for rounding in its type is not blown up.
+    rounding = ROUNDING * np.finfo(given.dtype).eps if given.dtype.kind == "f" else 0.0
+    z = np.array(given, np.float64)
     code, names = pd.factorize(pd.Series(np.asarray(samples, dtype=object)))
     if z.ndim != 2 or len(code) != len(z):
         raise SetupError(f"The embedding {z.shape} and {len(code)} samples must name the same cells.")
@@ -56,7 +62,6 @@ def standardise(x: ArrayLike, samples: ArrayLike) -> NDArray[np.float64]:
         here = finite & (code == k)
         deviation = z[here] - z[here].mean(axis=0)
         spread = deviation.std(axis=0)
-        # What is constant but for rounding is not blown up.
-        constant = spread <= 1e-12 * np.abs(z[here]).max(axis=0)
+        constant = spread <= max(rounding, 1e-12) * np.abs(z[here]).max(axis=0)
         out[here] = deviation / np.where(constant, np.inf, spread)
     return out

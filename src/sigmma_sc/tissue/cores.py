@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sigmma_sc.errors import SetupError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BINS_PER_GAP = 8
 """Bins in the width of the least gap: distances between cells are known to about an eighth of it."""
+
+MOST_BINS = 2**27
+"""Bins of a grid: distances of more would not fit into the memory of a workstation. A slide of 25 × 75 mm at a gap of 100 µm
+has a tenth of them."""
 
 
 def find_cores(xy: NDArray[np.float64], gap: float, min_cells: int) -> NDArray[np.int64]:
@@ -24,6 +30,12 @@ def find_cores(xy: NDArray[np.float64], gap: float, min_cells: int) -> NDArray[n
     if not len(xy):
         return np.empty(0, np.int64)
     side = gap / BINS_PER_GAP
+    extent = np.ptp(xy, axis=0)
+    if np.prod(extent / side + 1) > MOST_BINS:
+        raise SetupError(
+            f"gap={gap:g} is too small for cells that lie {extent[0]:.0f} × {extent[1]:.0f} apart. Give the width of the glass between "
+            "cores, or leave out cells far from all others."
+        )
     column, row = (np.floor((xy - xy.min(axis=0)) / side).astype(np.int64) + BINS_PER_GAP).T
     empty = np.ones((row.max() + BINS_PER_GAP + 1, column.max() + BINS_PER_GAP + 1), bool)
     empty[row, column] = False

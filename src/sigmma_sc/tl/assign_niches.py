@@ -34,7 +34,8 @@ def assign_niches(
     Parameters
     ----------
     adata
-        Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`.
+        Table with the embeddings of :meth:`sigmma_sc.SIGMMA.write_embeddings`, or under the keys that
+        :func:`sigmma_sc.tl.niches` took by ``use_rep``.
     prototypes
         Result of :func:`sigmma_sc.tl.niches`, or ``model.niches``.
     scales
@@ -46,7 +47,7 @@ def assign_niches(
     sample_key
         Column of ``obs`` with the slide of each cell, where the niches were found with ``sample_key``.
     overwrite
-        Replace columns of these names.
+        Replace columns of these names, and remove the confidence of niches that were replaced.
 
     Raises
     ------
@@ -87,18 +88,21 @@ def assign_niches(
     if sample_key is not None:
         require_key(sample_key, adata.obs, "sample_key")
     columns = []
+    keys = {}
     for scale in chosen:
         require_key(scale, prototypes.scales, "scale")
-        key = _keys.obsm_cells(scale)
-        require_key(key, adata.obsm, "embedding", "Call model.write_embeddings() first.")
-        columns += [f"{key_added}_{scale}", f"{key_added}_{scale}_score"]
+        keys[scale] = prototypes.scales[scale].key or _keys.obsm_cells(scale)
+        require_key(keys[scale], adata.obsm, "embedding", "Embed the cells as those that the niches were found on.")
+        columns += [f"{key_added}_{scale}", f"{key_added}_{scale}_score", f"{key_added}_{scale}_confidence"]
     existing = [name for name in columns if name in adata.obs]
     if existing and not overwrite:
         raise ExistsError(
             f"obs has {', '.join(map(repr, existing))} already. Pass another key_added=…, or overwrite=True to replace them."
         )
     samples = None if sample_key is None else adata.obs[sample_key]
-    found = {s: prototypes.assign(s, np.asarray(adata.obsm[_keys.obsm_cells(s)]), samples) for s in chosen}
+    found = {s: prototypes.assign(s, np.asarray(adata.obsm[keys[s]]), samples) for s in chosen}
     for scale, (niche, score) in found.items():
         adata.obs[f"{key_added}_{scale}"] = niche
         adata.obs[f"{key_added}_{scale}_score"] = score
+        if f"{key_added}_{scale}_confidence" in adata.obs:  # of niches that were replaced
+            del adata.obs[f"{key_added}_{scale}_confidence"]

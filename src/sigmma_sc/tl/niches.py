@@ -12,6 +12,7 @@ import pandas as pd
 from sigmma_sc import _keys
 from sigmma_sc._checks import require_key, require_list, require_positive, require_stored_name, require_whole
 from sigmma_sc._progress import Display
+from sigmma_sc.config import LARGEST_SEED
 from sigmma_sc.errors import ExistsError, SetupError
 from sigmma_sc.tissue.table import require_own, require_table
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from sigmma_sc.niches.prototypes import NichePrototypes
 
 logger = logging.getLogger("sigmma_sc")
+
+N_DRAWN = 10_000
+"""Cells of which a median is taken, to see whether all are in one place."""
+
+UNSTABLE = 0.5
+"""Stability below which niches are doubted. Our choice: on noise it was 0.15 to 0.3, on tissue 0.8 or more."""
 
 
 class _Found(NamedTuple):
@@ -148,9 +155,14 @@ def niches(
     require_list(scales, "scales")
     require_stored_name(key_added, "key_added")
     require_whole(n_neighbors, "n_neighbors", 2)
-    require_whole(seed, "seed", 0)
+    require_whole(seed, "seed", 0, most=LARGEST_SEED)
     require_whole(n_runs, "n_runs", 2)
     require_whole(min_size, "min_size")
+    known = [scale for scale in scales if scale in _keys.SCALES]
+    if nested and known != sorted(known, key=_keys.SCALES.index):
+        raise SetupError(
+            f"scales={scales!r} must go from fine to coarse, such as {sorted(known, key=_keys.SCALES.index)}, to nest."
+        )
     keys = _keys_of(adata, scales, use_rep)
     require_own(adata, "niches", [f"{key_added}_{scale}" for scale in scales], ("", "_confidence"))
     if keep_graph:
@@ -162,6 +174,8 @@ def niches(
     embeddings = {}
     for scale in scales:
         embeddings[scale] = [_embedding(adata, key, sample_key) for key in keys[scale]]
+        for key, embedding in zip(keys[scale], embeddings[scale], strict=True):
+            _require_places(embedding[_finite(embeddings[scale])], key, n_neighbors)
     resolutions = GRID if resolution == "auto" else (float(resolution),)
     found: dict[str, _Found] = {}
     kept: dict[str, NeighbourGraph] = {}
@@ -182,7 +196,8 @@ def niches(
     for scale, graph in kept.items():
         graph.write(adata, _graph_key(key_added, scale), keys[scale][0] if sample_key is None else None)
     first = {scale: own[0] for scale, own in embeddings.items()}
-    return fit_prototypes(adata, first, key_added, by_sample=sample_key is not None, seed=seed)
+    named = {scale: keys[scale][0] for scale in scales}
+    return fit_prototypes(adata, first, key_added, named, by_sample=sample_key is not None, seed=seed)
 
 
 def _keys_of(
@@ -200,9 +215,11 @@ def _keys_of(
         else:
             require_key(scale, use_rep, "scale", "Give its keys of obsm in use_rep, or change scales.")
             named = use_rep[scale]
+            if not isinstance(named, (str, list, tuple)) or not named:
+                raise SetupError(
+                    f"use_rep[{scale!r}]={named!r} names no embedding. Give a key of obsm, or a list of them."
+                )
             keys[scale] = [named] if isinstance(named, str) else list(named)
-        if not keys[scale]:
-            raise SetupError(f"use_rep[{scale!r}] names no embedding. Give a key of obsm, or several.")
         for key in keys[scale]:
             require_key(key, adata.obsm, "embedding", "Call model.write_embeddings() first.")
             _require_matrix(adata, key)
@@ -219,8 +236,7 @@ def _require_matrix(adata: AnnData, key: str) -> None:
 
 
 def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:
-    finite = _finite([np.asarray(adata.obsm[key]) for key in keys])
-    n = int(finite.sum())
+    n = int(_finite([np.asarray(adata.obsm[key]) for key in keys]).sum())
     shown = ", ".join(f"obsm[{key!r}]" for key in keys)
     if n < 2:
         raise SetupError(
@@ -229,13 +245,6 @@ def _require_cells(adata: AnnData, keys: Sequence[str], min_size: int) -> None:
         )
     if n < min_size:
         raise SetupError(f"min_size={min_size} is more than the {n} cells with an embedding in {shown}. Choose less.")
-    for key in keys:
-        cells = np.asarray(adata.obsm[key])[finite]
-        # Neighbours of equal cells say nothing, and Leiden would cut a single cloud into hundreds of niches.
-        if n > 2 and (cells == cells[0]).all():
-            raise SetupError(
-                f"obsm[{key!r}] is the same for all {n} cells, so there is nothing to cluster. Embed the cells again."
-            )
 
 
 def _embedding(adata: AnnData, key: str, sample_key: str | None) -> NDArray:
@@ -244,6 +253,21 @@ def _embedding(adata: AnnData, key: str, sample_key: str | None) -> NDArray:
 
     embedding = np.asarray(adata.obsm[key])
     return embedding if sample_key is None else standardise(embedding, adata.obs[sample_key])
+
+
+def _require_places(cells: NDArray, key: str, n_neighbors: int) -> None:
+    """Raise :class:`SetupError` where all cells but a few have one embedding, as where each sample is constant.
+
+    Neighbours of equal cells say nothing, and Leiden would cut one place into hundreds of niches.
+    """
+    # Where most cells are in one place, the median of a part of them is.
+    drawn = cells[np.random.default_rng(0).permutation(len(cells))[:N_DRAWN]]
+    n_apart = int((cells != np.median(drawn, axis=0)).any(axis=1).sum())
+    if n_apart < n_neighbors < len(cells):
+        raise SetupError(
+            f"obsm[{key!r}] is the same for all but {n_apart} of {len(cells)} cells, so there is nothing to cluster. Embed the "
+            "cells again."
+        )
 
 
 def _finite(embeddings: Sequence[NDArray]) -> NDArray[np.bool_]:
@@ -255,10 +279,14 @@ def _require_own_graphs(adata: AnnData, columns: Sequence[str]) -> None:
     """Raise :class:`ExistsError` for keys of graphs in ``uns`` that belong to no niches of ours."""
     record = adata.uns.get(_keys.UNS, {}).get("niches", {})
     for column in columns:
-        if f"{column}_neighbors" in adata.uns and column not in record:
-            raise ExistsError(
-                f"uns['{column}_neighbors'] exists, and was not written by this function. Pass another key_added=…, or remove it."
-            )
+        own = adata.uns.get(f"{column}_neighbors")
+        for where, name in (("uns", ""), ("obsp", "_distances"), ("obsp", "_connectivities")):
+            key = f"{column}_neighbors{name}"
+            # A graph of ours is named by its entry in uns.
+            if key in getattr(adata, where) and (own is None or column not in record):
+                raise ExistsError(
+                    f"{where}[{key!r}] exists, and was not written by this function. Pass another key_added=…, or remove it."
+                )
 
 
 def _graph_key(key_added: str, scale: str) -> str:
@@ -298,6 +326,7 @@ def _cluster(
     best, table = compare_in_groups(graph, sizes, resolutions, n_runs, seed)
     merged = merge_small(best.labels, sizes, graph, min_size)
     numbered = by_size(merged, sizes)
+    table.loc[table["chosen"], "n_niches"] = numbered.max() + 1
     if (n_small := int((np.bincount(numbered, sizes) < min_size).sum())) > 0:
         logger.warning("%d niches of fewer than %d cells have no link to another niche and stay.", n_small, min_size)
     labels = np.full(len(covered), -1)
@@ -320,6 +349,11 @@ def _log_choice(scale: str, found: _Found) -> None:
     row = found.table[found.table["chosen"]].iloc[0]
     told = scale, found.resolution, row["stability"], row["n_niches"]
     logger.info("%s: resolution %s chosen by stability %.2f, %d niches", *told)
+    if row["n_niches"] > 1 and row["stability"] < UNSTABLE:
+        logger.warning(
+            "%s: at no resolution do two runs agree, at best by an adjusted Rand index of %.2f. These may be no niches.",
+            scale, found.table.loc[found.table["n_niches"] > 1, "stability"].max(),
+        )  # fmt: skip
 
 
 def _write(adata: AnnData, found: Mapping[str, _Found], n_runs: int, key_added: str) -> None:
