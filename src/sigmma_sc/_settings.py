@@ -20,6 +20,7 @@ LEVELS = {
 """Levels of Python's logging by name, as in scanpy."""
 
 RUNTIMES = ("auto", "torch")
+"""What may run a frozen encoder on a CPU."""
 
 logger = logging.getLogger("sigmma_sc")
 

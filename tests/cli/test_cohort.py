@@ -27,6 +27,10 @@ def test_stores_without_a_manifest_are_named_by_their_files(folder):
     assert sample_key_of([single], None) is None
     with pytest.raises(SetupError, match="both named 's0'. Name them by the column 'sample'"):
         members_of([folder / "s0.zarr", folder / "other" / "s0.zarr"], None, Source(folder / "s0.zarr"))
+    with pytest.raises(SetupError, match="'a b' names a folder of results"):
+        members_of([folder / "s0.zarr", folder / "a b.zarr"], None, Source(folder / "s0.zarr"))
+    with pytest.raises(SetupError, match="go with a single Xenium run"):
+        members_of([], folder / "cohort.csv", Source(Path(), folder / "he.tif"))
     with pytest.raises(SetupError, match="No slide is given. Name one store or more, or pass --manifest"):
         members_of([], None, Source(Path()))
     with pytest.raises(SetupError, match="is given beside --manifest"):

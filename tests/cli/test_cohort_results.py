@@ -87,6 +87,19 @@ def test_the_model_gives_the_niches_to_a_slide_again(results, folder):
     assert (known == own["niche_meso"].to_numpy())[known != "unlike any"].mean() > 0.9
 
 
+@pytest.mark.slow
+def test_the_model_embeds_a_store_without_donors_and_a_report_of_the_cohort_is_told(results, folder, tmp_path):
+    out = tmp_path / "out"
+    cli.app(
+        ["embed", str(folder / "s0.zarr"), "--model", str(results / "model"), "--out", str(out)], standalone_mode=False
+    )
+    assert "donor" not in sd.read_zarr(out / "cells.zarr")["table"].obs
+    with pytest.raises(SetupError, match="is of several slides, and a report is of one run on one store"):
+        cli.app(["report", str(results)], standalone_mode=False)
+    cli.app(["report", str(out)], standalone_mode=False)
+    assert (out / "report.html").exists()
+
+
 def test_cells_of_slides_are_joined_and_get_their_niches_back():
     slides = {"a": simulate_tissue(n_cells=120, seed=0), "b": simulate_tissue(n_cells=100, seed=1)}
     slides["b"].tables["table"] = slides["b"]["table"][:, ::-1][:, 2:].copy()  # another order, and two genes fewer

@@ -489,9 +489,13 @@ def _set_up_as(
     layer: str | None,
     microns_per_pixel: float | None,
 ) -> None:
-    """Set up an object as that of a trained model, but for what is given."""
+    """Set up an object as that of a trained model, but for what is given.
+
+    A column of samples tells what is held out in training. A new store needs none.
+    """
     from sigmma_sc import SIGMMA
 
+    has_samples = table in sdata.tables and trained.sample_key in sdata.tables[table].obs
     SIGMMA.setup_spatialdata(
         sdata,
         _by_region(image) if image else trained.image_key,
@@ -499,7 +503,7 @@ def _set_up_as(
         _by_region(coordinate_system),
         trained.layer if layer is None else layer,
         trained.features_key,
-        trained.sample_key,
+        trained.sample_key if has_samples else None,
         microns_per_pixel,
         trained.tile_size,
         trained.grids,

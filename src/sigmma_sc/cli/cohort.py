@@ -44,23 +44,22 @@ def members_of(stores: Sequence[Path], manifest: Path | None, one: Source) -> li
         raise SetupError("No slide is given. Name one store or more, or pass --manifest.")
     if manifest is not None and stores:
         raise SetupError(f"{stores[0]} is given beside --manifest {manifest}. Add it to the manifest.")
-    if manifest is not None:
-        members = read_manifest(manifest)
-    elif len(stores) == 1:
-        members = [Member(stores[0].stem, one)]
-    else:
-        members = [Member(store.stem, Source(store), obs={SAMPLE: store.stem}) for store in stores]
-    if len(members) > 1 and (one.he_image is not None or one.he_alignment is not None):
+    if manifest is None and len(stores) == 1:
+        return [Member(stores[0].stem, one)]
+    if one.he_image is not None or one.he_alignment is not None:
         raise SetupError("he_image=… and he_alignment=… go with a single Xenium run. Write each run to a store first.")
-    seen: dict[str, Member] = {}
-    for member in members:
-        if member.sample in seen:
+    if manifest is not None:
+        return read_manifest(manifest)
+    seen: dict[str, Path] = {}
+    for store in stores:
+        if not NAME.fullmatch(store.stem):
+            raise SetupError(f"{store}: {store.stem!r} names a folder of results. Name it otherwise in a --manifest.")
+        if store.stem in seen:
             raise SetupError(
-                f"{seen[member.sample].source.store} and {member.source.store} are both named {member.sample!r}. Name them by "
-                "the column 'sample' of a --manifest."
+                f"{seen[store.stem]} and {store} are both named {store.stem!r}. Name them by the column 'sample' of a --manifest."
             )
-        seen[member.sample] = member
-    return members
+        seen[store.stem] = store
+    return [Member(name, Source(store), obs={SAMPLE: name}) for name, store in seen.items()]
 
 
 def read_manifest(manifest: Path) -> list[Member]:

@@ -10,7 +10,7 @@ from sigmma_sc import _keys
 from sigmma_sc._files import fresh_folder
 from sigmma_sc.cli.cohort import SAMPLE
 from sigmma_sc.cli.results import Steps, draw_niches, model_kept, print_retrieval, print_written, say, without_images
-from sigmma_sc.cli.runs import write_run
+from sigmma_sc.cli.runs import SLIDES, write_run
 from sigmma_sc.cli.tables import draw_registration, draw_training, write_tables
 from sigmma_sc.reporting.settings import settings_of
 from sigmma_sc.tissue.setup import common_setup, get_table, stored_setup
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sigmma_sc.cli.cohort import Member
     from sigmma_sc.model import SIGMMA
 
-SLIDES = "slides"
 SEPARATOR = "/"
 """Between the sample and the cell in names of rows."""
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 RUN = "run.json"
 
+SLIDES = "slides"
+"""Folder of what belongs to each slide, where a run is of several."""
+
 
 class Source(NamedTuple):
     """Where a slide is read from: a store, or the output folder of a Xenium run with its H&E."""
@@ -85,6 +88,11 @@ def _files_of(folder: Path) -> dict[str, dict[str, int | str]]:
 
 def read_run(folder: Path) -> Run:
     """Read what made a folder, or raise :class:`SetupError` where it holds no embedded cells."""
+    if (folder / SLIDES).is_dir():
+        raise SetupError(
+            f"{folder} is of several slides, and a report is of one run on one store. Run 'sigmma-sc embed STORE --model "
+            f"{folder / 'model'} --out OUT', and report OUT."
+        )
     for name in ("cells.zarr", "model", RUN):
         if not (folder / name).exists():
             raise SetupError(
